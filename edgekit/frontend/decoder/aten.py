@@ -1,0 +1,378 @@
+"""What each torch operator of a traced decoder becomes in ONNX.
+
+One literal table at the end; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from edgekit.errors import UnsupportedError
+from edgekit.frontend.decoder.emit import (
+    EDGEKIT,
+    INT64_MAX,
+    MICROSOFT,
+    Constant,
+    Emitter,
+    Handler,
+    onnx_type,
+    scalar,
+    shape_of,
+)
+from edgekit.frontend.decoder.views import Shape, View
+
+Args = list[Any]
+Node = torch.fx.Node
+
+
+def value(emitter: Emitter, operand: Any, like: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    """Any translated operand as an ONNX value."""
+    if isinstance(operand, View):
+        return emitter.read(operand)
+    if isinstance(operand, Constant):
+        return emitter.weight(operand)
+    return scalar(emitter, operand, like)
+
+
+def wrap(node: Node, result: ir.Value) -> View:
+    """The value of a torch node, with the shape that the trace gave it."""
+    meta = node.meta["val"]
+    result.dtype = onnx_type(meta.dtype)
+    result.shape = ir.Shape([d if isinstance(d, int) else str(d) for d in shape_of(meta)])
+    return View(result, shape_of(meta))
+
+
+def rank(operand: Any) -> int:
+    return len(operand.shape) if isinstance(operand, View) else operand.tensor.dim()
+
+
+def axes(dims: Any, count: int) -> list[int]:
+    return [int(d) % count for d in (dims if isinstance(dims, list | tuple) else [dims])]
+
+
+def linear(emitter: Emitter, node: Node, args: Args) -> View:
+    weight, bias = args[1], args[2] if len(args) > 2 else None
+    if not isinstance(weight, Constant) or weight.tensor.dim() != 2:
+        raise UnsupportedError(f"{emitter.scope}: a linear layer whose weight is computed at run time is not supported")
+    inputs = [value(emitter, args[0]), emitter.weight(weight)] + ([value(emitter, bias)] if bias is not None else [])
+    out = emitter.node(
+        "Linear", inputs, {"activation_block_size": node.meta.get("activation_block_size", -1)}, domain=EDGEKIT
+    )[0]
+    emitter.nodes[-1].metadata_props["edgekit.layer"] = emitter.scope
+    return wrap(node, out)
+
+
+def addmm(emitter: Emitter, node: Node, args: Args) -> View:
+    bias, x, weight = args[:3]
+    return linear(emitter, node, [x, Constant(weight.tensor.t(), f"{weight.name}_t"), bias])
+
+
+def embedding(emitter: Emitter, node: Node, args: Args) -> View:
+    out = emitter.node(
+        "Embedding", [value(emitter, args[1], ir.DataType.INT64), emitter.weight(args[0])], domain=EDGEKIT
+    )[0]
+    emitter.nodes[-1].metadata_props["edgekit.layer"] = emitter.scope
+    return wrap(node, out)
+
+
+def reshape(emitter: Emitter, node: Node, args: Args) -> View:
+    return args[0].reshape(shape_of(node.meta["val"]))  # type: ignore[no-any-return]
+
+
+def same(emitter: Emitter, node: Node, args: Args) -> Any:
+    return args[0]
+
+
+def transpose(emitter: Emitter, node: Node, args: Args) -> View:
+    order = list(range(rank(args[0])))
+    a, b = (args[1] % len(order), args[2] % len(order)) if len(args) > 1 else (0, 1)
+    order[a], order[b] = order[b], order[a]
+    return args[0].transpose(order)  # type: ignore[no-any-return]
+
+
+def permute(emitter: Emitter, node: Node, args: Args) -> View:
+    return args[0].transpose(axes(args[1], rank(args[0])))  # type: ignore[no-any-return]
+
+
+def expand(emitter: Emitter, node: Node, args: Args) -> View:
+    shape = shape_of(node.meta["val"])
+    if shape == args[0].shape:
+        return args[0]  # type: ignore[no-any-return]
+    parts = [emitter.small([d]) if isinstance(d, int) else emitter.size(d) for d in shape]
+    target = emitter.one("Concat", *parts, dtype=ir.DataType.INT64, axis=0)
+    return wrap(node, emitter.one("Expand", value(emitter, args[0]), target))
+
+
+def slices(emitter: Emitter, node: Node, args: Args) -> View:
+    axis = args[1] if len(args) > 1 else 0
+    start = args[2] if len(args) > 2 and args[2] is not None else 0
+    end = args[3] if len(args) > 3 and args[3] is not None else INT64_MAX
+    step = args[4] if len(args) > 4 else 1
+    if shape_of(node.meta["val"]) == args[0].shape and step == 1:
+        return args[0]  # type: ignore[no-any-return]
+    bounds = [emitter.small([b]) if isinstance(b, int) else emitter.size(b) for b in (start, end)]
+    where = emitter.small([axis % rank(args[0])])
+    x = value(emitter, args[0])
+    return wrap(
+        node, emitter.one("Slice", x, *bounds, where, emitter.small([step]), dtype=x.dtype or ir.DataType.FLOAT)
+    )
+
+
+def select(emitter: Emitter, node: Node, args: Args) -> View:
+    x = value(emitter, args[0])
+    return wrap(
+        node, emitter.one("Gather", x, emitter.small(args[2]), axis=args[1], dtype=x.dtype or ir.DataType.FLOAT)
+    )
+
+
+def split(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
+    axis = (args[2] if len(args) > 2 else 0) % rank(args[0])
+    parts = node.meta["val"]
+    sizes = [int(p.shape[axis]) for p in parts]
+    outs = emitter.node("Split", [value(emitter, args[0]), emitter.small(sizes)], {"axis": axis}, outputs=len(parts))
+    return tuple(View(o, shape_of(p)) for o, p in zip(outs, parts, strict=True))
+
+
+def cat(emitter: Emitter, node: Node, args: Args) -> View:
+    axis = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
+    return wrap(node, emitter.one("Concat", *[value(emitter, x) for x in args[0]], axis=axis))
+
+
+def binary(op: str) -> Handler:
+    def forward(emitter: Emitter, node: Node, args: Args) -> View:
+        if node.kwargs.get("alpha", 1) != 1:
+            raise UnsupportedError(f"{emitter.scope}: {node.target} with alpha={node.kwargs['alpha']} is not supported")
+        like = onnx_type(node.meta["val"].dtype)
+        return wrap(node, emitter.one(op, value(emitter, args[0], like), value(emitter, args[1], like), dtype=like))
+
+    return forward
+
+
+def rsub(emitter: Emitter, node: Node, args: Args) -> View:
+    return binary("Sub")(emitter, node, [args[1], args[0]])  # type: ignore[no-any-return]
+
+
+def unary(op: str, domain: str = "", **attributes: Any) -> Handler:
+    def forward(emitter: Emitter, node: Node, args: Args) -> View:
+        return wrap(node, emitter.one(op, value(emitter, args[0]), domain=domain, **attributes))
+
+    return forward
+
+
+def power(emitter: Emitter, node: Node, args: Args) -> View:
+    x = value(emitter, args[0])
+    if args[1] == 2:
+        return wrap(node, emitter.one("Mul", x, x))
+    return wrap(node, emitter.one("Pow", x, scalar(emitter, args[1], ir.DataType.FLOAT)))
+
+
+def square(emitter: Emitter, node: Node, args: Args) -> View:
+    return power(emitter, node, [args[0], 2])
+
+
+def gelu(emitter: Emitter, node: Node, args: Args) -> View:
+    x = value(emitter, args[0])
+    if node.kwargs.get("approximate", "none") == "tanh":
+        return wrap(node, emitter.one("FastGelu", x, domain=MICROSOFT))
+    return wrap(node, emitter.one("Gelu", x, domain=MICROSOFT))
+
+
+def mean(emitter: Emitter, node: Node, args: Args) -> View:
+    where = emitter.small(axes(args[1], rank(args[0])))
+    keep = int(args[2]) if len(args) > 2 else 0
+    return wrap(node, emitter.one("ReduceMean", value(emitter, args[0]), where, keepdims=keep))
+
+
+def softmax(emitter: Emitter, node: Node, args: Args) -> View:
+    return wrap(node, emitter.one("Softmax", value(emitter, args[0]), axis=args[1]))
+
+
+def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
+    size = len(args[1])
+    weight = (
+        args[2] if len(args) > 2 and args[2] is not None else Constant(torch.ones(args[1]), f"{emitter.scope}.ones")
+    )
+    inputs = [value(emitter, args[0]), value(emitter, weight)]
+    if len(args) > 3 and args[3] is not None:
+        inputs.append(value(emitter, args[3]))
+    return wrap(
+        node, emitter.one("LayerNormalization", *inputs, axis=-size, epsilon=float(args[4]) if len(args) > 4 else 1e-5)
+    )
+
+
+def clamp(emitter: Emitter, node: Node, args: Args) -> View:
+    bounds = [scalar(emitter, b, ir.DataType.FLOAT) if b is not None else None for b in (*args[1:3], None)[:2]]
+    return wrap(node, emitter.one("Clip", value(emitter, args[0]), *bounds))
+
+
+def align(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
+    """Right-aligns padding; see ``ops.align``. S is the number of new tokens, T counts the cache too."""
+    e, i64 = emitter, ir.DataType.INT64
+    ids, mask = value(e, args[0]), value(e, args[1])
+    last, one = e.small([INT64_MAX]), e.small([1])
+    length = e.size(shape_of(node.meta["val"][0])[1])  # S
+    slots = e.one("Range", e.small(0), e.one("Squeeze", length, dtype=i64), e.small(1), dtype=i64)
+    minus = e.one("Neg", length, dtype=i64)
+    new = e.one("Slice", mask, minus, last, one, dtype=i64)
+    old = e.one("Slice", mask, e.small([0]), minus, one, dtype=i64)
+    first = e.one("ArgMax", new, dtype=i64, axis=1, keepdims=1)
+    past = e.one("ReduceSum", old, one, dtype=i64, keepdims=1)
+    positions = e.one("Add", past, slots, dtype=i64)
+    index = e.one("Mod", e.one("Add", slots, first, dtype=i64), length, dtype=i64)
+    aligned = e.one("GatherElements", ids, index, dtype=i64, axis=1)
+    ends = e.one(
+        "Cast",
+        e.one("Gather", positions, e.small(-1), dtype=i64, axis=1),
+        dtype=ir.DataType.INT32,
+        to=ir.DataType.INT32.value,
+    )
+    total = e.one(
+        "Cast", e.one("Shape", mask, dtype=i64, start=1, end=2), dtype=ir.DataType.INT32, to=ir.DataType.INT32.value
+    )
+    back = e.one("Mod", e.one("Sub", slots, first, dtype=i64), length, dtype=i64)
+    return tuple(
+        View(v, shape_of(m)) for v, m in zip((aligned, positions, ends, total, back), node.meta["val"], strict=True)
+    )
+
+
+def restore(emitter: Emitter, node: Node, args: Args) -> View:
+    e, i64 = emitter, ir.DataType.INT64
+    start = e.one("Neg", value(e, args[2]), dtype=i64)
+    kept = e.one("Slice", value(e, args[1]), start, e.small([INT64_MAX]), e.small([1]), dtype=i64)
+    index = e.one("Unsqueeze", kept, e.small([-1]), dtype=i64)
+    return View(e.one("GatherND", value(e, args[0]), index, batch_dims=1), shape_of(node.meta["val"]))
+
+
+def flat(emitter: Emitter, x: View) -> ir.Value:
+    """[B, heads, S, D] as [B, S, heads*D], which most often costs nothing: that is how the linear layer made it."""
+    batch, heads, length, dim = x.shape
+    return emitter.read(x.transpose((0, 2, 1, 3)).reshape((batch, length, int(heads) * int(dim))))
+
+
+def rope(emitter: Emitter, node: Node, args: Args) -> View:
+    x, cos, sin, positions, interleaved = args
+    batch, heads, length, dim = x.shape
+    attributes: dict[str, Any] = {"num_heads": int(heads), "interleaved": int(interleaved)}
+    turned = 2 * cos.tensor.shape[1]
+    if turned != int(dim):
+        attributes["rotary_embedding_dim"] = turned
+    inputs = [flat(emitter, x), value(emitter, positions), emitter.weight(cos), emitter.weight(sin)]
+    out = emitter.one("RotaryEmbedding", *inputs, domain=MICROSOFT, **attributes)
+    merged: Shape = (batch, length, int(heads) * int(dim))
+    return View(out, merged).reshape((batch, length, heads, dim)).transpose((0, 2, 1, 3))
+
+
+def gqa(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
+    q, k, v, past_k, past_v, lengths, total, scale, softcap, window = args
+    attributes: dict[str, Any] = {
+        "num_heads": int(q.shape[1]), "kv_num_heads": int(k.shape[1]), "scale": float(scale),
+        "local_window_size": int(window), "do_rotary": 0,
+    }  # fmt: skip
+    if softcap:
+        attributes["softcap"] = float(softcap)
+    inputs = [flat(emitter, x) for x in (q, k, v)] + [value(emitter, x) for x in (past_k, past_v, lengths, total)]
+    outs = emitter.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
+    batch, heads, length, dim = q.shape
+    out = View(outs[0], (batch, length, int(heads) * int(dim))).reshape((batch, length, heads, dim))
+    return (out, *[View(o, shape_of(m)) for o, m in zip(outs[1:], node.meta["val"][1:], strict=True)])
+
+
+def rmsnorm(emitter: Emitter, node: Node, args: Args) -> View:
+    view, order = args[0].before_transpose()
+    weight = emitter.weight(args[1])
+    out = emitter.one("SimplifiedLayerNormalization", emitter.read(view), weight, axis=-1, epsilon=float(args[2]))
+    result = View(out, view.shape)
+    return result.transpose(order) if order else result
+
+
+def tap(emitter: Emitter, node: Node, args: Args) -> View:
+    emitter.taps[args[1]] = emitter.read(args[0])
+    return args[0]  # type: ignore[no-any-return]
+
+
+def filled(number: float) -> Handler:
+    return lambda emitter, node, args: _fill(emitter, node, number)
+
+
+def _fill(emitter: Emitter, node: Node, number: float) -> View:
+    parts = [emitter.small([d]) if isinstance(d, int) else emitter.size(d) for d in shape_of(node.meta["val"])]
+    shape = emitter.one("Concat", *parts, dtype=ir.DataType.INT64, axis=0)
+    dtype = onnx_type(node.meta["val"].dtype)
+    return wrap(node, emitter.one("Expand", scalar(emitter, number, dtype), shape, dtype=dtype))
+
+
+HANDLERS: dict[str, Handler] = {
+    "edgekit.align.default": align,
+    "edgekit.restore.default": restore,
+    "edgekit.rope.default": rope,
+    "edgekit.gqa.default": gqa,
+    "edgekit.rmsnorm.default": rmsnorm,
+    "edgekit.tap.default": tap,
+    "aten.linear.default": linear,
+    "aten.addmm.default": addmm,
+    "aten.embedding.default": embedding,
+    "aten.view.default": reshape,
+    "aten.reshape.default": reshape,
+    "aten._unsafe_view.default": reshape,
+    "aten.unsqueeze.default": reshape,
+    "aten.squeeze.dim": reshape,
+    "aten.flatten.using_ints": reshape,
+    "aten.unflatten.int": reshape,
+    "aten.transpose.int": transpose,
+    "aten.t.default": transpose,
+    "aten.permute.default": permute,
+    "aten.contiguous.default": same,
+    "aten.clone.default": same,
+    "aten.alias.default": same,
+    "aten.detach.default": same,
+    "aten.detach_.default": same,
+    "aten.lift_fresh_copy.default": same,
+    "aten.dropout.default": same,
+    "aten.to.dtype": same,
+    "aten.to.dtype_layout": same,
+    "aten.to.device": same,
+    "aten._to_copy.default": same,
+    "aten.type_as.default": same,
+    "aten.float.default": same,
+    "aten.expand.default": expand,
+    "aten.slice.Tensor": slices,
+    "aten.select.int": select,
+    "aten.split.Tensor": split,
+    "aten.split_with_sizes.default": split,
+    "aten.chunk.default": split,
+    "aten.cat.default": cat,
+    "aten.add.Tensor": binary("Add"),
+    "aten.add_.Tensor": binary("Add"),
+    "aten.sub.Tensor": binary("Sub"),
+    "aten.rsub.Scalar": rsub,
+    "aten.mul.Tensor": binary("Mul"),
+    "aten.div.Tensor": binary("Div"),
+    "aten.matmul.default": binary("MatMul"),
+    "aten.bmm.default": binary("MatMul"),
+    "aten.pow.Tensor_Scalar": power,
+    "aten.square.default": square,
+    "aten.neg.default": unary("Neg"),
+    "aten.abs.default": unary("Abs"),
+    "aten.sqrt.default": unary("Sqrt"),
+    "aten.rsqrt.default": lambda e, n, a: wrap(n, e.one("Reciprocal", e.one("Sqrt", value(e, a[0])))),
+    "aten.exp.default": unary("Exp"),
+    "aten.tanh.default": unary("Tanh"),
+    "aten.sigmoid.default": unary("Sigmoid"),
+    "aten.softplus.default": unary("Softplus"),
+    "aten.relu.default": unary("Relu"),
+    "aten.silu.default": unary("QuickGelu", MICROSOFT, alpha=1.0),
+    "aten.cos.default": unary("Cos"),
+    "aten.sin.default": unary("Sin"),
+    "aten.gelu.default": gelu,
+    "aten.mean.dim": mean,
+    "aten.softmax.int": softmax,
+    "aten.layer_norm.default": layer_norm,
+    "aten.clamp.default": clamp,
+    "aten.new_zeros.default": filled(0.0),
+    "aten.zeros.default": filled(0.0),
+    "aten.ones.default": filled(1.0),
+}
+"""Torch operator -> what writes it. ``aten.to`` is ``same``: every floating type is float32 here."""

@@ -1,0 +1,156 @@
+"""The torch operators that stand for what a decoder graph does, whatever precision it is later stored in.
+
+Each has a CPU implementation, so that a substituted model runs eagerly in PyTorch: a fault of the substitution shows
+there and cannot be mistaken for a fault of ONNX Runtime. Each has a shape function, so that ``torch.export`` traces it.
+
+========================= =====================================================================================
+``edgekit::align``        turns a padded batch into a right-padded one: token ids, positions, lengths, and the way back
+``edgekit::rope``         rotary position embedding read from tables
+``edgekit::gqa``          grouped-query attention over a key-value cache (``com.microsoft::GroupQueryAttention``)
+``edgekit::rmsnorm``      root-mean-square normalization over the last axis
+``edgekit::restore``      puts the rows of a right-padded batch back where the caller had them
+``edgekit::tap``          identity that names a tensor, for finding the first layer that differs
+========================= =====================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY: Any = torch.library.Library("edgekit", "DEF")  # type: ignore[no-untyped-call]
+
+LIBRARY.define("align(Tensor ids, Tensor mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+LIBRARY.define("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved) -> Tensor")
+LIBRARY.define(
+    "gqa(Tensor q, Tensor k, Tensor v, Tensor past_k, Tensor past_v, Tensor lengths, Tensor total,"
+    " float scale, float softcap, int window) -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.define("rmsnorm(Tensor x, Tensor weight, float eps) -> Tensor")
+LIBRARY.define("restore(Tensor x, Tensor index, Tensor keep) -> Tensor")
+LIBRARY.define("tap(Tensor x, str name) -> Tensor")
+
+
+def align(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Moves each row's padding to the right.
+
+    ``ids`` int64 [B, S]; ``mask`` int64 [B, T] over the cache and the new tokens, T >= S, zeros at either end of the
+    new part. Returns aligned ids [B, S]; positions int64 [B, S]; the index of each row's last slot, int32 [B]; T as
+    int32 [1]; and, for each of the caller's slots, where it now is, int64 [B, S].
+    """
+    length = ids.shape[1]
+    slots = torch.arange(length)
+    new = mask[:, mask.shape[1] - length :]
+    first = new.argmax(dim=1, keepdim=True)
+    past = mask[:, : mask.shape[1] - length].sum(dim=1, keepdim=True)
+    positions = past + slots
+    aligned = ids.gather(1, (slots + first) % length)
+    total = torch.tensor([mask.shape[1]], dtype=torch.int32)
+    return aligned, positions, positions[:, -1].to(torch.int32), total, (slots - first) % length
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+    """Rotates the first ``2 * cos.shape[1]`` features of ``x`` float32 [B, H, S, D].
+
+    Tables are float32 [P, R/2], positions int64 [B, S].
+    Source: RoFormer, arXiv 2104.09864; ``interleaved`` pairs neighbours (2i, 2i+1) instead of halves (i, i + R/2).
+    """
+    half = cos.shape[1]
+    c, s = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * c - b * s, a * s + b * c), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = torch.cat((a * c - b * s, a * s + b * c), dim=-1)
+    return torch.cat((out, rest), dim=-1)
+
+
+def gqa(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
+    scale: float, softcap: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Causal grouped-query attention; row b's new tokens end at slot ``lengths[b]`` of its cache.
+
+    ``q`` float32 [B, H, S, D]; ``k``, ``v`` [B, G, S, D] with H a multiple of G; past [B, G, P, D]; ``window`` counts
+    the token itself, -1 is unlimited; ``softcap`` 0 is none. Returns [B, S, H, D] and the caches [B, G, P + S, D].
+    """
+    batch, heads, length, dim = q.shape
+    groups = heads // k.shape[1]
+    slots = (lengths.to(torch.int64) + 1 - length)[:, None] + torch.arange(length)
+    index = slots[:, None, :, None].expand(batch, k.shape[1], length, dim)
+    blank = torch.zeros_like(k)
+    keys = torch.cat((past_k, blank), dim=2).scatter(2, index, k)
+    values = torch.cat((past_v, blank), dim=2).scatter(2, index, v)
+    scores = torch.einsum("bhsd,bhtd->bhst", q, keys.repeat_interleave(groups, dim=1)) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    distance = slots[:, :, None] - torch.arange(keys.shape[2])
+    hidden = distance < 0
+    if window > 0:
+        hidden = hidden | (distance >= window)
+    weights = scores.masked_fill(hidden[:, None], float("-inf")).softmax(dim=-1)
+    out = torch.einsum("bhst,bhtd->bshd", weights, values.repeat_interleave(groups, dim=1))
+    return out, keys, values
+
+
+def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` float32 [..., K] divided by its root mean square, times ``weight`` [K] (arXiv 1910.07467)."""
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def restore(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    """Rows of ``x`` [B, S, K] at ``index`` int64 [B, S]; only the last ``keep`` (int64 [1]; 0 is all) are returned."""
+    wanted = index[:, -int(keep) :]
+    return x.gather(1, wanted.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def tap(x: Tensor, name: str) -> Tensor:
+    """Returns ``x`` unchanged; ``name`` labels it in the exported graph."""
+    return x.clone()
+
+
+def _align_shape(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    lengths = ids.new_empty(ids.shape[0], dtype=torch.int32)
+    return ids.new_empty(ids.shape), ids.new_empty(ids.shape), lengths, lengths.new_empty(1), ids.new_empty(ids.shape)
+
+
+def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gqa_shape(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
+    scale: float, softcap: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    batch, heads, length, dim = q.shape
+    cache = (batch, k.shape[1], past_k.shape[2] + length, dim)
+    return q.new_empty((batch, length, heads, dim)), k.new_empty(cache), v.new_empty(cache)
+
+
+def _rmsnorm_shape(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _restore_shape(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
+    # The number of rows kept is known only at run time; the trace keeps them all and the ONNX output says "kept".
+    return x.new_empty(x.shape)
+
+
+def _tap_shape(x: Tensor, name: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+for _function, _shape in (
+    (align, _align_shape),
+    (rope, _rope_shape),
+    (gqa, _gqa_shape),
+    (rmsnorm, _rmsnorm_shape),
+    (restore, _restore_shape),
+    (tap, _tap_shape),
+):
+    LIBRARY.impl(_function.__name__, _function, "CPU")
+    torch.library.register_fake(f"edgekit::{_function.__name__}", _shape)

@@ -1,0 +1,182 @@
+"""From a transformers causal language model to a ``torch.export`` program made of edgekit's operators.
+
+The substituted model first runs eagerly beside the untouched one (:func:`prove`); only then is it traced, with batch,
+sequence, past and total lengths symbolic and one symbol for the past of every layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from edgekit.errors import CheckFailed, UnsupportedError
+from edgekit.frontend.decoder.substitute import Context, check_attention, check_supported, substituted
+
+PROOF_TOLERANCE = 2e-4
+"""Largest difference allowed between the untouched and the substituted model, relative to the largest logit."""
+
+
+@dataclass(frozen=True)
+class TracedDecoder:
+    """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past..."""
+
+    program: ExportedProgram
+    kv_shapes: tuple[tuple[int, int], ...]  # per layer: key-value heads, head size
+    max_length: int  # positions the rotary tables hold
+    proof_error: float  # max abs difference of substituted against untouched logits, over the largest logit
+
+
+class _Decoder(nn.Module):
+    """The model with a flat signature: aligned tokens in, logits and the new cache out."""
+
+    def __init__(self, model: nn.Module, context: Context) -> None:
+        super().__init__()
+        self.model = model
+        self._context = context
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor]
+    ) -> list[Tensor]:
+        context = self._context
+        ids, context.positions, context.lengths, context.total, index = torch.ops.edgekit.align(
+            input_ids, attention_mask
+        )
+        context.kept = (index, logits_to_keep)
+        context.past = list(zip(past[::2], past[1::2], strict=True)) if past else None
+        context.present, context.tables = {}, []
+        out = self.model(
+            input_ids=ids,
+            position_ids=context.positions,
+            past_key_values=_cache(self.model.config),
+            use_cache=True,
+            return_dict=True,
+        )
+        present = [tensor for layer in sorted(context.present) for tensor in context.present[layer]]
+        return [out.logits, *present]
+
+    def restore(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hook before the head: only the wanted rows reach it, in the caller's order."""
+        assert self._context.kept is not None
+        return (torch.ops.edgekit.restore(args[0], *self._context.kept), *args[1:])
+
+
+def _cache(config: Any) -> Any:
+    """A transformers cache that hands keys and values on: the operator owns the real one."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class PassThrough(Cache):
+        def update(
+            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            return key_states, value_states
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            return 0
+
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layer: Any = DynamicLayer
+    return PassThrough(layers=[layer() for _ in range(text.num_hidden_layers)])
+
+
+def _tap(name: str) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (torch.ops.edgekit.tap(output[0], name), *output[1:])
+        return torch.ops.edgekit.tap(output, name)
+
+    return hook
+
+
+def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder blocks by module path, in order: the longest ModuleList with one entry a hidden layer."""
+    count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return {f"{name}.{i}": block for i, block in enumerate(module)}
+    raise UnsupportedError(f"{type(model).__name__}: no list of {count} decoder layers found")
+
+
+def position_limit(config: Any) -> int:
+    """The longest sequence the model was made for and whose rotary frequencies stay fixed."""
+    text = config.get_text_config()
+    limit = int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 0) or 2048)
+    settings = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    nested = [s for s in settings.values() if isinstance(s, dict)] or [settings]
+    for one in nested:
+        # These recompute their frequencies beyond this length; a fixed table is right up to it.
+        if one.get("rope_type") in ("longrope", "dynamic"):
+            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
+    return limit
+
+
+def prove(original: Tensor, mine: Tensor) -> float:
+    """Relative difference of the substituted model's logits; raises CheckFailed beyond PROOF_TOLERANCE."""
+    error = float((original - mine).abs().max() / original.abs().max().clamp(min=1e-9))
+    if not error <= PROOF_TOLERANCE:
+        raise CheckFailed(
+            f"substituted model is {error:.1e} of the largest logit off the original (limit {PROOF_TOLERANCE:.0e}); "
+            "this architecture does something that edgekit does not know; please report it with the model's config.json"
+        )
+    return error
+
+
+def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
+    """Substitutes, proves and traces a causal language model.
+
+    ``model`` is a transformers PreTrainedModel with float32 weights in eval mode. ``max_positions`` cuts the rotary
+    tables. Raises UnsupportedError naming what cannot be exported, CheckFailed when the substitution is not exact.
+    """
+    check_supported(model)
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedError(
+            f"{type(model).__name__}.forward takes no position_ids; padded batches could not be right"
+        )
+    context = Context()
+    context.max_length = min(position_limit(model.config), max_positions or context.max_length)
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = (torch.arange(12).reshape(2, 6) * 7919 + 11) % vocabulary
+    with torch.no_grad():
+        original = model(input_ids=ids, use_cache=False).logits
+        with substituted(model, context) as rotaries:
+            decoder = _Decoder(model, context)
+            hooks = [model.get_output_embeddings().register_forward_pre_hook(decoder.restore)]  # type: ignore[operator]
+            hooks += [block.register_forward_hook(_tap(name)) for name, block in decoder_layers(model).items()]
+            buffers: list[tuple[nn.Module, str]] = []
+            try:
+                keep = torch.zeros(1, dtype=torch.int64)
+                mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
+                check_attention(model, context)
+                error = prove(original, mine)
+                for rotary in rotaries:
+                    buffers += [(rotary.module, name) for name in rotary.settle()]
+                program = _export(decoder, context)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                for module, name in buffers:
+                    delattr(module, name)
+    shapes = tuple(context.shapes[layer] for layer in sorted(context.shapes))
+    return TracedDecoder(program, shapes, context.max_length, error)
+
+
+def _export(decoder: _Decoder, context: Context) -> ExportedProgram:
+    # All sizes differ and exceed 1, or torch.export would take equal or unit sizes for one constant.
+    batch, sequence, past = 2, 5, 7
+    shapes = [context.shapes[layer] for layer in sorted(context.shapes)]
+    caches = [torch.zeros(batch, heads, past, dim) for heads, dim in shapes for _ in ("key", "value")]
+    ids = torch.ones(batch, sequence, dtype=torch.int64)
+    mask = torch.ones(batch, past + sequence, dtype=torch.int64)
+    b, s, p, t = Dim("batch"), Dim("sequence", min=2), Dim("past", min=2), Dim("total", min=2)
+    dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches])
+    context.tracing = True
+    try:
+        return torch.export.export(
+            decoder, (ids, mask, torch.zeros(1, dtype=torch.int64), caches), dynamic_shapes=dynamic, strict=False
+        )
+    finally:
+        context.tracing = False

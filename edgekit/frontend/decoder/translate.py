@@ -1,0 +1,160 @@
+"""A traced decoder as ``onnx_ir.Model``: walks the FX graph once, in order."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import onnx_ir as ir
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from edgekit.errors import UnsupportedError
+from edgekit.frontend.decoder.aten import HANDLERS
+from edgekit.frontend.decoder.emit import EDGEKIT, MICROSOFT, Constant, Emitter, onnx_type, shape_of
+from edgekit.frontend.decoder.trace import TracedDecoder
+from edgekit.frontend.decoder.views import View
+
+OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
+NO_EFFECT = (
+    "aten._assert_tensor_metadata.default",
+    "aten.sym_constrain_range_for_size.default",
+    "aten._assert_scalar.default",
+)
+IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
+
+
+def to_onnx(traced: TracedDecoder, activation_block_sizes: dict[str, int], max_length: int) -> ir.Model:
+    """Translates a traced decoder.
+
+    ``activation_block_sizes`` names the linear layers whose activations are quantized by the model itself (BitNet).
+    The result holds abstract ``ai.edgekit::Linear`` and ``Embedding`` nodes; weights are read when they are written.
+    Raises UnsupportedError naming the torch operator and the module it stands in.
+    """
+    program = traced.program
+    emitter = Emitter(sizes=_sizes(program))
+    values = _placeholders(program, emitter, len(traced.kv_shapes))
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            values[node] = _call(node, values, emitter, activation_block_sizes)
+    outputs = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    results = [values[o] for o in outputs]
+    return _model(emitter, results, traced, max_length)
+
+
+def _symbol(tensor: torch.Tensor, axis: int) -> sympy.Expr:
+    return shape_of(tensor)[axis]
+
+
+def _sizes(program: ExportedProgram) -> dict[sympy.Expr, tuple[str, int]]:
+    tensors = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
+    ids = tensors["input_ids"]
+    sizes = {_symbol(ids, 0): ("input_ids", 0), _symbol(ids, 1): ("input_ids", 1)}
+    sizes[_symbol(tensors["attention_mask"], 1)] = ("attention_mask", 1)
+    return sizes
+
+
+def _placeholders(program: ExportedProgram, emitter: Emitter, layers: int) -> dict[torch.fx.Node, Any]:
+    names = ["input_ids", "attention_mask", "logits_to_keep"]
+    names += [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    users = iter(names)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+    values: dict[torch.fx.Node, Any] = {}
+    for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
+        if spec.kind == InputKind.USER_INPUT:
+            name = next(users)
+            value = ir.Value(
+                name=name,
+                type=ir.TensorType(onnx_type(node.meta["val"].dtype)),
+                shape=ir.Shape(_dims(name, node.meta["val"])),
+            )
+            emitter.inputs[name] = value
+            values[node] = View(value, shape_of(node.meta["val"]))
+        else:
+            tensor = program.state_dict.get(spec.target)
+            if tensor is None:
+                tensor = program.constants[spec.target]
+            values[node] = Constant(tensor, spec.target.removeprefix("model."))
+    return values
+
+
+def _dims(name: str, tensor: torch.Tensor) -> list[int | str]:
+    if name.startswith("past_key_values"):
+        return ["batch", int(tensor.shape[1]), "past", int(tensor.shape[3])]
+    plain: dict[str, list[int | str]] = {
+        "input_ids": ["batch", "sequence"],
+        "attention_mask": ["batch", "total"],
+        "logits_to_keep": [1],
+    }
+    return plain[name]
+
+
+def _scope(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]).removeprefix("L['self'].").removeprefix("model").removeprefix(".") if paths else ""
+
+
+def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitter, blocks: dict[str, int]) -> Any:
+    target = str(node.target)
+    if target == "<built-in function getitem>":
+        return values[node.args[0]][node.args[1]]  # type: ignore[index]
+    if isinstance(node.meta.get("val"), torch.SymInt | int):
+        return node.meta["val"] if isinstance(node.meta["val"], int) else node.meta["val"].node.expr
+    if target in NO_EFFECT:
+        return None
+    args = [_argument(a, values) for a in node.args]
+    constants = [a for a in args if isinstance(a, Constant)]
+    if constants and not any(isinstance(a, View | list) for a in args) and not target.startswith("edgekit."):
+        return _fold(node, args)
+    emitter.scope = _scope(node)
+    node.meta["activation_block_size"] = blocks.get(emitter.scope, -1)
+    if target not in HANDLERS:
+        raise UnsupportedError(
+            f"{emitter.scope or 'model'}: torch operator {target} has no ONNX translation in edgekit"
+        )
+    return HANDLERS[target](emitter, node, args)
+
+
+def _argument(argument: Any, values: dict[torch.fx.Node, Any]) -> Any:
+    if isinstance(argument, torch.fx.Node):
+        return values[argument]
+    if isinstance(argument, list | tuple):
+        return [_argument(a, values) for a in argument]
+    return argument
+
+
+def _fold(node: torch.fx.Node, args: list[Any]) -> Constant:
+    """Computes what depends on weights alone now; a view of a weight costs nothing."""
+    plain = [a.tensor.detach() if isinstance(a, Constant) else a for a in args]
+    kwargs = {k: v for k, v in node.kwargs.items() if not isinstance(v, torch.fx.Node)}
+    with torch.no_grad():
+        tensor = node.target(*plain, **kwargs)  # type: ignore[operator]
+    name = next(a.name for a in args if isinstance(a, Constant))
+    return Constant(tensor, f"{name}.{node.name}")
+
+
+def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_length: int) -> ir.Model:
+    names = ["logits"] + [f"present.{i}.{part}" for i in range(len(traced.kv_shapes)) for part in ("key", "value")]
+    shapes: list[list[int | str]] = [["batch", "kept", int(results[0].shape[2])]]
+    shapes += [["batch", heads, "present", dim] for heads, dim in traced.kv_shapes for _ in range(2)]
+    outputs = []
+    for name, shape, view in zip(names, shapes, results, strict=True):
+        value = emitter.read(view)
+        value.name, value.shape, value.dtype = name, ir.Shape(shape), ir.DataType.FLOAT
+        outputs.append(value)
+    graph = ir.Graph(
+        list(emitter.inputs.values()), outputs, nodes=emitter.nodes,
+        initializers=list(emitter.initializers.values()), opset_imports=OPSETS, name="decoder",
+    )  # fmt: skip
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit")
+    decoder = {
+        "layers": len(traced.kv_shapes), "kv_heads": [h for h, _ in traced.kv_shapes],
+        "head_dim": [d for _, d in traced.kv_shapes],
+        "vocab_size": int(results[0].shape[2]), "max_length": max_length, "proof_error": traced.proof_error,
+    }  # fmt: skip
+    model.metadata_props["edgekit.decoder"] = json.dumps(decoder)
+    model.metadata_props["edgekit.taps"] = json.dumps({layer: value.name for layer, value in emitter.taps.items()})
+    return model

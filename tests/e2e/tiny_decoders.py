@@ -1,0 +1,132 @@
+"""Tiny random decoders, one or more for each architecture that edgekit says it exports."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 97,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 48,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + 0.1 * i for i in range(8)],
+}  # fmt: skip
+
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3-rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "llama-yarn": ("Llama", {"rope_parameters": YARN}),
+    "mistral-sliding": ("Mistral", {"sliding_window": 8}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3-sliding": (
+        "Qwen3",
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "phi3": ("Phi3", {}),
+    "phi3-partial": ("Phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48}),
+    "phi": ("Phi", {"partial_rotary_factor": 0.5, "hidden_size": 128}),
+    "olmo": ("Olmo", {}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"sliding_window": 8}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 2.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    ),
+    "nemotron": ("Nemotron", {"hidden_size": 128}),
+    "starcoder2": ("Starcoder2", {}),
+    "cohere": ("Cohere", {}),
+    "glm": ("Glm", {"head_dim": 32}),
+    "glm4": ("Glm4", {"head_dim": 32}),
+    "ernie4.5": ("Ernie4_5", {"head_dim": 16}),
+    "stablelm": ("StableLm", {"hidden_size": 128}),
+    "helium": ("Helium", {"head_dim": 16}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
+    "exaone4": ("Exaone4", {"head_dim": 16, "sliding_window": 8, "sliding_window_pattern": 2}),
+    "seed-oss": ("SeedOss", {"head_dim": 16}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5, "hidden_size": 128}),
+    "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+}
+"""name -> transformers class prefix, configuration on top of COMMON."""
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "qwen3-moe": ("Qwen3Moe", {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32}, "mixture-of-experts"),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}, "mixture-of-experts"),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "attention interface"),
+    "falcon": ("Falcon", {}, "attention interface"),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {
+            "first_k_dense_replace": 2,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "num_key_value_heads": 4,
+        },
+        "latent attention",
+    ),
+}
+"""name -> transformers class prefix, configuration, words of the refusal."""
+
+
+def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> nn.Module:
+    """A random causal language model in float32; norms and biases are random too, so that swallowing one shows."""
+    transformers = importlib.import_module("transformers")
+    config = getattr(transformers, f"{prefix}Config")(**(settings if prefix == "GPT2" else {**COMMON, **settings}))
+    kind = (
+        "Gemma3ForCausalLM"
+        if prefix == "Gemma3Text"
+        else f"{prefix}LMHeadModel"
+        if prefix == "GPT2"
+        else f"{prefix}ForCausalLM"
+    )
+    torch.manual_seed(seed)
+    model: nn.Module = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * 0.15)
+    return model
