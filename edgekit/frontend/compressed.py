@@ -7,9 +7,9 @@ rounded as the format says, everything else stays PyTorch float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,11 @@ def compressed(
     """Within the block, the named layers of ``module`` compute from their packed weights.
 
     ``weights`` maps module paths of linear, Conv1D and embedding layers to packed tensors of shape [N, K];
+    Their own weights are let go for good (the file they are mapped from need not stay in memory twice);
     ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not).
     """
     modules = dict(module.named_modules())
+    _let_go(module, [modules[name] for name in weights])
     by_weight = {id(modules[name].weight): (packed, activation_blocks[name]) for name, packed in weights.items()}
     plain_linear, plain_embedding = functional.linear, functional.embedding
 
@@ -56,14 +58,48 @@ def compressed(
             del layer.forward
 
 
+def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
+    """Replaces packed layers' weights by empty placeholders (tied ones by the same) and copies what is left out of the file."""
+    weights = [cast(nn.Parameter, layer.weight) for layer in packed]  # kept until the end: ids must stay unique
+    empty = {id(weight): nn.Parameter(torch.empty(0), requires_grad=False) for weight in weights}
+    for layer, weight in zip(packed, weights, strict=True):
+        layer.weight = empty[id(weight)]
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+@contextmanager
+def native_activations(module: nn.Module) -> Iterator[None]:
+    """Within the block, layers that quantize their own input (BitNet: attribute ``activation_block_size``) do so."""
+    blocks = {
+        id(m.weight): int(m.activation_block_size) for m in module.modules() if hasattr(m, "activation_block_size")
+    }
+    plain = functional.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        block = blocks.get(id(weight), -1)
+        return plain(x if block < 0 else round_activations(x, block), weight, bias)
+
+    functional.linear = linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.linear = plain  # type: ignore[assignment]
+
+
+def round_activations(x: Tensor, block: int) -> Tensor:
+    """``x`` float [..., K] rounded to int8 steps in blocks of ``block`` (0 = per token), as float32."""
+    rows = np.ascontiguousarray(x.detach().float().reshape(-1, x.shape[-1]).numpy())
+    return torch.from_numpy(quantize_activations(rows, block)).reshape(x.shape)
+
+
 def _conv1d(layer: nn.Module, packed: PackedTensor, block: int) -> Callable[[Tensor], Tensor]:
     return lambda x: multiply(x, packed, block, layer.bias)  # type: ignore[arg-type]
 
 
 def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -> Tensor:
     """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N]."""
-    rows = np.ascontiguousarray(x.detach().float().reshape(-1, x.shape[-1]).numpy())
-    flat = torch.from_numpy(quantize_activations(rows, block) if block >= 0 else rows)
+    flat = (x.detach().float() if block < 0 else round_activations(x, block)).reshape(-1, x.shape[-1])
     out = torch.empty(flat.shape[0], packed.shape[0])
     for start in range(0, packed.shape[0], CHUNK_ROWS):
         part = packed.rows(start, min(start + CHUNK_ROWS, packed.shape[0]))
@@ -76,7 +112,6 @@ def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -
 def look_up(ids: Tensor, packed: PackedTensor) -> Tensor:
     """Rows of a packed table [V, K] at int64 ``ids`` [...], float32 [..., K]."""
     index = ids.reshape(-1).numpy()
-    arrays = {f: getattr(packed, f) for f in ("data", "scales", "zero_points")}
-    taken = {f: None if a is None else np.ascontiguousarray(a[index]) for f, a in arrays.items()}
-    some = dataclasses.replace(packed, shape=(len(index), packed.shape[1]), **taken)
+    scales = None if packed.scales is None else packed.scales[index]
+    some = dataclasses.replace(packed, shape=(len(index), packed.shape[1]), data=packed.data[index], scales=scales)
     return torch.from_numpy(FORMATS[packed.format].dequantize(some)).reshape(*ids.shape, -1)

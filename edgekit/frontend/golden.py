@@ -5,7 +5,8 @@ With them a machine without PyTorch can tell whether it computes the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ DECODE_STEPS = 8
 """Tokens at the end of the text that parity feeds one by one, through the cache."""
 ROWS = DECODE_STEPS + 1
 TAP_ROWS = 4
-CHUNK = 64
+CHUNK = 128
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,24 +29,42 @@ def text_vector(model: nn.Module, ids: np.ndarray) -> Arrays:
     Returns ``nll`` float32 [T-1] (nats of each next token), ``logsumexp`` float32 [T], ``top_values`` float32 and
     ``top_indices`` int32 [T, 64] in descending order, and ``logits`` float32 [9, V] of the last positions.
     """
+    tokens = torch.from_numpy(ids)
     with torch.no_grad():
-        logits = model(input_ids=torch.from_numpy(ids), use_cache=False).logits[0]
-    return summarize(logits, torch.from_numpy(ids[0]))
-
-
-def summarize(logits: Tensor, ids: Tensor) -> Arrays:
-    """The parts of ``logits`` [T, V] that are kept; chunk by chunk, because a second copy would be large."""
-    total = torch.cat([chunk.float().logsumexp(-1) for chunk in torch.split(logits, CHUNK)])
-    top = logits.float().topk(min(TOP, logits.shape[-1]), dim=-1)
-    nll = total[:-1] - logits[:-1].float().gather(1, ids[1:, None])[:, 0]
-    found = {
-        "nll": nll,
-        "logsumexp": total,
-        "top_values": top.values,
-        "top_indices": top.indices.int(),
-        "logits": logits[-ROWS:].float(),
-    }
+        parts = [_summary(logits, tokens[0, start + 1 :]) for start, logits in _logits(model, tokens)]
+    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found["logits"] = found["logits"][-ROWS:]
     return {name: tensor.contiguous().numpy().copy() for name, tensor in found.items()}
+
+
+def _logits(model: Any, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first position, logits [n, V]) of a text, piece by piece: a whole text's logits can take more than the model.
+
+    The body runs once over the whole text; the head, and what the model does after it, run on pieces of its result.
+    """
+    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    if not isinstance(body, nn.Module) or body is model:
+        yield 0, model(input_ids=tokens, use_cache=False).logits[0]
+        return
+    result = body(input_ids=tokens, use_cache=False, return_dict=True)
+    hidden = result.last_hidden_state
+    for start in range(0, tokens.shape[1], CHUNK):
+        piece = type(result)(last_hidden_state=hidden[:, start : start + CHUNK])
+        body.forward = lambda *args, piece=piece, **kwargs: piece
+        try:
+            yield start, model(input_ids=tokens[:, start : start + CHUNK], use_cache=False).logits[0]
+        finally:
+            del body.forward
+
+
+def _summary(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """What is kept of logits [n, V]; ``targets`` are the tokens that follow each of them, as far as there are any."""
+    logits = logits.float()
+    total, top = logits.logsumexp(-1), logits.topk(min(TOP, logits.shape[-1]), dim=-1)
+    known = min(len(logits), len(targets))
+    nll = total[:known] - logits[:known].gather(1, targets[:known, None])[:, 0]
+    rows = logits[-ROWS:].clone()
+    return {"nll": nll, "logsumexp": total, "top_values": top.values, "top_indices": top.indices.int(), "logits": rows}
 
 
 def perplexity(nll: np.ndarray) -> float:

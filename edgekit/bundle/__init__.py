@@ -1,0 +1,17 @@
+"""The bundle: a directory with graph, weights, golden vectors and a manifest. See docs/spec.md."""
+
+from edgekit.bundle.manifest import DecoderInfo, FileInfo, Layer, Manifest, TensorInfo, VectorInfo
+from edgekit.bundle.reading import Bundle
+from edgekit.bundle.writing import BundleWriter, write_graph
+
+__all__ = [
+    "Bundle",
+    "BundleWriter",
+    "DecoderInfo",
+    "FileInfo",
+    "Layer",
+    "Manifest",
+    "TensorInfo",
+    "VectorInfo",
+    "write_graph",
+]

@@ -1,0 +1,136 @@
+"""``manifest.json``: what a bundle says about itself. Written once, read strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from edgekit.errors import BundleError
+from edgekit.schema import build
+
+SCHEMA_VERSION = 1
+NAME = "manifest.json"
+TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of the graph; symbolic sizes are names."""
+
+    name: str
+    dtype: str  # ONNX name in lower case: float, int64, ...
+    dims: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of one linear, embedding or convolution layer."""
+
+    name: str  # module path in the original model
+    format: str
+    block_size: int
+    bits_per_weight: float  # scales and padding counted
+    shape: tuple[int, ...]
+    tensor: str = ""  # initializer that holds it; rows of it where layers were merged
+    scales: str = ""
+    rows: tuple[int, ...] = ()
+    activation_block_size: int = -1  # -1: activations are not rounded, 0: per token
+    reason: str = ""  # why it is not what one might expect
+
+    @property
+    def weights(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class DecoderInfo:
+    """What a program needs to generate text with the graph."""
+
+    layers: int
+    kv_heads: tuple[int, ...]
+    head_dim: tuple[int, ...]
+    vocab_size: int
+    max_length: int  # tokens the rotary tables reach
+    proof_error: float = 0.0
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class VectorInfo:
+    """A file of golden inputs and outputs."""
+
+    file: str
+    kind: str  # "text", "sample" or "random": random input proves less and is reported so
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of the bundle; the path is relative, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole manifest; see docs/spec.md."""
+
+    schema_version: int
+    task: str
+    name: str
+    architecture: str
+    source: str
+    recipe: dict[str, Any]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    nodes: int
+    layers: tuple[Layer, ...] = ()
+    decoder: DecoderInfo | None = None
+    vectors: tuple[VectorInfo, ...] = ()
+    taps: dict[str, str] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    files: tuple[FileInfo, ...] = ()
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str) -> Manifest:
+        """Parses manifest.json strictly. Raises BundleError naming the key."""
+        try:
+            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(
+                f"{where}: not valid JSON ({str(error)[:120]}); export or download the bundle again"
+            ) from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise BundleError(f"{where}: no schema_version; this is not an edgekit bundle, or a damaged one")
+        if version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{where}: schema_version {version}, this edgekit reads up to {SCHEMA_VERSION}; the bundle was written by a newer edgekit, update edgekit"
+            )
+        manifest = cast(Manifest, build(Manifest, data, f"{where}: manifest", BundleError))
+        if manifest.task not in TASKS:
+            raise BundleError(f"{where}: manifest.task: '{manifest.task}' is not one of {', '.join(TASKS)}")
+        return manifest
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,232 @@
+"""From what the user has to a bundle: the one place where frontend, passes, bundle and runtime meet."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
+from edgekit.errors import BundleError, CheckFailed, UnsupportedError
+from edgekit.metrics import judge, tensor_distance
+from edgekit.recipe import Recipe
+from edgekit.schema import build as from_dict
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.frontend.source import Source
+    from edgekit.lowbit.formats import PackedTensor
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of that is done, 0 to 1."""
+PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
+
+
+def export(
+    source: str,
+    recipe: str | Recipe,
+    output: Path | str,
+    *,
+    samples: Path | None = None,
+    task: str | None = None,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = lambda what, share: None,
+) -> Bundle:
+    """Exports a model as a bundle and proves that it loads and computes what the compressed PyTorch model does.
+
+    ``source`` is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or ``package.module:factory``;
+    ``recipe`` a shipped recipe's name, a YAML path or a Recipe; ``output`` the bundle directory to make; ``samples`` the
+    user's own real input (a text, a directory of images, an .npz). Nothing is left at ``output`` on failure.
+
+    Raises SourceError, RecipeError, UnsupportedError for what cannot be exported; CheckFailed when the written model
+    does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set.
+    """
+    chosen = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    with BundleWriter(Path(output), force=force) as writer:
+        from edgekit.frontend.source import load
+
+        progress("load the model", 0.0)
+        found = load(source, allow_pickle=allow_pickle, task=task)
+        progress("trace the graph", 0.0)
+        model = _graph(found, chosen, samples, progress)
+        write_graph(model, writer.directory, progress)
+        for asset in found.assets:
+            shutil.copyfile(asset, writer.directory / asset.name)
+        draft = writer.draft(_manifest(model, found, chosen, source))
+        del model  # it refers to the weights
+        manifest = _golden(found, draft, samples, progress)
+        del found
+        gc.collect()
+        progress("check in ONNX Runtime", 0.0)
+        _check(writer.draft(manifest), chosen)
+        progress("check in ONNX Runtime", 1.0)
+        return writer.commit(manifest)
+
+
+def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progress) -> ir.Model:
+    """The final graph, weights still unread."""
+    from edgekit.frontend import decoder
+    from edgekit.passes import pipeline
+
+    if found.task == "text-generation" and found.module is not None:
+        if recipe.static is not None:
+            raise UnsupportedError(
+                f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {found.architecture}"
+            )
+        model = decoder.build(found.module.float())
+    else:
+        from edgekit.frontend import generic
+
+        model = generic.build(found, samples)
+    gc.collect()  # the trace is large and full of cycles
+    progress("rewrite the graph", 0.0)
+    for step in pipeline(recipe):
+        model = step(model).model
+    if recipe.static is not None:
+        from edgekit.frontend.samples import arrays  # noqa: F401
+        from edgekit.passes.static_quantize import quantize_static
+
+        model = quantize_static(model, recipe.static, generic.calibration(found, samples, recipe.static.samples))
+    return model
+
+
+def _manifest(model: ir.Model, found: Source, recipe: Recipe, source: str) -> Manifest:
+    facts = {key: json.loads(text) for key, text in model.metadata_props.items() if key.startswith("edgekit.")}
+    layers = tuple(from_dict(Layer, layer, "edgekit.layers", BundleError) for layer in facts.get("edgekit.layers", []))
+    return Manifest(
+        schema_version=1,
+        task=found.task,
+        name=found.name,
+        architecture=found.architecture,
+        source=source,
+        recipe=recipe.to_dict(),
+        inputs=tuple(_tensor_info(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_info(value) for value in model.graph.outputs),
+        nodes=sum(1 for _ in model.graph),
+        layers=layers,
+        decoder=_decoder_info(facts["edgekit.decoder"], found) if "edgekit.decoder" in facts else None,
+        taps=facts.get("edgekit.taps", {}),
+        versions=_versions(),
+    )
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    dims = tuple(
+        d if isinstance(d, int) else str(d.value or f"{value.name}_{i}") for i, d in enumerate(value.shape or ())
+    )
+    return TensorInfo(str(value.name), value.dtype.name.lower() if value.dtype else "float", dims)
+
+
+def _decoder_info(facts: dict[str, Any], found: Source) -> DecoderInfo:
+    settings: dict[str, Any] = {}
+    path = next((a for a in found.assets if a.name == "generation_config.json"), None)
+    if path is not None:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    text = found.config.get_text_config() if found.config is not None else None
+    bos, eos = (settings.get(key, getattr(text, key, None)) for key in ("bos_token_id", "eos_token_id"))
+    ends = tuple(int(e) for e in eos) if isinstance(eos, list | tuple) else (() if eos is None else (int(eos),))
+    return from_dict(DecoderInfo, {**facts, "bos_token_id": bos, "eos_token_ids": ends}, "edgekit.decoder", BundleError)  # type: ignore[no-any-return]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return versions
+
+
+def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, int]]:
+    """The bundle's low-bit layers by name, mapped from its file, and the activation blocks they use."""
+    from edgekit.lowbit.formats import PackedTensor
+
+    packed, blocks = {}, {}
+    for layer in bundle.manifest.layers:
+        if not layer.tensor or not layer.rows:
+            continue
+        data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
+        whole = PackedTensor(layer.format, (data.shape[0], layer.shape[1]), layer.block_size, data, scales)
+        packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])
+        blocks[layer.name] = layer.activation_block_size
+    return packed, blocks
+
+
+def _golden(found: Source, bundle: Bundle, samples: Path | None, progress: Progress) -> Manifest:
+    """Writes the golden vectors into the draft and returns its manifest with them listed."""
+    from dataclasses import replace
+
+    if bundle.manifest.decoder is not None:
+        file, evaluation = _golden_text(found, bundle, samples, progress)
+        return replace(bundle.manifest, vectors=(file,), evaluation=evaluation, files=())
+    from edgekit.frontend import generic
+
+    vectors = generic.golden(found, bundle, packed_weights(bundle), samples, progress)
+    return replace(bundle.manifest, vectors=vectors, files=())
+
+
+def _golden_text(
+    found: Source, bundle: Bundle, samples: Path | None, progress: Progress
+) -> tuple[VectorInfo, dict[str, float]]:
+    from safetensors.numpy import save_file
+
+    from edgekit.frontend.compressed import compressed, native_activations
+    from edgekit.frontend.golden import DECODE_STEPS, TAP_ROWS, Taps, perplexity, text_vector
+    from edgekit.frontend.samples import text_ids
+
+    decoder = bundle.manifest.decoder
+    assert decoder is not None and found.module is not None
+    ids, kind = text_ids(found.assets, samples, decoder.max_length, decoder.vocab_size)
+    progress("golden vectors: original model", 0.0)
+    with native_activations(found.module):
+        original = text_vector(found.module, ids)
+    progress("golden vectors: compressed model", 0.5)
+    rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
+    weights, blocks = packed_weights(bundle)
+    with compressed(found.module, weights, blocks), Taps(found.module, list(bundle.manifest.taps), rows) as taps:
+        reference = text_vector(found.module, ids)
+    arrays = {"input.input_ids": ids, "tap_rows": rows, **taps.outputs}
+    for who, found_arrays in (("original", original), ("compressed", reference)):
+        arrays.update({f"{who}.{name}": array for name, array in found_arrays.items()})
+    (bundle.directory / "vectors").mkdir(exist_ok=True)
+    save_file(arrays, bundle.directory / "vectors" / "text.safetensors")
+    evaluation = {
+        "original_perplexity": perplexity(original["nll"]),
+        "compressed_perplexity": perplexity(reference["nll"]),
+    }
+    return VectorInfo("vectors/text.safetensors", kind), evaluation
+
+
+def _check(bundle: Bundle, recipe: Recipe) -> None:
+    """Loads the written model in ONNX Runtime and replays one golden vector; CheckFailed when a parity limit is missed."""
+    from edgekit.frontend.golden import DECODE_STEPS
+    from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+    from edgekit.runtime.session import Session
+
+    _, vector = bundle.vectors()[0]
+    if bundle.manifest.decoder is not None:
+        ids = (
+            vector["input.input_ids"][:, -64:] if len(vector["input.input_ids"][0]) < 64 else vector["input.input_ids"]
+        )
+        found = {"logits": replay_text(open_decoder(bundle, 2, ids.shape[1]), ids, DECODE_STEPS)["logits"]}
+    else:
+        found = replay_sample(Session(bundle, 2), vector)
+    for name, array in found.items():
+        reference = vector[f"compressed.{name}"]
+        failed = [c for c in judge(tensor_distance(reference, array), recipe.parity) if not c.passed]
+        if failed:
+            check = failed[0]
+            raise CheckFailed(
+                f"{name}: the written model differs from the compressed PyTorch model: {check.metric} {check.value:.4g}, "
+                f"limit {check.limit:.4g} (recipe {recipe.name}); nothing was kept, please report it with the model's config.json"
+            )

@@ -1,0 +1,290 @@
+"""Weight formats: the only place where the bytes of a packed weight are defined.
+
+A weight is a matrix [N, K]; N outputs, K inputs. Every format works row by row, so rows of a packed tensor can be cut
+and stacked, and a merged layer holds exactly what its parts would.
+
+======  ===========================================  ==================================  ==============================
+name    data                                         scales                              value of a code
+======  ===========================================  ==================================  ==============================
+fp32    float32 [N, K]                               none                                itself
+fp16    float16 [N, K]                               none                                itself
+int8    uint8 [N, ceil(K/b), b]                      float32 [N, ceil(K/b)]              (code - 128) * scale
+int4    uint8 [N, ceil(K/b), b/2], low nibble first  float32 [N, ceil(K/b)]              (code - 8) * scale
+t2      uint8 [N, ceil(K/128), 32], 2 bits a code    float32 [1], [N] or [N, ceil(K/b)]  (code - 1) * scale
+======  ===========================================  ==================================  ==============================
+
+int8, int4 and t2 are the layouts of ``com.microsoft::MatMulNBits`` (block_size b, K padded with the code of zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import UnsupportedError
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.float32]
+
+TERNARY_BLOCK = 128
+CHUNK = 1 << 18
+"""Elements handled at a time: temporaries stay in the cache and never grow with the weight."""
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """One weight [N, K] in a format; arrays as in the table above."""
+
+    format: str
+    shape: tuple[int, int]
+    block_size: int  # 0 where the format has no blocks
+    data: Array
+    scales: Floats | None = None
+
+    def rows(self, start: int, stop: int) -> PackedTensor:
+        """Rows start to stop as a packed tensor of their own (views, no copy)."""
+        scales = self.scales
+        if scales is not None and scales.size != 1:
+            scales = scales[start:stop]
+        return replace(self, shape=(stop - start, self.shape[1]), data=self.data[start:stop], scales=scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, scales and padding included."""
+        return self.data.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored for each of the N * K weights, scales and padding included."""
+        return 8.0 * self.nbytes / max(1, self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format packs and unpacks; ``bits`` are those of a code alone."""
+
+    name: str
+    bits: int
+    default_block_size: int
+    quantize: Callable[[Floats, int], PackedTensor]
+    dequantize: Callable[[PackedTensor], Floats]
+
+
+def block_count(size: int, block: int) -> int:
+    """Blocks that ``size`` elements fill, the last one perhaps in part."""
+    return -(-size // block)
+
+
+def _row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, CHUNK // max(1, columns))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _blocks(weight: Floats, block: int) -> Floats:
+    """[n, K] as [n, ceil(K/b), b], padded with zeros."""
+    count = block_count(weight.shape[1], block)
+    padded = weight
+    if weight.shape[1] != count * block:
+        padded = np.zeros((weight.shape[0], count * block), np.float32)
+        padded[:, : weight.shape[1]] = weight
+    return padded.reshape(weight.shape[0], count, block)
+
+
+def _check(weight: Floats) -> Floats:
+    if weight.ndim != 2:
+        raise ValueError(f"a weight must be a matrix, got shape {weight.shape}")
+    if not np.isfinite(weight).all():
+        raise UnsupportedError("weight holds NaN or infinity; a model with such weights cannot be quantized")
+    return np.ascontiguousarray(weight, dtype=np.float32)
+
+
+def _safe(scale: Floats) -> Floats:
+    """Scales with zeros (all-zero blocks, or too small to divide by) replaced by one."""
+    return np.where(np.abs(scale) < np.finfo(np.float32).tiny * 256, np.float32(1), scale).astype(np.float32)
+
+
+def quantize_fp32(weight: Floats, block_size: int) -> PackedTensor:
+    return PackedTensor("fp32", _shape(weight), 0, np.asarray(weight, np.float32))
+
+
+def quantize_fp16(weight: Floats, block_size: int) -> PackedTensor:
+    """Rounds to float16; refuses weights beyond its range instead of storing infinity."""
+    largest = float(np.abs(weight).max(initial=0.0))
+    if not largest <= float(np.finfo(np.float16).max):
+        raise UnsupportedError(f"largest weight is {largest:.3g}, float16 holds at most 65504; use fp32 for this layer")
+    return PackedTensor("fp16", _shape(weight), 0, np.asarray(weight, np.float32).astype(np.float16))
+
+
+def dequantize_float(packed: PackedTensor) -> Floats:
+    return np.asarray(packed.data, np.float32)
+
+
+def quantize_int8(weight: Floats, block_size: int) -> PackedTensor:
+    """Symmetric: scale = absmax / 127 of each block, codes 1 to 255."""
+    weight, block = _check(weight), block_size or FORMATS["int8"].default_block_size
+    rows, count = weight.shape[0], block_count(weight.shape[1], block)
+    data, scales = np.empty((rows, count, block), np.uint8), np.empty((rows, count), np.float32)
+    for part in _row_chunks(rows, weight.shape[1]):
+        blocks = _blocks(weight[part], block)
+        scale = _safe(np.abs(blocks).max(axis=-1) / np.float32(127))
+        data[part] = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8)
+        scales[part] = scale
+    return PackedTensor("int8", _shape(weight), block, data, scales)
+
+
+def dequantize_int8(packed: PackedTensor) -> Floats:
+    return _scaled(packed, packed.data, 128)
+
+
+SHRINK = (1.0, 0.93, 0.86)
+"""Fractions of a block's range tried for int4: clipping the largest weight a little often costs less than it gains."""
+
+
+def quantize_int4(weight: Floats, block_size: int) -> PackedTensor:
+    """Symmetric, codes 0 to 15 for -8 to 7: the weight of largest magnitude is put at -8, at the range of least squared error."""
+    weight, block = _check(weight), block_size or FORMATS["int4"].default_block_size
+    rows, count = weight.shape[0], block_count(weight.shape[1], block)
+    data, scales = np.empty((rows, count, block // 2), np.uint8), np.empty((rows, count), np.float32)
+    for part in _row_chunks(rows, weight.shape[1]):
+        codes, scale = _best_int4(_blocks(weight[part], block))
+        data[part] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        scales[part] = scale
+    return PackedTensor("int4", _shape(weight), block, data, scales)
+
+
+def _best_int4(blocks: Floats) -> tuple[NDArray[np.uint8], Floats]:
+    high, low = blocks.max(axis=-1), blocks.min(axis=-1)
+    extreme = np.where(high > -low, high, low)
+    best_scale = np.ones_like(extreme)
+    best_codes = np.full(blocks.shape, 8, np.float32)
+    best_error = np.full(extreme.shape, np.inf, np.float32)
+    for shrink in SHRINK:
+        scale = _safe(extreme * np.float32(-shrink / 8))
+        codes = blocks * (np.float32(1) / scale)[..., None]
+        np.rint(codes, out=codes)
+        np.clip(codes, -8, 7, out=codes)
+        difference = codes * scale[..., None]
+        difference -= blocks
+        error = np.einsum("rcb,rcb->rc", difference, difference)
+        better = error < best_error
+        np.copyto(best_error, error, where=better)
+        np.copyto(best_scale, scale, where=better)
+        np.copyto(best_codes, codes, where=better[..., None])
+    return (best_codes + 8).astype(np.uint8), best_scale
+
+
+def dequantize_int4(packed: PackedTensor) -> Floats:
+    data = np.asarray(packed.data, np.uint8)
+    codes = np.empty((*data.shape[:-1], packed.block_size), np.uint8)
+    codes[..., 0::2], codes[..., 1::2] = data & 15, data >> 4
+    return _scaled(packed, codes, 8)
+
+
+def _scaled(packed: PackedTensor, codes: Array, zero: int) -> Floats:
+    """(codes - zero) * scale as float32 [N, K]."""
+    assert packed.scales is not None
+    rows, columns = packed.shape
+    values = codes.astype(np.float32)
+    values -= np.float32(zero)
+    values *= packed.scales[..., None]
+    return np.ascontiguousarray(values.reshape(rows, -1)[:, :columns])
+
+
+def detect_ternary(weight: Array) -> Floats | None:
+    """The scales of a weight [N, K] that holds only {-s, 0, s}, or None.
+
+    s may be one number for the tensor (scales [1]), for each row ([N]) or for each 128 columns of a row
+    ([N, ceil(K/128)]); the coarsest that fits is returned. A few rows are looked at first, so that an ordinary weight
+    costs almost nothing. An all-zero weight counts as ternary with scale 1.
+    """
+    if weight.ndim != 2 or 0 in weight.shape:
+        return None
+    if _block_scales(np.asarray(weight[:2], np.float32)) is None:
+        return None
+    rows, count = weight.shape[0], block_count(weight.shape[1], TERNARY_BLOCK)
+    found = np.zeros((rows, count), np.float32)
+    for part in _row_chunks(rows, weight.shape[1]):
+        scales = _block_scales(np.asarray(weight[part], np.float32))
+        if scales is None:
+            return None
+        found[part] = scales
+    return _coarsest(found)
+
+
+def _block_scales(rows: Floats) -> Floats | None:
+    """The magnitude of each block of 128, 0 where all are zero; None when a block holds two magnitudes."""
+    blocks = np.abs(_blocks(rows, TERNARY_BLOCK))
+    largest: Floats = blocks.max(axis=-1)
+    if not np.isfinite(largest).all() or not ((blocks == 0) | (blocks == largest[..., None])).all():
+        return None
+    return largest
+
+
+def _coarsest(scales: Floats) -> Floats:
+    """[N, blocks] -> [1], [N] or itself; a block of zeros fits any scale."""
+    largest = np.float32(scales.max())
+    if largest == 0:
+        return np.ones(1, np.float32)
+    if ((scales == 0) | (scales == largest)).all():
+        return np.full(1, largest, np.float32)
+    rows = scales.max(axis=1)
+    if ((scales == 0) | (scales == rows[:, None])).all():
+        return np.where(rows == 0, np.float32(1), rows).astype(np.float32)
+    return np.where(scales == 0, np.float32(1), scales).astype(np.float32)
+
+
+def quantize_t2(weight: Floats, block_size: int) -> PackedTensor:
+    """Stores a ternary weight exactly; UnsupportedError when it is not ternary (nothing is rounded here)."""
+    scales = detect_ternary(weight)
+    if scales is None:
+        values = len(np.unique(np.abs(np.asarray(weight[: max(1, CHUNK // weight.shape[1])]))))
+        raise UnsupportedError(
+            f"weight has {values} distinct magnitudes, t2 needs {{-s, 0, s}} per tensor, row or 128 columns"
+        )
+    return pack_t2(np.sign(weight).astype(np.int8), scales)
+
+
+def pack_t2(codes: NDArray[np.int8], scales: Floats) -> PackedTensor:
+    """Codes -1, 0, 1 int8 [N, K] with their scales as a packed tensor."""
+    rows, count = codes.shape[0], block_count(codes.shape[1], TERNARY_BLOCK)
+    data = np.empty((rows, count, TERNARY_BLOCK // 4), np.uint8)
+    for part in _row_chunks(rows, codes.shape[1]):
+        padded = np.ones((len(codes[part]), count * TERNARY_BLOCK), np.uint8)
+        padded[:, : codes.shape[1]] = (codes[part] + 1).astype(np.uint8)
+        quads = padded.reshape(-1, count, TERNARY_BLOCK // 4, 4)
+        data[part] = quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    return PackedTensor("t2", (codes.shape[0], codes.shape[1]), TERNARY_BLOCK, data, scales)
+
+
+def unpack_t2(packed: PackedTensor) -> NDArray[np.int8]:
+    """Codes int8 [N, K] in {-1, 0, 1} of a t2 tensor."""
+    data = np.asarray(packed.data, np.uint8)
+    codes = np.stack([(data >> shift) & 3 for shift in (0, 2, 4, 6)], axis=-1).astype(np.int8) - 1
+    return codes.reshape(packed.shape[0], -1)[:, : packed.shape[1]].astype(np.int8)
+
+
+def dequantize_t2(packed: PackedTensor) -> Floats:
+    assert packed.scales is not None
+    values = unpack_t2(packed).astype(np.float32)
+    scales = packed.scales
+    if scales.ndim == 2:
+        values *= np.repeat(scales, TERNARY_BLOCK, axis=1)[:, : packed.shape[1]]
+    else:
+        values *= scales[:, None] if scales.size > 1 else scales[0]
+    return values
+
+
+def _shape(weight: Array) -> tuple[int, int]:
+    return int(weight.shape[0]), int(weight.shape[1])
+
+
+FORMATS: dict[str, Format] = {
+    "fp32": Format("fp32", 32, 0, quantize_fp32, dequantize_float),
+    "fp16": Format("fp16", 16, 0, quantize_fp16, dequantize_float),
+    "int8": Format("int8", 8, 64, quantize_int8, dequantize_int8),
+    "int4": Format("int4", 4, 64, quantize_int4, dequantize_int4),
+    "t2": Format("t2", 2, TERNARY_BLOCK, quantize_t2, dequantize_t2),
+}

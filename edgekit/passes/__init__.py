@@ -1,0 +1,26 @@
+"""Graph rewrites on ``onnx_ir.Model``, in the one order in which they run."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+from edgekit.passes.choose_formats import ChooseFormats
+from edgekit.passes.fold_rope import FoldRope
+from edgekit.passes.fuse_skip_norm import FuseSkipNorm
+from edgekit.passes.lower_linears import LowerLinears
+from edgekit.passes.merge_linears import MergeLinears
+from edgekit.recipe import Recipe
+
+
+def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
+    """The passes from a frontend's graph to the one that is written."""
+    return (
+        ChooseFormats(recipe),  # first: rules see the layers as the user knows them
+        FoldRope(),  # before merging: attention then reads the linear layers directly
+        MergeLinears(),  # after the choice: only layers of one format merge
+        FuseSkipNorm(),  # any time
+        LowerLinears(),  # last rewrite: abstract layers become operators
+        RemoveUnusedNodesPass(),  # weights that merging replaced
+        RemoveUnusedFunctionsPass(),
+    )

@@ -1,0 +1,103 @@
+"""The recipe's decision for every linear and embedding layer, written on the nodes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from edgekit.errors import RecipeError
+from edgekit.lowbit.formats import FORMATS, detect_ternary
+from edgekit.recipe import Recipe, Rule
+
+EDGEKIT = "ai.edgekit"
+SMALLEST_BLOCK = 16  # of MatMulNBits and GatherBlockQuantized
+
+
+class ChooseFormats(ir.passes.InPlacePass):
+    """Sets ``edgekit.format``, ``edgekit.block_size`` and ``edgekit.reason`` on each ``Linear`` and ``Embedding``.
+
+    Raises RecipeError when a rule matches no layer: the commonest cause of "it exported but nothing shrank".
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
+        weights: dict[int, list[ir.Node]] = {}
+        for node in nodes:
+            weights.setdefault(id(node.inputs[1]), []).append(node)
+        used: set[Rule] = set()
+        for sharing in weights.values():
+            self._decide(sharing, used)
+        self._check_rules(used, [n.metadata_props["edgekit.layer"] for n in nodes])
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+    def _decide(self, sharing: Sequence[ir.Node], used: set[Rule]) -> None:
+        """All nodes that read one weight get one format: the linear layer's, if there is one."""
+        leader = next((n for n in sharing if n.op_type == "Linear"), sharing[0])
+        name = leader.metadata_props["edgekit.layer"]
+        weight = leader.inputs[1]
+        wanted = any(r.format == "t2" or r.only == "ternary" for r in self.recipe.rules)
+        ternary = wanted and weight is not None and detect_ternary(weight.const_value.numpy()) is not None  # type: ignore[union-attr]
+        rule = self.recipe.rule_for(name, ternary)
+        if rule is not None:
+            used.add(rule)
+        embedding = any(n.op_type == "Embedding" for n in sharing)
+        format_name, block, reason = _resolve(rule, int(weight.shape[1]), ternary, embedding)  # type: ignore[union-attr, index, arg-type]
+        for node in sharing:
+            own = rule_of(self.recipe, node, ternary, used)
+            note = reason if node is leader or own == rule else f"shares its weight with {name}"
+            node.metadata_props.update(
+                {"edgekit.format": format_name, "edgekit.block_size": str(block), "edgekit.reason": note}
+            )
+
+    def _check_rules(self, used: set[Rule], layers: Sequence[str]) -> None:
+        for index, rule in enumerate(self.recipe.rules):
+            if rule in used or (not layers and rule.match == "*"):
+                continue
+            earlier = any(_covers(r, rule) for r in self.recipe.rules[:index])
+            if earlier and rule.match == "*" and rule.only == "":
+                continue  # a catch-all that earlier rules left nothing for
+            where = f"recipe {self.recipe.name}, rules[{index}] (match: '{rule.match}')"
+            if rule.only == "ternary":
+                raise RecipeError(
+                    f"{where}: no layer holds ternary weights ({{-s, 0, s}} per tensor, row or 128 columns); "
+                    "this model was not trained for it, use int4 or int8"
+                )
+            close = difflib.get_close_matches(rule.match, layers, n=3, cutoff=0.3) or list(layers[:3])
+            raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
+
+
+def rule_of(recipe: Recipe, node: ir.Node, ternary: bool, used: set[Rule]) -> Rule | None:
+    """The rule for a node by its own name; counted as used."""
+    rule = recipe.rule_for(node.metadata_props["edgekit.layer"], ternary)
+    if rule is not None:
+        used.add(rule)
+    return rule
+
+
+def _covers(earlier: Rule, rule: Rule) -> bool:
+    return earlier.match == rule.match or earlier.only == "ternary"
+
+
+def _resolve(rule: Rule | None, columns: int, ternary: bool, embedding: bool) -> tuple[str, int, str]:
+    """Format, block size and remark for a weight with K = ``columns``."""
+    if rule is None:
+        return "fp32", 0, "no rule matches"
+    kind = FORMATS[rule.format]
+    block = rule.block_size or kind.default_block_size
+    if rule.format == "t2" and embedding:
+        return "int8", FORMATS["int8"].default_block_size, "embedding: looked up by row, stored as int8"
+    if rule.format not in ("int8", "int4"):
+        return rule.format, block, ""
+    fitting = block
+    # The lookup operator cannot read a padded row.
+    while embedding and fitting >= SMALLEST_BLOCK and columns % fitting:
+        fitting //= 2
+    if fitting < SMALLEST_BLOCK:
+        return "fp16", 0, f"embedding of {columns} columns is no multiple of {SMALLEST_BLOCK}; stored as fp16"
+    note = "" if fitting == block else f"blocks of {fitting}: {columns} columns are no multiple of {block}"
+    return rule.format, fitting, note

@@ -1,0 +1,273 @@
+"""``ai.edgekit::Linear`` and ``Embedding`` -> the operators of each layer's format, reading packed weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.errors import UnsupportedError
+from edgekit.lowbit.formats import FORMATS, PackedTensor, block_count, detect_ternary, pack_t2
+from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY, ternary_function
+
+FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
+STORAGE = "edgekit.storage"
+"""Key in a tensor's ``meta``: tensors with equal values are the same bytes and are written once."""
+
+
+class LowerLinears(ir.passes.InPlacePass):
+    """Writes the nodes that compute each layer in its chosen format, and what became of it.
+
+    Weights are packed when the file is written, one at a time. ``model.metadata_props["edgekit.layers"]`` lists the
+    layers: name, format, block_size, bits_per_weight, shape, the tensors and rows that hold them, and remarks.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        lowering = _Lowering(model.graph)
+        nodes = [n for n in model.graph if n.domain == DOMAIN and n.op_type in ("Linear", "Embedding")]
+        for node in nodes:
+            lowering.lower(node)
+        if any(n.op_type == TERNARY for n in model.graph):
+            function = ternary_function()
+            model.functions[function.identifier()] = function
+        known = json.loads(model.metadata_props.get("edgekit.layers", "[]"))
+        model.metadata_props["edgekit.layers"] = json.dumps(known + lowering.outcomes)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+
+class _Weight:
+    """A weight to be packed when it is read; data and scales come from one packing."""
+
+    def __init__(self, node: ir.Node) -> None:
+        meta, value = node.metadata_props, node.inputs[1]
+        assert value is not None and value.const_value is not None and value.shape is not None
+        self.layer, self.format, self.block = (
+            meta["edgekit.layer"],
+            meta["edgekit.format"],
+            int(meta["edgekit.block_size"]),
+        )
+        self.source, self.name = value.const_value, value.name or self.layer
+        self.rows, self.columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
+        self.ternary = self._scales() if self.format == "t2" else None
+        self._packed: PackedTensor | None = None
+
+    def _scales(self) -> np.ndarray:
+        found = detect_ternary(self.source.numpy())
+        if found is None:
+            raise UnsupportedError(
+                f"{self.layer}: weights are not ternary ({{-s, 0, s}} per tensor, row or 128 columns), t2 stores nothing else; "
+                f"put a rule {{match: '{self.layer}', format: int8}} before the t2 rule, or give that rule only: ternary"
+            )
+        return found
+
+    def _pack(self) -> PackedTensor:
+        weight = self.source.numpy()
+        try:
+            if self.ternary is not None:
+                return pack_t2(np.sign(weight).astype(np.int8), self.ternary)
+            return FORMATS[self.format].quantize(weight, self.block)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self.layer}: {error}") from None
+
+    def data(self) -> np.ndarray:
+        self._packed = self._pack()
+        found = self._packed.data
+        if self._packed.scales is None:
+            self._packed = None
+        return np.asarray(found)
+
+    def scales(self) -> np.ndarray:
+        if self.ternary is not None:
+            return self.ternary
+        packed = self._packed or self._pack()
+        self._packed = None  # the last reader; a further one packs again
+        assert packed.scales is not None
+        return np.asarray(packed.scales)
+
+    @property
+    def blocks(self) -> int:
+        return block_count(self.columns, self.block)
+
+
+class _Lowering:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.outcomes: list[dict[str, Any]] = []
+        self._weights: dict[int, tuple[_Weight, ir.Value, ir.Value | None]] = {}
+        self._rounded: dict[tuple[int, int], ir.Value] = {}
+
+    def lower(self, node: ir.Node) -> None:
+        weight, data, scales = self._weight(node)
+        write: Callable[..., ir.Value]
+        if node.op_type == "Embedding":
+            write = self._table if weight.format in ("fp32", "fp16") else self._quantized_table
+        else:
+            write = {"fp32": self._float, "fp16": self._float, "t2": self._ternary}.get(weight.format, self._nbits)
+        result = write(node, weight, data, scales)
+        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+        name = node.outputs[0].name
+        ir.convenience.replace_all_uses_with(node.outputs[0], result, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+        result.name = name
+        self._record(node, weight, data, scales)
+
+    def _weight(self, node: ir.Node) -> tuple[_Weight, ir.Value, ir.Value | None]:
+        key = id(node.inputs[1])
+        if key not in self._weights:
+            weight = _Weight(node)
+            shape, kind = _data_shape(weight)
+            data = self._lazy(f"{weight.name}.{weight.format}", weight.data, kind, shape, weight)
+            scales = None
+            if weight.ternary is not None:
+                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.ternary.shape)
+            elif weight.format in ("int8", "int4"):
+                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows, weight.blocks))
+            self._weights[key] = weight, data, scales
+        return self._weights[key]
+
+    def _lazy(
+        self,
+        name: str,
+        read: Callable[[], np.ndarray],
+        kind: ir.DataType,
+        shape: tuple[int, ...],
+        weight: _Weight | None = None,
+    ) -> ir.Value:
+        tensor = ir.LazyTensor(
+            lambda: ir.tensor(read().reshape(shape), name=name), dtype=kind, shape=ir.Shape(shape), name=name
+        )
+        if weight is not None:
+            tensor.meta[STORAGE] = id(weight)
+        value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def _node(
+        self, before: ir.Node, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: int
+    ) -> ir.Value:
+        attrs = [ir.AttrInt64(name, value) for name, value in attributes.items()]
+        layer = before.metadata_props["edgekit.layer"]
+        node = ir.Node(domain, op, inputs, attrs, num_outputs=1, name=f"node:{layer}.{op}.{len(self.outcomes)}")
+        node.outputs[0].name = f"{layer}.{op}.{len(self.outcomes)}"
+        node.outputs[0].type = ir.TensorType(FLOAT)
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def _small(self, array: np.ndarray, name: str) -> ir.Value:
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(array, name=name)
+            self.graph.register_initializer(
+                ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+            )
+        return self.graph.initializers[name]
+
+    def _activations(self, node: ir.Node) -> ir.Value | None:
+        """X as the model itself rounds it (BitNet): int8 per token, in standard operators, once for all readers."""
+        x, block = node.inputs[0], _activation_block(node)
+        if block < 0 or x is None:
+            return x
+        if block > 0:
+            raise UnsupportedError(
+                f"{node.metadata_props['edgekit.layer']}: activations in blocks of {block} need format t2"
+            )
+        key = (id(x), block)
+        if key not in self._rounded:
+            largest = self._node(
+                node,
+                "ReduceMax",
+                [self._node(node, "Abs", [x]), self._small(np.array([-1]), "edgekit.last_axis")],
+                keepdims=1,
+            )
+            floor = self._node(node, "Max", [largest, self._small(np.float32(1e-5), "edgekit.smallest")])
+            step = self._node(node, "Div", [floor, self._small(np.float32(127), "edgekit.127")])
+            codes = self._node(node, "Round", [self._node(node, "Div", [x, step])])
+            self._rounded[key] = self._node(node, "Mul", [codes, step])
+            self._rounded[key].shape = x.shape
+        return self._rounded[key]
+
+    def _biased(self, node: ir.Node, product: ir.Value) -> ir.Value:
+        return self._node(node, "Add", [product, node.inputs[2]]) if len(node.inputs) > 2 else product
+
+    def _widened(self, node: ir.Node, weight: _Weight, stored: ir.Value) -> ir.Value:
+        return self._node(node, "Cast", [stored], to=FLOAT.value) if weight.format == "fp16" else stored
+
+    def _float(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: None) -> ir.Value:
+        x, w = self._activations(node), self._widened(node, weight, data)
+        return self._biased(node, self._node(node, "FusedMatMul", [x, w], MICROSOFT, transB=1))
+
+    def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: None) -> ir.Value:
+        found = self._node(node, "Gather", [data, node.inputs[0]])
+        return self._widened(node, weight, found)
+
+    def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+        sizes = {"K": weight.columns, "N": weight.rows, "bits": FORMATS[weight.format].bits, "block_size": weight.block}
+        inputs = [self._activations(node), data, scales]
+        return self._biased(node, self._node(node, "MatMulNBits", inputs, MICROSOFT, **sizes, accuracy_level=4))
+
+    def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+        bits = FORMATS[weight.format].bits
+        # The head's bytes seen as a matrix: a second name for the same storage, not a Reshape that would copy it.
+        table = self._lazy(f"{weight.name}.rows", weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
+        inputs = [table, node.inputs[0], scales]
+        return self._node(
+            node,
+            "GatherBlockQuantized",
+            inputs,
+            MICROSOFT,
+            bits=bits,
+            block_size=weight.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _ternary(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+        inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
+        block = _activation_block(node)
+        return self._node(
+            node,
+            TERNARY,
+            inputs,
+            DOMAIN,
+            K=weight.columns,
+            N=weight.rows,
+            activation_block_size=128 if block < 0 else block,
+        )
+
+    def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
+        whole = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
+        parts = json.loads(node.metadata_props["edgekit.parts"]) if "edgekit.parts" in node.metadata_props else whole
+        block = _activation_block(node)
+        rounded = {"t2": 128 if block < 0 else block, "int8": weight.block, "int4": weight.block}.get(
+            weight.format, block
+        )
+        for part in parts:
+            self.outcomes.append({
+                "name": part["name"], "format": weight.format, "block_size": weight.block,
+                "bits_per_weight": _bits_per_weight(weight), "shape": [part["rows"][1] - part["rows"][0], weight.columns],
+                "tensor": data.name, "scales": scales.name if scales is not None else "", "rows": part["rows"],
+                "activation_block_size": rounded if node.op_type == "Linear" else -1,
+                "reason": node.metadata_props.get("edgekit.reason", ""),
+            })  # fmt: skip
+
+
+def _activation_block(node: ir.Node) -> int:
+    return node.attributes["activation_block_size"].as_int() if "activation_block_size" in node.attributes else -1
+
+
+def _data_shape(weight: _Weight) -> tuple[tuple[int, ...], ir.DataType]:
+    if weight.format in ("fp32", "fp16"):
+        return (weight.rows, weight.columns), FLOAT if weight.format == "fp32" else ir.DataType.FLOAT16
+    bits = FORMATS[weight.format].bits
+    return (weight.rows, weight.blocks, weight.block * bits // 8), UINT8
+
+
+def _bits_per_weight(weight: _Weight) -> float:
+    bits = FORMATS[weight.format].bits
+    if weight.format in ("fp32", "fp16"):
+        return float(bits)
+    scales = weight.ternary.size if weight.ternary is not None else weight.rows * weight.blocks
+    stored = weight.rows * weight.blocks * weight.block * bits + 32 * scales
+    return round(stored / (weight.rows * weight.columns), 4)

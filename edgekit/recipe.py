@@ -1,0 +1,131 @@
+"""Recipes: what each layer is stored as, and what the result must reach. Frozen dataclasses <-> YAML, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from edgekit.errors import RecipeError
+from edgekit.schema import build, suggest
+
+VERSION = 1
+FORMATS = ("fp32", "fp16", "int8", "int4", "t2")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a recipe; the first rule whose pattern matches a layer decides."""
+
+    match: str  # glob over module paths, e.g. "*.down_proj"
+    format: str  # fp32, fp16, int8, int4 or t2
+    block_size: int = 0  # weights that share a scale; 0 = the format's default
+    only: str = ""  # "ternary": the rule applies to weights with at most 3 symmetric values only
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold; None is not checked. ``top1`` is a share of positions, ``kl`` in nats, ``sqnr_db`` in decibels."""
+
+    max_abs: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    top1: float | None = None
+    kl: float | None = None
+    perplexity_ratio: float | None = None
+    margin: float = 0.0  # a changed top-1 counts only where the reference's lead exceeds this many logits
+
+
+@dataclass(frozen=True)
+class StaticQuantization:
+    """INT8 with ranges found by calibration (QDQ), for convolutional nets."""
+
+    weights: str = "int8"
+    activations: str = "uint8"
+    method: str = "minmax"  # minmax, percentile or entropy
+    samples: int = 64
+    per_channel: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to export: rules for layers, limits for parity (against the compressed model) and accuracy (against the original)."""
+
+    version: int
+    name: str
+    rules: tuple[Rule, ...] = ()
+    description: str = ""
+    parity: Limits = Limits()
+    accuracy: Limits = Limits()
+    static: StaticQuantization | None = None
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise RecipeError(f"recipe.version: {self.version} is not {VERSION}, the version this edgekit reads")
+        for index, rule in enumerate(self.rules):
+            _one_of(rule.format, FORMATS, f"recipe.rules[{index}].format")
+            _one_of(rule.only, ("", "ternary"), f"recipe.rules[{index}].only")
+            if rule.block_size < 0 or rule.block_size & (rule.block_size - 1):
+                raise RecipeError(
+                    f"recipe.rules[{index}].block_size: {rule.block_size} is not a power of two (or 0, the default)"
+                )
+        if not self.rules:
+            raise RecipeError("recipe.rules: empty; at least one rule is needed, e.g. {match: '*', format: int8}")
+
+    @staticmethod
+    def load(name: str | Path) -> Recipe:
+        """A shipped recipe by name or any YAML file. Raises RecipeError."""
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            if str(name) not in shipped_recipes():
+                raise RecipeError(
+                    f"{name}: no such recipe{suggest(str(name), shipped_recipes())}; give one of {', '.join(shipped_recipes())} or a .yaml file"
+                )
+            path = _directory() / f"{name}.yaml"
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(
+                f"{path}: cannot be read ({error.strerror}); give a YAML file or one of {', '.join(shipped_recipes())}"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        try:
+            return Recipe.from_dict(data)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from None
+
+    @staticmethod
+    def from_dict(data: Any) -> Recipe:
+        """The recipe that ``to_dict`` gave. Raises RecipeError naming the key."""
+        return cast(Recipe, build(Recipe, data, "recipe", RecipeError))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, ready for YAML or JSON."""
+        return dataclasses.asdict(self)
+
+    def rule_for(self, layer: str, ternary: bool) -> Rule | None:
+        """The first rule that applies to a layer, or None."""
+        return next((r for r in self.rules if fnmatchcase(layer, r.match) and (ternary or r.only != "ternary")), None)
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with edgekit."""
+    return tuple(sorted(p.stem for p in _directory().glob("*.yaml")))
+
+
+def _directory() -> Path:
+    """export_configs: inside the installed package, or at the repository's root in an editable install."""
+    inside = Path(__file__).parent / "export_configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "export_configs"
+
+
+def _one_of(value: str, known: tuple[str, ...], where: str) -> None:
+    if value not in known:
+        raise RecipeError(
+            f"{where}: '{value}' is not one of {', '.join(repr(k) for k in known)}{suggest(value, known)}"
+        )

@@ -1,0 +1,180 @@
+"""Every architecture edgekit says it exports: logits of the exported graph against transformers, in every way a graph is used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from edgekit.errors import UnsupportedError
+from edgekit.frontend.decoder import build
+from edgekit.passes import pipeline
+from edgekit.recipe import Recipe
+from tests.e2e.tiny_decoders import DECODERS, REFUSED
+from tests.e2e.tiny_decoders import build as tiny
+
+TOLERANCE = 5e-5  # largest logits are about 5 to 10
+LENGTH = 20
+
+
+class Graph:
+    """An exported fp32 decoder in ONNX Runtime, fed without a shared cache."""
+
+    def __init__(self, model: nn.Module, path: Path) -> None:
+        self.ir = build(model)
+        for step in pipeline(Recipe.load("fp32")):
+            self.ir = step(self.ir).model
+        ir.save(self.ir, path / "model.onnx")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        self.session = ort.InferenceSession(path / "model.onnx", options)
+        self.caches = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values")]
+
+    def run(
+        self, ids: np.ndarray, mask: np.ndarray, past: list[np.ndarray] | None = None, keep: int = 0
+    ) -> list[np.ndarray]:
+        feed: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": np.array([keep], np.int64)}
+        for index, cache in enumerate(self.caches):
+            _, heads, _, dim = cache.shape
+            feed[cache.name] = np.zeros((len(ids), heads, 0, dim), np.float32) if past is None else past[index]
+        return list(self.session.run(None, feed))
+
+
+def reference(model: nn.Module, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()  # type: ignore[no-any-return]
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE * max(1.0, float(np.abs(expected).max())) / 5, rtol=0)
+
+
+def ones(rows: int, length: int) -> np.ndarray:
+    return np.ones((rows, length), np.int64)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_architecture(name: str, tmp_path: Path) -> None:
+    model = tiny(*DECODERS[name])
+    graph = Graph(model, tmp_path)
+    random = np.random.default_rng(0)
+    a, b = random.integers(3, 97, (2, 1, LENGTH))
+    want_a, want_b = reference(model, a), reference(model, b)
+
+    close(graph.run(a, ones(1, LENGTH))[0], want_a)
+    close(graph.run(a, ones(1, LENGTH), keep=1)[0], want_a[:, -1:])
+    _step_by_step(graph, a, want_a)
+    for side in ("left", "right"):
+        _padded(graph, (a, b), (want_a, want_b), side)
+
+
+def _step_by_step(graph: Graph, ids: np.ndarray, want: np.ndarray) -> None:
+    """Prefill of 12, then five tokens at once on the filled cache, then one at a time."""
+    out = graph.run(ids[:, :12], ones(1, 12))
+    out = graph.run(ids[:, 12:17], ones(1, 17), out[1:])
+    close(out[0], want[:, 12:17])
+    for end in range(18, LENGTH + 1):
+        out = graph.run(ids[:, end - 1 : end], ones(1, end), out[1:])
+        close(out[0], want[:, end - 1 : end])
+
+
+def _padded(graph: Graph, rows: tuple[np.ndarray, np.ndarray], want: tuple[np.ndarray, np.ndarray], side: str) -> None:
+    """Two rows of 14 and 9 tokens, padded on one side, then decoded together; each against its own unpadded run."""
+    length, short = 14, 9
+    real = slice(0, short) if side == "right" else slice(length - short, length)
+    ids, mask = np.zeros((2, length), np.int64), np.zeros((2, length), np.int64)
+    ids[0], mask[0] = rows[0][0, :length], 1
+    ids[1, real], mask[1, real] = rows[1][0, :short], 1
+    out = graph.run(ids, mask)
+    close(out[0][0], want[0][0, :length])
+    close(out[0][1, real], want[1][0, :short])
+    for step in range(3):
+        new = np.array([rows[0][0, length + step], rows[1][0, short + step]])[:, None]
+        mask = np.concatenate([mask, ones(2, 1)], axis=1)
+        out = graph.run(new, mask, out[1:])
+        close(out[0][0, 0], want[0][0, length + step])
+        close(out[0][1, 0], want[1][0, short + step])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    prefix, settings, words = REFUSED[name]
+    with pytest.raises(UnsupportedError, match=words):
+        build(tiny(prefix, settings))
+
+
+def test_at_most_eleven_nodes_a_llama_layer(tmp_path: Path) -> None:
+    graphs = [Graph(tiny("Llama", {"num_hidden_layers": n}), tmp_path).ir.graph for n in (2, 3)]
+    assert len(list(graphs[1])) - len(list(graphs[0])) <= 11
+    kinds = Counter(node.op_type for node in graphs[0])
+    assert kinds["GroupQueryAttention"] == 2
+    assert kinds["SkipSimplifiedLayerNormalization"] == 4
+    assert not kinds["Reshape"] and not kinds["Transpose"] and not kinds["RotaryEmbedding"]
+
+
+def test_one_symbolic_past_length(tmp_path: Path) -> None:
+    graph = Graph(tiny("Llama", {}), tmp_path)
+    assert {tuple(c.shape[i] for i in (0, 2)) for c in graph.caches} == {("batch", "past")}
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = tiny("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16})
+    ids = np.arange(3, 19)[None]
+    before, state = reference(model, ids), {k: v.clone() for k, v in model.state_dict().items()}
+    build(model)
+    np.testing.assert_array_equal(reference(model, ids), before)
+    assert model.config._attn_implementation == "eager"
+    assert state.keys() == model.state_dict().keys()
+    assert not [name for name, _ in model.named_buffers() if "edgekit" in name]
+
+
+def test_unknown_attention_argument_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama import modeling_llama
+
+    forward = modeling_llama.LlamaAttention.forward
+
+    def with_sinks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs, s_aux=torch.zeros(4))
+
+    model = tiny("Llama", {})
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", with_sinks)
+    with pytest.raises(UnsupportedError, match="attention argument 's_aux' is not supported"):
+        build(model)
+
+
+@pytest.mark.parametrize("mask", ["create_chunked_causal_mask", "create_bidirectional_mask"])
+def test_other_masks_are_refused(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import masking_utils
+    from transformers.models.llama import modeling_llama
+
+    model = tiny("Llama", {})
+    plain = modeling_llama.create_causal_mask
+    monkeypatch.setattr(modeling_llama, mask, getattr(masking_utils, mask), raising=False)
+    forward = modeling_llama.LlamaModel.forward
+
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if modeling_llama.create_causal_mask is not plain:
+            getattr(modeling_llama, mask)(config=self.config)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_llama.LlamaModel, "forward", patched)
+    with pytest.raises(UnsupportedError, match=f"{mask}: this mask is not supported"):
+        build(model)
+
+
+def test_a_substitution_that_changes_the_numbers_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit.errors import CheckFailed
+    from edgekit.frontend.decoder import substitute
+
+    monkeypatch.setattr(
+        substitute, "norm_weight", lambda m: (m.weight * 1.01, 1e-6) if "RMSNorm" in type(m).__name__ else None
+    )
+    with pytest.raises(CheckFailed, match="off the original"):
+        build(tiny("Llama", {}))
