@@ -1,0 +1,1 @@
+"""Running a bundle in ONNX Runtime: sessions, decoding, generation. Imports no torch."""

@@ -1,0 +1,89 @@
+"""Which kernels really ran: read from ONNX Runtime's own profile, because a fallback is silent."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.replay import feeds
+from edgekit.runtime.session import Session
+
+TERNARY = "TernaryMatMul"
+HEAVY = (
+    TERNARY, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+)  # fmt: skip
+"""Operators that read weights; the rest is small change."""
+SHOWN = {"bits": "bits", "block_size": "block", "accuracy_level": "acc"}
+_TIME = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kind of kernel and how often it ran per inference."""
+
+    op: str
+    settings: str  # "bits=4,block=32,acc=4", or nothing
+    body_of: str  # the function whose body it stands in, or nothing
+    count: int
+
+    def __str__(self) -> str:
+        text = f"{self.op}({self.settings})" if self.settings else self.op
+        if self.body_of:
+            return f"{self.body_of}: function body ({text})×{self.count}"
+        return f"{text}: native operator×{self.count}" if self.op == TERNARY else f"{text}×{self.count}"
+
+
+def kernels(bundle: Bundle, threads: int = 1) -> tuple[Kernel, ...]:
+    """Loads the bundle once more, runs it once with profiling and returns the kernels that read weights.
+
+    Raises BundleError when the graph cannot be loaded or run.
+    """
+    if bundle.manifest.decoder is not None:
+        decoder = Decoder(bundle, threads, max_length=1, profile=True)
+        decoder.run(np.zeros((1, 1), np.int64))
+        return from_profile(bundle, decoder.session.profile_text())
+    session = Session(bundle, threads, profile=True)
+    session.run(feeds(bundle.vectors()[0][1]))
+    return from_profile(bundle, session.profile_text())
+
+
+def describe(found: tuple[Kernel, ...]) -> str:
+    """One line for reports, for instance ``MatMulNBits(bits=4,block=32,acc=4)×121``."""
+    return ", ".join(str(kernel) for kernel in found) or "none that reads weights"
+
+
+def from_profile(bundle: Bundle, profile: str) -> tuple[Kernel, ...]:
+    """The heavy kernels in a profile of one run, commonest first."""
+    settings, bodies = _settings(bundle)
+    ran: Counter[tuple[str, str, str]] = Counter()
+    for event in json.loads(profile):
+        if event.get("cat") != "Node" or not event["name"].endswith(_TIME):
+            continue
+        op, name = event["args"]["op_name"], event["name"].removesuffix(_TIME)
+        if op not in HEAVY:
+            continue
+        # ONNX Runtime names what it inlines "_inlfunc_<function>_...".
+        body = next((f for f in bodies if name.startswith(f"_inlfunc_{f}_")), "")
+        ran[op, bodies[body].get(op, "") if body else settings.get(name, ""), body] += 1
+    return tuple(Kernel(*key, count) for key, count in ran.most_common())
+
+
+def _settings(bundle: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Settings of the graph's nodes by name, and of the nodes in each function by function and operator."""
+    import onnx
+
+    model = onnx.load(bundle.graph_path, load_external_data=False)
+    nodes = {node.name: _shown(node) for node in model.graph.node}
+    return nodes, {f.name: {node.op_type: _shown(node) for node in f.node} for f in model.functions}
+
+
+def _shown(node: Any) -> str:
+    values = {a.name: a.i for a in node.attribute}
+    return ",".join(f"{short}={values[name]}" for name, short in SHOWN.items() if name in values)

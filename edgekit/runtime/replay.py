@@ -1,0 +1,58 @@
+"""Runs a bundle on its own golden inputs, the way a device would."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.metrics import Arrays, summarize
+from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.session import Session
+
+PREFILL_CHUNK = 128
+"""Tokens fed at once; a whole text's logits would be hundreds of megabytes."""
+NOTHING: Arrays = {}
+
+
+def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTHING) -> dict[str, np.ndarray]:
+    """Feeds ``ids`` int64 [1, T]: prefill of T - ``steps`` in chunks, then one token at a time through the cache.
+
+    ``at`` names tokens [T, n] whose logits are wanted too. Returns what :func:`edgekit.metrics.summarize` does for the
+    whole text, and ``logits`` float32 [steps + 1, V] of the last positions.
+    """
+    decoder.reset()
+    length = ids.shape[1]
+    first = max(1, length - steps)
+    bounds = [*range(0, first, PREFILL_CHUNK), *range(first, length + 1)]
+    parts: list[dict[str, np.ndarray]] = []
+    last: list[np.ndarray] = []
+    for start, stop in itertools.pairwise(bounds):
+        logits = decoder.run(ids[:, start:stop], keep=0)[0]
+        parts.append(
+            summarize(
+                logits,
+                ids[0, start + 1 : stop + 1],
+                {name: tokens[start:stop] for name, tokens in at.items()},
+            )
+        )
+        last = [*last, *logits[-(steps + 1) :].copy()][-(steps + 1) :]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {**joined, "logits": np.stack(last)}
+
+
+def replay_sample(session: Session, vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs one ``sample`` vector; returns the graph's outputs by name."""
+    return session.run(feeds(vector))
+
+
+def feeds(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A golden vector's inputs by graph input name."""
+    return {name.removeprefix("input."): array for name, array in vector.items() if name.startswith("input.")}
+
+
+def open_decoder(bundle: Bundle, threads: int, length: int) -> Decoder:
+    """A decoder just long enough for a golden text of ``length`` tokens."""
+    return Decoder(bundle, threads, max_length=length)

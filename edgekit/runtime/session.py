@@ -1,0 +1,120 @@
+"""An ONNX Runtime session from a bundle: loaded by path, telemetry off, able to return intermediate values."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
+
+OLDEST = (1, 28)
+"""The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
+SPIN_MICROSECONDS = 50
+"""How long an idle worker thread waits awake. As fast as endless waiting, and kind to a busy neighbour: docs/benchmarking.md."""
+
+
+@functools.cache
+def onnxruntime() -> Any:
+    """The onnxruntime module, imported with its telemetry switched off. Raises RuntimeUnavailable when missing or too old."""
+    # Since 1.29 the official builds report home by default, and only the environment is read early enough.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"onnxruntime cannot be imported ({error}); pip install 'onnxruntime>={OLDEST[0]}.{OLDEST[1]}'"
+        ) from error
+    version = tuple(int(part) for part in ort.__version__.split(".")[:2])
+    if version < OLDEST:
+        raise RuntimeUnavailable(
+            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; pip install --upgrade onnxruntime"
+        )
+    ort.disable_telemetry_events()
+    return ort
+
+
+class Session:
+    """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``."""
+
+    def __init__(
+        self, bundle: Bundle, threads: int = 1, *, extra_outputs: Sequence[str] = (), profile: bool = False
+    ) -> None:
+        """Loads the graph on the CPU with ``threads`` threads.
+
+        ``extra_outputs`` names intermediate values to return as well (asking for them may keep ONNX Runtime from fusing
+        nodes); ``profile`` records every kernel until :meth:`profile_file` is called. Raises BundleError when ONNX
+        Runtime refuses the graph, UsageError for an impossible number of threads.
+        """
+        if threads < 1:
+            raise UsageError(f"threads: {threads} is less than 1; give the number of cores to use")
+        ort = onnxruntime()
+        self.bundle, self.threads = bundle, threads
+        self._scratch = tempfile.TemporaryDirectory(prefix="edgekit-profile-") if profile else None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # its messages come as exceptions too
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+        if self._scratch is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
+        try:
+            self.ort = _load(ort, bundle, options, extra_outputs)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise BundleError(
+                f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error)}"
+            ) from error
+        self.inputs = [i.name for i in self.ort.get_inputs()]
+        self.outputs = [o.name for o in self.ort.get_outputs()]
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs the graph; ``feeds`` and the result by name. Raises BundleError with ONNX Runtime's own words."""
+        names = list(outputs or self.outputs)
+        try:
+            return dict(zip(names, self.ort.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
+
+    def run_bound(self, binding: Any) -> None:
+        """Runs the graph on bound inputs and outputs. Raises BundleError with ONNX Runtime's own words."""
+        try:
+            self.ort.run_with_iobinding(binding)
+        except Exception as error:
+            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
+
+    def profile_text(self) -> str:
+        """What a session opened with ``profile`` recorded so far (JSON); recording ends here."""
+        assert self._scratch is not None, "open the session with profile=True"
+        text = Path(self.ort.end_profiling()).read_text(encoding="utf-8")
+        self._scratch.cleanup()
+        return text
+
+
+def _load(ort: Any, bundle: Bundle, options: Any, extra: Sequence[str]) -> Any:
+    providers = ["CPUExecutionProvider"]
+    if not extra:
+        return ort.InferenceSession(str(bundle.graph_path), options, providers=providers)
+    import onnx
+
+    model = onnx.load(bundle.graph_path, load_external_data=False)
+    known = {o.name for o in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra if name not in known)
+    # The graph comes from memory, its weights still from the files.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(bundle.directory)
+    )
+    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+
+def one_line(error: Exception) -> str:
+    """An exception's text on one line, not too long."""
+    return " ".join(str(error).split())[:300]

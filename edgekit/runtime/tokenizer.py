@@ -1,0 +1,129 @@
+"""Text to token ids and back, from the files in the bundle: no torch, no transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleError, UnsupportedError
+from edgekit.runtime.chat import render
+
+SPECIAL = ("bos", "eos", "pad", "unk")
+
+
+class Tokenizer:
+    """The model's own tokenizer and chat template."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Raises UnsupportedError when the bundle carries no tokenizer.json, BundleError when it cannot be read."""
+        from tokenizers import Tokenizer as Fast
+
+        self.directory = bundle.directory
+        path = bundle.directory / "tokenizer.json"
+        if not path.is_file():
+            raise UnsupportedError(
+                f"{bundle.directory}: no tokenizer.json; export from a directory that has one, or feed token ids"
+            )
+        try:
+            self._fast = Fast.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{path}: not a readable tokenizer ({str(error)[:100]})") from error
+        # Some files carry the lengths of their training pipeline.
+        self._fast.no_truncation()
+        self._fast.no_padding()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """tokenizer_config.json, or nothing. Raises BundleError when it is not JSON."""
+        return self._json("tokenizer_config.json")
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, those that the model has."""
+        named = {**self._json("special_tokens_map.json"), **self.config}
+        found = {}
+        for kind in SPECIAL:
+            token = named.get(f"{kind}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                found[f"{kind}_token"] = text
+        return found
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids; ``special`` adds what the model expects around a plain text (for instance BOS)."""
+        ids = list(self._fast.encode(text, add_special_tokens=special).ids)
+        bos = self._fast.token_to_id(self.special_tokens.get("bos_token", ""))
+        # Older tokenizers leave BOS to the code that reads this setting.
+        if special and self.config.get("add_bos_token") is True and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return str(self._fast.decode(list(ids), skip_special_tokens=True))
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The model's chat template (Jinja), or None."""
+        path = self.directory / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        template = self.config.get("chat_template")
+        if isinstance(template, list):
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        return template if isinstance(template, str) else None
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, ending where the assistant begins.
+
+        ``messages`` have ``role`` (system, user, assistant) and ``content``. Raises UnsupportedError without a template,
+        BundleError when the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise UnsupportedError(
+                f"{self.directory}: the model has no chat template; generate with chat=False for plain continuation"
+            )
+        text = render(self.chat_template, messages, self.special_tokens, str(self.directory))
+        return self.encode(text, special=False)  # the template wrote the special tokens
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        if not path.is_file():
+            return {}
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BundleError(f"{path}: not valid JSON ({str(error)[:100]}); export again") from None
+        return data if isinstance(data, dict) else {}
+
+
+class Stream:
+    """Token ids to text as it comes: nothing is given out while a character may still be incomplete."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # ids before this one are settled and no longer looked at
+        self._shown = 0  # ids whose text was given out; those from _start on give context
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes, often one word, sometimes nothing."""
+        self._ids.append(token)
+        before, now = self._texts()
+        if now.endswith("\ufffd") or len(now) <= len(before):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return now[len(before) :]
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        before, now = self._texts()
+        self._shown = len(self._ids)
+        return now[len(before) :]
+
+    def _texts(self) -> tuple[str, str]:
+        decode = self._tokenizer.decode
+        return decode(self._ids[self._start : self._shown]), decode(self._ids[self._start :])
