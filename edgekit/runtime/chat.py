@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateError
@@ -19,7 +19,7 @@ from edgekit.errors import BundleError
 class _Generation(Extension):
     """``{% generation %} ... {% endgeneration %}`` marks the assistant's words for training; here it is transparent."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)

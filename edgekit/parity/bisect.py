@@ -1,0 +1,101 @@
+"""Finds the first layer whose output is not what the compressed PyTorch model computes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.metrics import Arrays, tensor_distance
+from edgekit.parity.report import LayerDistance
+from edgekit.runtime.replay import feeds
+from edgekit.runtime.session import Session
+
+STEP_DB = 10.0
+"""Rounding costs a decibel or two a layer; a fault costs more than this at once."""
+POOR_DB = 20.0
+"""What the first layer must at least reach."""
+TOGETHER = 16
+"""Layers whose outputs are kept at once: all of a large model's would not fit into memory."""
+
+
+def bisect(
+    bundle: Bundle, vectors: Sequence[Arrays], threads: int, outputs: Mapping[str, Mapping[str, float]]
+) -> tuple[LayerDistance, ...]:
+    """Compares the output of every tapped layer, in the graph's order, on all vectors; then come the graph's ``outputs``,
+    whose distances are known already.
+
+    Values between nodes become outputs, which can keep ONNX Runtime from fusing across them. Returns nothing for a
+    bundle without taps.
+    """
+    taps = {
+        layer: value
+        for layer, value in bundle.manifest.taps.items()
+        if all(f"tap.{layer}" in v for v in vectors)
+    }
+    if not taps:
+        return ()
+    session = Session(bundle, threads, extra_outputs=list(taps.values()))
+    layers = list(taps)
+    distances: dict[str, dict[str, float]] = {}
+    for start in range(0, len(layers), TOGETHER):
+        part = layers[start : start + TOGETHER]
+        runs = [_run(bundle, session, vector, {layer: taps[layer] for layer in part}) for vector in vectors]
+        for layer in part:
+            distances[layer] = _typical([v[f"tap.{layer}"] for v in vectors], [run[layer] for run in runs])
+    distances.update({f"output {name}": dict(distance) for name, distance in outputs.items()})
+    first = first_diverging([d["sqnr_db"] for d in distances.values()])
+    return tuple(
+        LayerDistance(layer, _formats(bundle, layer), d["max_abs"], d["sqnr_db"], d["cosine"], index == first)
+        for index, (layer, d) in enumerate(distances.items())
+    )
+
+
+def _typical(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
+    """The median distance of rows (tokens or samples): the first token of a text is often a thousand times larger than
+    the others and would hide them all."""
+    pairs = [(a, b.reshape(a.shape)) for a, b in zip(expected, found, strict=True)]
+    each = [tensor_distance(a[row], b[row]) for a, b in pairs for row in range(len(a))]
+    return {name: float(np.median([distance[name] for distance in each])) for name in each[0]}
+
+
+def first_diverging(sqnr_db: Sequence[float]) -> int | None:
+    """The index of the first layer that loses much more than the ones before it, or None: rounding that adds up."""
+    worst = math.inf
+    for index, value in enumerate(sqnr_db):
+        if value < (POOR_DB if index == 0 else worst - STEP_DB):
+            return index
+        worst = min(worst, value)
+    return None
+
+
+def _run(bundle: Bundle, session: Session, vector: Arrays, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The layers' outputs for a vector, at the rows that the vector keeps."""
+    if bundle.manifest.decoder is None:
+        found = session.run(feeds(vector), list(taps.values()))
+        return {layer: found[value] for layer, value in taps.items()}
+    rows = vector["tap_rows"]
+    ids = vector["input.input_ids"][:, : int(rows.max()) + 1]
+    found = session.run(_decoder_feeds(bundle, ids), list(taps.values()))
+    return {layer: found[value].reshape(ids.shape[1], -1)[rows] for layer, value in taps.items()}
+
+
+def _decoder_feeds(bundle: Bundle, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """A prompt on an empty cache."""
+    info = bundle.manifest.decoder
+    assert info is not None
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "logits_to_keep": np.ones(1, np.int64)}
+    for layer, (heads, dim) in enumerate(zip(info.kv_heads, info.head_dim, strict=True)):
+        for part in ("key", "value"):
+            inputs[f"past_key_values.{layer}.{part}"] = np.zeros((1, heads, 0, dim), np.float32)
+    return inputs
+
+
+def _formats(bundle: Bundle, layer: str) -> str:
+    inside = Counter(
+        w.format for w in bundle.manifest.layers if w.name == layer or w.name.startswith(f"{layer}.")
+    )
+    return ", ".join(f"{name}×{count}" for name, count in inside.items())

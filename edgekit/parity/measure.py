@@ -1,0 +1,164 @@
+"""Replays golden vectors and measures how far the answers are from both PyTorch models'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleError
+from edgekit.metrics import (
+    Arrays,
+    class_distance,
+    neighbour_agreement,
+    perplexity,
+    prediction_distance,
+    tensor_distance,
+)
+from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+from edgekit.runtime.session import Session
+
+COMPRESSED, ORIGINAL = "compressed", "original"
+REFERENCES = (COMPRESSED, ORIGINAL)
+EMBEDDINGS = ("sentence_embedding", "pooler_output", "last_hidden_state")
+"""Which output of a text encoder stands for a sentence, the best first; hidden states are averaged."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics against one reference model, over ``count`` positions or samples; ``outputs`` by graph output."""
+
+    metrics: dict[str, float]
+    count: int
+    unit: str
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def measure(
+    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
+) -> dict[str, Measured]:
+    """Runs every vector once; the distance to each of ``REFERENCES``. ``margins``: see metrics.prediction_distance.
+
+    Raises BundleError when there are no vectors, or none with the graph's outputs.
+    """
+    if not vectors:
+        raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")
+    if bundle.manifest.decoder is not None:
+        return _decoder(bundle, vectors, threads, margins)
+    return _samples(bundle, vectors, threads, margins)
+
+
+def reference(vector: Arrays, who: str) -> dict[str, np.ndarray]:
+    """What one model answered to a vector, by plain name."""
+    return {name.removeprefix(f"{who}."): a for name, a in vector.items() if name.startswith(f"{who}.")}
+
+
+def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _decoder(
+    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
+) -> dict[str, Measured]:
+    longest = max(v["input.input_ids"].shape[1] for v in vectors)
+    decoder = open_decoder(bundle, threads, longest)
+    runs = []
+    for vector in vectors:
+        at = {who: vector[f"{who}.top_indices"] for who in REFERENCES}
+        runs.append(replay_text(decoder, vector["input.input_ids"], len(vector["compressed.logits"]) - 1, at))
+    found = _joined(runs)
+    return {
+        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who])
+        for who in REFERENCES
+    }
+
+
+def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Measured:
+    logits = tensor_distance(expected["logits"], found["logits"])
+    metrics = prediction_distance(expected, found, who, margin)
+    metrics = {**logits, **metrics, "max_abs": max(logits["max_abs"], metrics["max_abs"])}
+    metrics[f"{who}_perplexity"] = perplexity(expected["nll"])
+    return Measured(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
+
+
+def _samples(
+    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
+) -> dict[str, Measured]:
+    session = Session(bundle, threads)
+    answers = [replay_sample(session, vector) for vector in vectors]
+    return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
+
+
+def _outputs(
+    bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float
+) -> Measured:
+    expected = [reference(vector, who) for vector in vectors]
+    names = [name for name in answers[0] if all(name in e for e in expected)]
+    if not names:
+        raise BundleError(
+            f"{bundle.directory}: golden vectors hold none of the outputs {', '.join(answers[0])}; export again"
+        )
+    outputs = {}
+    for name in names:
+        pairs = [
+            (_valid(v, e[name]), _valid(v, a[name]))
+            for v, e, a in zip(vectors, expected, answers, strict=True)
+        ]
+        outputs[name] = tensor_distance(
+            np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+        )
+    metrics = {
+        "max_abs": max(o["max_abs"] for o in outputs.values()),
+        "sqnr_db": min(o["sqnr_db"] for o in outputs.values()),
+        "cosine": min(o["cosine"] for o in outputs.values()),
+    }
+    rows = sum(len(answer[names[0]]) for answer in answers)
+    metrics.update(_task_metrics(bundle.manifest.task, vectors, expected, answers, names, margin))
+    return Measured(metrics, rows, "samples", outputs)
+
+
+def _valid(vector: Arrays, output: np.ndarray) -> np.ndarray:
+    """An output's values as one row, those at padded tokens left out: nobody reads them and nothing trains them."""
+    mask = vector.get("input.attention_mask")
+    if mask is not None and output.ndim > 2 and output.shape[:2] == mask.shape:
+        return np.asarray(output[mask.astype(bool)].ravel())
+    return output.ravel()
+
+
+def _task_metrics(
+    task: str,
+    vectors: Sequence[Arrays],
+    expected: Sequence[Arrays],
+    answers: Sequence[Arrays],
+    names: Sequence[str],
+    margin: float,
+) -> dict[str, float]:
+    if task == "image-classification":
+        name = next((n for n in names if answers[0][n].ndim == 2), None)
+        if name is not None:
+            return class_distance(_stacked(expected, name), _stacked(answers, name), margin)
+    if task == "feature-extraction":
+        name = next((n for n in (*EMBEDDINGS, *names) if n in names and answers[0][n].ndim in (2, 3)), None)
+        if name is not None:
+            theirs, ours = _embeddings(vectors, expected, name), _embeddings(vectors, answers, name)
+            # One of two neighbours is always right.
+            return {"top1": neighbour_agreement(theirs, ours)} if len(ours) > 2 else {}
+    return {}
+
+
+def _stacked(side: Sequence[Arrays], name: str) -> np.ndarray:
+    return np.concatenate([part[name] for part in side])
+
+
+def _embeddings(vectors: Sequence[Arrays], side: Sequence[Arrays], name: str) -> np.ndarray:
+    return np.concatenate([_embedding(v, part[name]) for v, part in zip(vectors, side, strict=True)])
+
+
+def _embedding(vector: Arrays, output: np.ndarray) -> np.ndarray:
+    """Float [n, D]: as it is, or hidden states [n, T, D] averaged over real tokens."""
+    if output.ndim == 2:
+        return output
+    mask = vector.get("input.attention_mask", np.ones(output.shape[:2]))[..., None].astype(np.float64)
+    return np.asarray((output * mask).sum(1) / np.maximum(mask.sum(1), 1.0))

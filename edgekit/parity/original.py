@@ -1,0 +1,59 @@
+"""The original model, computed afresh. The one place after the bundle that needs PyTorch, and only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import RuntimeUnavailable, UsageError
+from edgekit.metrics import Arrays
+from edgekit.runtime.replay import feeds
+
+
+class Original:
+    """The PyTorch model that a bundle was exported from."""
+
+    def __init__(self, bundle: Bundle, source: str) -> None:
+        """``source`` as `export` takes it.
+
+        Raises SourceError when it cannot be read, UsageError for a model of another task, RuntimeUnavailable without torch.
+        """
+        try:
+            from edgekit.frontend.source import load
+        except ImportError as error:
+            raise RuntimeUnavailable(
+                f"--original needs PyTorch and transformers ({error}); leave it out or install them"
+            ) from error
+        found = load(source, task=bundle.manifest.task)
+        if found.module is None or found.task != bundle.manifest.task:
+            raise UsageError(
+                f"{source}: no PyTorch model for {bundle.manifest.task}; give the model that the bundle was exported from"
+            )
+        self._bundle, self._module = bundle, found.module.float().eval()
+
+    def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
+        """The vectors with ``original.*`` computed now instead of read."""
+        from edgekit.frontend.golden import module_outputs
+
+        names = [output.name for output in self._bundle.manifest.outputs]
+        found: list[Arrays] = []
+        for vector in vectors:
+            if self._bundle.manifest.decoder is not None:
+                fresh = self._text(vector["input.input_ids"])
+            else:
+                fresh = module_outputs(self._module, feeds(vector), names)
+            found.append({**vector, **{f"original.{name}": array for name, array in fresh.items()}})
+        return found
+
+    def nll(self, ids: np.ndarray) -> np.ndarray:
+        """Nats of each next token of ids int64 [1, T]: float32 [T - 1]."""
+        return self._text(ids)["nll"]
+
+    def _text(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        from edgekit.frontend.compressed import native_activations
+        from edgekit.frontend.golden import text_vector
+
+        with native_activations(self._module):
+            return text_vector(self._module, ids)
