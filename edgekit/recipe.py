@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgekit.errors import RecipeError
 from edgekit.schema import build, suggest
 
 VERSION = 1
+ONLY = ("", "ternary", "vocabulary")
 FORMATS = ("fp32", "fp16", "int8", "int4", "t2")
 
 
@@ -24,7 +26,7 @@ class Rule:
     match: str  # glob over module paths, e.g. "*.down_proj"
     format: str  # fp32, fp16, int8, int4 or t2
     block_size: int = 0  # weights that share a scale; 0 = the format's default
-    only: str = ""  # "ternary": the rule applies to weights with at most 3 symmetric values only
+    only: str = ""  # "ternary": weights with at most 3 symmetric values; "vocabulary": embedding and output head
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Recipe:
             raise RecipeError(f"recipe.version: {self.version} is not {VERSION}, the version this edgekit reads")
         for index, rule in enumerate(self.rules):
             _one_of(rule.format, FORMATS, f"recipe.rules[{index}].format")
-            _one_of(rule.only, ("", "ternary"), f"recipe.rules[{index}].only")
+            _one_of(rule.only, ONLY, f"recipe.rules[{index}].only")
             if rule.block_size < 0 or rule.block_size & (rule.block_size - 1):
                 raise RecipeError(
                     f"recipe.rules[{index}].block_size: {rule.block_size} is not a power of two (or 0, the default)"
@@ -108,9 +110,9 @@ class Recipe:
         """Plain dicts, lists and numbers, ready for YAML or JSON."""
         return dataclasses.asdict(self)
 
-    def rule_for(self, layer: str, ternary: bool) -> Rule | None:
-        """The first rule that applies to a layer, or None."""
-        return next((r for r in self.rules if fnmatchcase(layer, r.match) and (ternary or r.only != "ternary")), None)
+    def rule_for(self, layer: str, kinds: Collection[str] = ()) -> Rule | None:
+        """The first rule that applies to a layer, or None; ``kinds`` says what the layer is, of ``ONLY``."""
+        return next((r for r in self.rules if fnmatchcase(layer, r.match) and (not r.only or r.only in kinds)), None)
 
 
 def shipped_recipes() -> tuple[str, ...]:

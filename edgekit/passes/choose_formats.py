@@ -29,37 +29,41 @@ class ChooseFormats(ir.passes.InPlacePass):
         weights: dict[int, list[ir.Node]] = {}
         for node in nodes:
             weights.setdefault(id(node.inputs[1]), []).append(node)
+        tokens = {_sizes(n)[0] for n in nodes if n.op_type == "Embedding"}
         used: set[Rule] = set()
         for sharing in weights.values():
-            self._decide(sharing, used)
+            self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] in tokens)
         self._check_rules(used, [n.metadata_props["edgekit.layer"] for n in nodes])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
-    def _decide(self, sharing: Sequence[ir.Node], used: set[Rule]) -> None:
+    def _decide(self, sharing: Sequence[ir.Node], used: set[Rule], vocabulary: bool) -> None:
         """All nodes that read one weight get one format: the linear layer's, if there is one."""
         leader = next((n for n in sharing if n.op_type == "Linear"), sharing[0])
-        name = leader.metadata_props["edgekit.layer"]
-        weight = leader.inputs[1]
-        wanted = any(r.format == "t2" or r.only == "ternary" for r in self.recipe.rules)
-        ternary = wanted and weight is not None and detect_ternary(weight.const_value.numpy()) is not None  # type: ignore[union-attr]
-        rule = self.recipe.rule_for(name, ternary)
-        if rule is not None:
-            used.add(rule)
+        kinds = (["vocabulary"] if vocabulary else []) + (["ternary"] if self._is_ternary(leader) else [])
+        rules = {id(node): self.recipe.rule_for(node.metadata_props["edgekit.layer"], kinds) for node in sharing}
+        used.update(rule for rule in rules.values() if rule is not None)
+        rule = rules[id(leader)]
         embedding = any(n.op_type == "Embedding" for n in sharing)
-        format_name, block, reason = _resolve(rule, int(weight.shape[1]), ternary, embedding)  # type: ignore[union-attr, index, arg-type]
+        format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
         for node in sharing:
-            own = rule_of(self.recipe, node, ternary, used)
-            note = reason if node is leader or own == rule else f"shares its weight with {name}"
+            name = leader.metadata_props["edgekit.layer"]
+            note = reason if rules[id(node)] == rule else f"shares its weight with {name}"
             node.metadata_props.update(
                 {"edgekit.format": format_name, "edgekit.block_size": str(block), "edgekit.reason": note}
             )
 
+    def _is_ternary(self, node: ir.Node) -> bool:
+        """Whether the weight is ternary; looked at only where the recipe asks."""
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None or not any(r.only == "ternary" for r in self.recipe.rules):
+            return False
+        return detect_ternary(weight.const_value.numpy()) is not None
+
     def _check_rules(self, used: set[Rule], layers: Sequence[str]) -> None:
         for index, rule in enumerate(self.recipe.rules):
-            if rule in used or (not layers and rule.match == "*"):
+            if rule in used or (rule.match == "*" and (not layers or rule.only == "vocabulary")):
                 continue
-            earlier = any(_covers(r, rule) for r in self.recipe.rules[:index])
-            if earlier and rule.match == "*" and rule.only == "":
+            if index and rule.match == "*" and not rule.only:
                 continue  # a catch-all that earlier rules left nothing for
             where = f"recipe {self.recipe.name}, rules[{index}] (match: '{rule.match}')"
             if rule.only == "ternary":
@@ -71,19 +75,13 @@ class ChooseFormats(ir.passes.InPlacePass):
             raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
 
 
-def rule_of(recipe: Recipe, node: ir.Node, ternary: bool, used: set[Rule]) -> Rule | None:
-    """The rule for a node by its own name; counted as used."""
-    rule = recipe.rule_for(node.metadata_props["edgekit.layer"], ternary)
-    if rule is not None:
-        used.add(rule)
-    return rule
+def _sizes(node: ir.Node) -> tuple[int, int]:
+    """N and K of a layer's weight."""
+    shape = node.inputs[1].shape  # type: ignore[union-attr]
+    return int(shape[0]), int(shape[1])  # type: ignore[index, arg-type]
 
 
-def _covers(earlier: Rule, rule: Rule) -> bool:
-    return earlier.match == rule.match or earlier.only == "ternary"
-
-
-def _resolve(rule: Rule | None, columns: int, ternary: bool, embedding: bool) -> tuple[str, int, str]:
+def _resolve(rule: Rule | None, columns: int, embedding: bool) -> tuple[str, int, str]:
     """Format, block size and remark for a weight with K = ``columns``."""
     if rule is None:
         return "fp32", 0, "no rule matches"

@@ -200,6 +200,7 @@ class _Lowering:
 
     def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: None) -> ir.Value:
         found = self._node(node, "Gather", [data, node.inputs[0]])
+        found.type = data.type
         return self._widened(node, weight, found)
 
     def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:

@@ -1,0 +1,5 @@
+"""The command line: one file a verb, each calling one library function."""
+
+from edgekit.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,56 @@
+"""``edgekit bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, show, target_option
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@target_option
+@click.option(
+    "--threads",
+    "-t",
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="Threads of ONNX Runtime; give it several times to compare.",
+)
+@click.option(
+    "--prompt-tokens",
+    default=128,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Tokens of the prefill (language models).",
+)
+@click.option(
+    "--new-tokens",
+    default=64,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Tokens decoded after it (language models).",
+)
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(2), help="Rounds; bundles take turns in each."
+)
+@json_option
+def bench(
+    bundles: tuple[Path, ...], targets: tuple[str, ...], threads: tuple[int, ...], prompt_tokens: int, new_tokens: int, rounds: int, as_json: bool
+) -> None:  # fmt: skip
+    """Measure one or more BUNDLES: load, first run, prefill and decode (or latency), memory, and the kernels that ran.
+
+    Several bundles run in processes of their own and take turns, so that a drifting machine hits them alike. A row that
+    cannot be trusted says INVALID and why.
+    """
+    from edgekit.bench import bench as run
+
+    with progress_bar() as progress:
+        result = run(
+            bundles, targets=targets, threads=threads, prompt_tokens=prompt_tokens, new_tokens=new_tokens, rounds=rounds, progress=progress
+        )  # fmt: skip
+    show(result.lines(), result.to_json(), as_json)

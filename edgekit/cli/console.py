@@ -1,0 +1,76 @@
+"""What every verb shares: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from edgekit.export import Progress
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else there."
+)
+threads_option = click.option(
+    "--threads", "-t", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of ONNX Runtime."
+)
+target_option = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    default=("local",),
+    show_default=True,
+    metavar="TARGET",
+    help="Where to run: local.",
+)
+
+
+def show(lines: Iterable[str], document: dict[str, Any], as_json: bool) -> None:
+    """The result: lines for people or one JSON document."""
+    if as_json:
+        click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def quiet_libraries() -> None:
+    """transformers and torch say much on stderr that is no news to the user."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on a terminal, one line a step elsewhere; both on stderr."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<52.52}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+class _Lines:
+    """Names each step once, with the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._last = ""
+
+    def __call__(self, what: str, share: float) -> None:
+        step = "write weights" if what.startswith("write ") else what
+        if step != self._last:
+            self._last = step
+            click.echo(f"{time.perf_counter() - self._began:6.1f} s  {step}", err=True)

@@ -1,0 +1,21 @@
+"""``edgekit doctor``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from edgekit.cli.console import json_option, show
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check this machine: versions, instruction sets, memory, disk, telemetry. Exit code 1 when something must change."""
+    from edgekit.doctor import examine
+
+    found = examine()
+    show(found.lines(), found.to_json(), as_json)
+    if not found.passed:
+        sys.exit(1)

@@ -1,0 +1,51 @@
+"""``edgekit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--recipe",
+    "-r",
+    default="int8",
+    show_default=True,
+    help="A shipped recipe (fp32, fp16, int8, int8-static, int4, ternary) or a YAML file.",
+)
+@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
+@click.option(
+    "--samples",
+    type=click.Path(exists=True, path_type=Path),
+    help="Your own real input: a text, a directory of images, an .npz.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["text-generation", "feature-extraction", "image-classification", "generic"]),
+    help="What the model does, where it cannot be told.",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+@json_option
+def export(
+    model: str, recipe: str, output: Path, samples: Path | None, task: str | None, force: bool, allow_pickle: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Export MODEL as a bundle and check that it computes what the compressed PyTorch model does.
+
+    MODEL is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
+    """
+    quiet_libraries()
+    from edgekit.export import export as run
+    from edgekit.inspection import inspect
+
+    with progress_bar() as progress:
+        bundle = run(
+            model, recipe, output, samples=samples, task=task, force=force, allow_pickle=allow_pickle, progress=progress
+        )
+    found = inspect(bundle)
+    show(found.summary(), found.to_json(), as_json)

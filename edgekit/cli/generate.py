@@ -1,0 +1,56 @@
+"""``edgekit generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, quiet_libraries, show, threads_option
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option(
+    "--max-new-tokens", "-n", default=256, show_default=True, type=click.IntRange(1), help="Stop after so many."
+)
+@click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
+@click.option("--system", help="A system message for the chat template.")
+@click.option("--stop", multiple=True, help="Stop at this text (may be given several times).")
+@click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token.")
+@click.option("--top-k", default=0, show_default=True, type=int, help="0 considers all tokens.")
+@click.option("--top-p", default=1.0, show_default=True, type=float, help="1 considers all tokens.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, type=float, help="1 is none.")
+@click.option("--seed", type=int, help="Same seed, same text.")
+@threads_option
+@json_option
+def generate(
+    bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...], temperature: float,
+    top_k: int, top_p: float, repetition_penalty: float, seed: int | None, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Generate text from PROMPT, streaming it to stdout."""
+    quiet_libraries()
+    from edgekit.bundle import Bundle
+    from edgekit.runtime.generate import generate as run
+    from edgekit.runtime.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    running = run(
+        Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system, stop=stop,
+        sampling=sampling, threads=threads,
+    )  # fmt: skip
+    pieces = []
+    for piece in running:
+        pieces.append(piece)
+        if not as_json:
+            click.echo(piece, nl=False)
+    facts = {
+        "prompt_tokens": running.prompt_tokens,
+        "new_tokens": len(running.tokens),
+        "finish": running.finish,
+        "prefill_tokens_per_second": round(running.prefill_tokens_per_second, 2),
+        "decode_tokens_per_second": round(running.decode_tokens_per_second, 2),
+    }
+    show([""], {"text": "".join(pieces), "tokens": running.tokens, **facts}, as_json)
+    click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()), err=True)

@@ -1,0 +1,21 @@
+"""``edgekit inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, show
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: every layer's format and bits per weight, or why it is not what the recipe said."""
+    from edgekit.bundle import Bundle
+    from edgekit.inspection import inspect as run
+
+    found = run(Bundle.open(bundle))
+    show(found.lines(), found.to_json(), as_json)

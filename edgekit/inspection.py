@@ -1,0 +1,91 @@
+"""What a bundle holds, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.bundle import Bundle
+
+MEGA = 1e6
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A bundle in short; ``operators`` counts the nodes of the graph by type."""
+
+    bundle: Bundle
+    operators: dict[str, int]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all listed layers, each weight tensor counted once."""
+        seen = {(layer.tensor or layer.name, layer.rows): layer for layer in self.bundle.manifest.layers}
+        weights = sum(layer.weights for layer in seen.values())
+        return sum(layer.bits_per_weight * layer.weights for layer in seen.values()) / weights if weights else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of ``edgekit inspect --json``."""
+        manifest = self.bundle.manifest
+        return {
+            "schema_version": 1,
+            "bundle": str(self.bundle.directory),
+            "task": manifest.task,
+            "architecture": manifest.architecture,
+            "recipe": manifest.recipe.get("name"),
+            "nodes": manifest.nodes,
+            "bytes": self.bundle.model_bytes,
+            "bundle_bytes": self.bundle.nbytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "operators": self.operators,
+            "inputs": [dataclasses.asdict(i) for i in manifest.inputs],
+            "outputs": [dataclasses.asdict(o) for o in manifest.outputs],
+            "layers": [dataclasses.asdict(layer) for layer in manifest.layers],
+            "evaluation": manifest.evaluation,
+            "versions": manifest.versions,
+        }
+
+    def summary(self) -> Iterator[str]:
+        """What was made, in a few lines."""
+        manifest = self.bundle.manifest
+        formats = Counter(layer.format for layer in manifest.layers)
+        listed = ", ".join(f"{count} {name}" for name, count in formats.most_common())
+        yield f"{self.bundle.directory}: {manifest.architecture or manifest.name}, {manifest.task}, recipe {manifest.recipe.get('name')}"
+        yield (
+            f"  model {self.bundle.model_bytes / MEGA:.1f} MB, bundle {self.bundle.nbytes / MEGA:.1f} MB, {manifest.nodes} nodes, "
+            f"{self.bits_per_weight:.2f} bits per weight; layers: {listed or 'none'}"
+        )
+        for name, value in manifest.evaluation.items():
+            yield f"  {name.replace('_', ' ')} {value:.4g}"
+
+    def lines(self) -> Iterator[str]:
+        """The summary, the operators, and a table of layers with equal ones of a kind on one line."""
+        yield from self.summary()
+        yield "  operators: " + ", ".join(f"{op} {count}" for op, count in self.operators.items())
+        groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for layer in self.bundle.manifest.layers:
+            groups[
+                (_kind(layer.name), layer.format, layer.block_size, layer.bits_per_weight, layer.shape, layer.reason)
+            ].append(layer.name)
+        width = max((len(key[0]) for key in groups), default=0)
+        yield f"  {'layer':<{width}}  count  format  block  bits/weight  shape"
+        for (kind, name, block, bits, shape, reason), members in groups.items():
+            size = "×".join(str(s) for s in shape)
+            note = f"   {reason}" if reason else ""
+            yield f"  {kind:<{width}}  {len(members):>5}  {name:<11.11} {block or '':>5}  {bits:>11.3f}  {size}{note}"
+
+
+def _kind(name: str) -> str:
+    """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def inspect(bundle: Bundle) -> Inspection:
+    """Reads the graph (not the weights) and counts its nodes."""
+    import onnx
+
+    graph = onnx.load(bundle.graph_path, load_external_data=False).graph
+    return Inspection(bundle, dict(Counter(node.op_type for node in graph.node).most_common()))
