@@ -46,7 +46,7 @@ def judge(measured: Mapping[str, float], limits: Limits) -> tuple[Check, ...]:
 
 
 def tensor_distance(reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """``max_abs``, ``sqnr_db`` (signal over squared error, capped at 200) and ``cosine`` of two float arrays of one shape.
+    """``max_abs``, ``sqnr_db`` (signal over squared error, at most 200) and ``cosine`` of float arrays of one shape.
 
     NaN or infinity in ``found`` gives infinite max_abs, -200 dB and cosine 0: it can never pass.
     """
@@ -78,8 +78,8 @@ def summarize(logits: np.ndarray, targets: np.ndarray, at: Arrays) -> dict[str, 
         at: for each reference by name, tokens int [T, n] whose logits it wants.
 
     Returns:
-        ``top_indices`` int64 [T], the likeliest tokens; ``logsumexp`` float32 [T]; ``nll`` float32, nats of each target;
-        ``at.<name>`` float32 [T, n].
+        ``top_indices`` int64 [T], the likeliest tokens; ``logsumexp`` float32 [T]; ``nll`` float32, nats of each
+        target; ``at.<name>`` float32 [T, n].
     """
     peak = logits.max(axis=-1, keepdims=True)
     total = np.log(np.exp(logits - peak).sum(axis=-1, dtype=np.float64)).astype(np.float32) + peak[:, 0]
@@ -91,10 +91,7 @@ def summarize(logits: np.ndarray, targets: np.ndarray, at: Arrays) -> dict[str, 
     }
     return {
         **found,
-        **{
-            f"at.{name}": np.take_along_axis(logits, tokens.astype(np.int64), axis=-1)
-            for name, tokens in at.items()
-        },
+        **{f"at.{name}": np.take_along_axis(logits, tokens.astype(np.int64), axis=-1) for name, tokens in at.items()},
     }
 
 
@@ -102,14 +99,15 @@ def prediction_distance(reference: Arrays, found: Arrays, name: str, margin: flo
     """How far ``found`` (from :func:`summarize`) is from a reference's predictions over the same T tokens.
 
     Args:
-        reference: ``top_values`` float32 and ``top_indices`` [T, n] in descending order, ``logsumexp`` [T], ``nll`` [T - 1].
+        reference: ``top_values`` and ``top_indices`` [T, n] in descending order, ``logsumexp`` [T], ``nll`` [T - 1].
         name: the reference's name in ``found``'s ``at.<name>``.
         margin: a changed top-1 counts only where the reference led by more than this many logits.
 
     Returns:
-        ``top1``, the share of positions without a counted change; ``flips``, all changes; ``widest_flip``, the reference's
-        largest lead among them (logits); ``kl``, D(reference || found) in nats, mean over positions, everything but the
-        reference's n tokens being one class; ``perplexity``; ``perplexity_ratio``; ``max_abs`` over the n logits.
+        ``top1``, the share of positions without a counted change; ``flips``, all changes; ``widest_flip``, the
+        reference's largest lead among them (logits); ``kl``, D(reference || found) in nats, mean over positions,
+        everything but the reference's n tokens being one class; ``perplexity``; ``perplexity_ratio``; ``max_abs`` over
+        the n logits.
     """
     values, at = reference["top_values"].astype(np.float64), found[f"at.{name}"].astype(np.float64)
     lead = values[:, 0] - values[:, 1] if values.shape[1] > 1 else np.full(len(values), np.inf)

@@ -25,17 +25,14 @@ TOGETHER = 16
 def bisect(
     bundle: Bundle, vectors: Sequence[Arrays], threads: int, outputs: Mapping[str, Mapping[str, float]]
 ) -> tuple[LayerDistance, ...]:
-    """Compares the output of every tapped layer, in the graph's order, on all vectors; then come the graph's ``outputs``,
-    whose distances are known already.
+    """Compares the output of every tapped layer, in the graph's order, on all vectors.
+
+    The graph's ``outputs`` come last; their distances are known already.
 
     Values between nodes become outputs, which can keep ONNX Runtime from fusing across them. Returns nothing for a
     bundle without taps.
     """
-    taps = {
-        layer: value
-        for layer, value in bundle.manifest.taps.items()
-        if all(f"tap.{layer}" in v for v in vectors)
-    }
+    taps = {layer: value for layer, value in bundle.manifest.taps.items() if all(f"tap.{layer}" in v for v in vectors)}
     if not taps:
         return ()
     session = Session(bundle, threads, extra_outputs=list(taps.values()))
@@ -95,7 +92,5 @@ def _decoder_feeds(bundle: Bundle, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _formats(bundle: Bundle, layer: str) -> str:
-    inside = Counter(
-        w.format for w in bundle.manifest.layers if w.name == layer or w.name.startswith(f"{layer}.")
-    )
+    inside = Counter(w.format for w in bundle.manifest.layers if w.name == layer or w.name.startswith(f"{layer}."))
     return ", ".join(f"{name}×{count}" for name, count in inside.items())

@@ -33,9 +33,7 @@ def text_perplexity(
     short.
     """
     if bundle.manifest.decoder is None:
-        raise UnsupportedError(
-            f"{bundle.directory}: perplexity is for language models, not {bundle.manifest.task}"
-        )
+        raise UnsupportedError(f"{bundle.directory}: perplexity is for language models, not {bundle.manifest.task}")
     ids = Tokenizer(bundle).encode(_read(file))[:MOST_TOKENS]
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")

@@ -36,9 +36,7 @@ class Measured:
     outputs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def measure(
-    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
-) -> dict[str, Measured]:
+def measure(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
     """Runs every vector once; the distance to each of ``REFERENCES``. ``margins``: see metrics.prediction_distance.
 
     Raises BundleError when there are no vectors, or none with the graph's outputs.
@@ -59,9 +57,7 @@ def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _decoder(
-    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
-) -> dict[str, Measured]:
+def _decoder(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
     longest = max(v["input.input_ids"].shape[1] for v in vectors)
     decoder = open_decoder(bundle, threads, longest)
     runs = []
@@ -70,8 +66,7 @@ def _decoder(
         runs.append(replay_text(decoder, vector["input.input_ids"], len(vector["compressed.logits"]) - 1, at))
     found = _joined(runs)
     return {
-        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who])
-        for who in REFERENCES
+        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who]) for who in REFERENCES
     }
 
 
@@ -83,17 +78,13 @@ def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Me
     return Measured(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
 
 
-def _samples(
-    bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]
-) -> dict[str, Measured]:
+def _samples(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
     session = Session(bundle, threads)
     answers = [replay_sample(session, vector) for vector in vectors]
     return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
 
 
-def _outputs(
-    bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float
-) -> Measured:
+def _outputs(bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float) -> Measured:
     expected = [reference(vector, who) for vector in vectors]
     names = [name for name in answers[0] if all(name in e for e in expected)]
     if not names:
@@ -102,13 +93,8 @@ def _outputs(
         )
     outputs = {}
     for name in names:
-        pairs = [
-            (_valid(v, e[name]), _valid(v, a[name]))
-            for v, e, a in zip(vectors, expected, answers, strict=True)
-        ]
-        outputs[name] = tensor_distance(
-            np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
-        )
+        pairs = [(_valid(v, e[name]), _valid(v, a[name])) for v, e, a in zip(vectors, expected, answers, strict=True)]
+        outputs[name] = tensor_distance(np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
     metrics = {
         "max_abs": max(o["max_abs"] for o in outputs.values()),
         "sqnr_db": min(o["sqnr_db"] for o in outputs.values()),

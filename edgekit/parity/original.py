@@ -18,18 +18,19 @@ class Original:
     def __init__(self, bundle: Bundle, source: str) -> None:
         """``source`` as `export` takes it.
 
-        Raises SourceError when it cannot be read, UsageError for a model of another task, RuntimeUnavailable without torch.
+        Raises SourceError when it cannot be read, UsageError for another task, RuntimeUnavailable without torch.
         """
         try:
             from edgekit.frontend.source import load
+
+            found = load(source, task=bundle.manifest.task)
         except ImportError as error:
             raise RuntimeUnavailable(
                 f"--original needs PyTorch and transformers ({error}); leave it out or install them"
             ) from error
-        found = load(source, task=bundle.manifest.task)
         if found.module is None or found.task != bundle.manifest.task:
             raise UsageError(
-                f"{source}: no PyTorch model for {bundle.manifest.task}; give the model that the bundle was exported from"
+                f"{source}: no PyTorch model for {bundle.manifest.task}; give what the bundle was exported from"
             )
         self._bundle, self._module = bundle, found.module.float().eval()
 

@@ -51,9 +51,7 @@ def verify(
     recipe = Recipe.from_dict(opened.manifest.recipe)
     model = Original(opened, original) if original is not None else None
     loaded = opened.vectors()
-    vectors = (
-        [arrays for _, arrays in loaded] if model is None else model.answers([arrays for _, arrays in loaded])
-    )
+    vectors = [arrays for _, arrays in loaded] if model is None else model.answers([arrays for _, arrays in loaded])
     progress("replay golden vectors", 0.0)
     margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
     found = measure(opened, vectors, threads, margins)

@@ -1,4 +1,4 @@
-"""Chat templates as transformers renders them. A template comes with the model and is not trusted: it runs in a sandbox."""
+"""Chat templates as transformers renders them. They come with the model and are not trusted: they run in a sandbox."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ from edgekit.errors import BundleError
 class _Generation(Extension):
     """``{% generation %} ... {% endgeneration %}`` marks the assistant's words for training; here it is transparent."""
 
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render(
-    template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], where: str
-) -> str:
+def render(template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], where: str) -> str:
     """The text of a conversation, ending where the assistant begins.
 
     ``special`` holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is
@@ -44,9 +42,7 @@ def render(
         return environment.from_string(template).render(messages=plain, add_generation_prompt=True, **special)
     # A template is a program: beside TemplateError it may raise what any program may.
     except Exception as error:
-        raise BundleError(
-            f"{where}: the chat template failed: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise BundleError(f"{where}: the chat template failed: {' '.join(str(error).split())[:200]}") from error
 
 
 def _refuse(message: str) -> NoReturn:

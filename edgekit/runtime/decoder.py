@@ -19,9 +19,7 @@ class Decoder:
     allocates its logits and nothing else.
     """
 
-    def __init__(
-        self, bundle: Bundle, threads: int = 1, max_length: int | None = None, profile: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 1, max_length: int | None = None, profile: bool = False) -> None:
         """``max_length``: tokens of context at most, by default the model's own limit or 2048, the smaller.
 
         Raises UnsupportedError for a bundle that is no decoder, UsageError for a length the model cannot reach.
@@ -33,7 +31,7 @@ class Decoder:
             )
         if max_length is not None and not 1 <= max_length <= info.max_length:
             raise UsageError(
-                f"{bundle.directory}: max_length {max_length} is outside 1 to {info.max_length}, the model's longest context"
+                f"{bundle.directory}: max_length {max_length} is outside 1 to {info.max_length}, the model's context"
             )
         self.bundle, self.info = bundle, info
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
@@ -49,20 +47,13 @@ class Decoder:
     @property
     def cache_bytes(self) -> int:
         """Bytes of the whole cache for one row; the system commits them as they fill."""
-        return (
-            4
-            * 2
-            * self.max_length
-            * sum(h * d for h, d in zip(self.info.kv_heads, self.info.head_dim, strict=True))
-        )
+        return 4 * 2 * self.max_length * sum(h * d for h, d in zip(self.info.kv_heads, self.info.head_dim, strict=True))
 
     def reset(self) -> None:
         """Forgets all tokens; the buffers stay."""
         self.length = 0
 
-    def run(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, keep: int = 1
-    ) -> np.ndarray:
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, keep: int = 1) -> np.ndarray:
         """Feeds tokens int64 [B, S] and returns logits float32 [B, keep, V] of the last ``keep`` of them (0 = all).
 
         ``attention_mask`` int64 [B, S] is 0 where a token is padding, on either side of the row; without it none is.
@@ -81,21 +72,18 @@ class Decoder:
 
     def _check(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
-            raise UsageError(
-                f"input_ids: {ids.dtype} {list(ids.shape)} given, whole numbers [batch, tokens] expected"
-            )
+            raise UsageError(f"input_ids: {ids.dtype} {list(ids.shape)} given, whole numbers [batch, tokens] expected")
         if mask is not None and mask.shape != ids.shape:
             raise UsageError(
                 f"attention_mask: {list(mask.shape)} given, {list(ids.shape)} expected, the shape of input_ids"
             )
         if self.length and ids.shape[0] != self._batch:
-            raise UsageError(
-                f"input_ids: {ids.shape[0]} rows given, the cache holds {self._batch}; call reset() first"
-            )
+            raise UsageError(f"input_ids: {ids.shape[0]} rows given, the cache holds {self._batch}; call reset() first")
         if self.length + ids.shape[1] > self.max_length:
             raise UsageError(
-                f"{self.bundle.directory}: context full: {self.length} + {ids.shape[1]} tokens, the decoder was opened for {self.max_length} "
-                f"({self.cache_bytes >> 20} MiB of cache, model limit {self.info.max_length}); open it with a larger max_length"
+                f"{self.bundle.directory}: context full: {self.length} + {ids.shape[1]} tokens, the decoder was opened "
+                f"for {self.max_length} ({self.cache_bytes >> 20} MiB of cache, model limit {self.info.max_length}); "
+                "open it with a larger max_length"
             )
 
     def _step(self, ids: np.ndarray, keep: int) -> np.ndarray:

@@ -94,9 +94,7 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool | None, system: st
     if chat is None:
         chat = tokenizer.chat_template is not None
     if system is not None and not chat:
-        raise UsageError(
-            "system: the prompt is continued as it is, without a chat; put the words into the prompt"
-        )
+        raise UsageError("system: the prompt is continued as it is, without a chat; put the words into the prompt")
     if not prompt:
         raise UsageError("prompt: is empty; give some text")
     if not chat:
@@ -115,9 +113,7 @@ def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: Stop
     yield from text.rest()
 
 
-def _tokens(
-    state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling
-) -> Iterator[int]:
+def _tokens(state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling) -> Iterator[int]:
     """New tokens until the model ends, ``count`` is reached or the context is full; keeps ``state``."""
     random = np.random.default_rng(sampling.seed)
     began = time.perf_counter()

@@ -17,7 +17,8 @@ from edgekit.runtime.session import Session
 TERNARY = "TernaryMatMul"
 HEAVY = (
     TERNARY, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
-    "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 )  # fmt: skip
 """Operators that read weights; the rest is small change."""
 SHOWN = {"bits": "bits", "block_size": "block", "accuracy_level": "acc"}

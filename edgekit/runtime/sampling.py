@@ -22,9 +22,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise UsageError(
-                f"temperature: {self.temperature} is negative; 0 takes the likeliest token, 0.7 is usual"
-            )
+            raise UsageError(f"temperature: {self.temperature} is negative; 0 takes the likeliest token, 0.7 is usual")
         if self.top_k < 0:
             raise UsageError(f"top_k: {self.top_k} is negative; 0 considers all tokens")
         if not 0 < self.top_p <= 1:

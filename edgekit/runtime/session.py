@@ -17,12 +17,12 @@ from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 OLDEST = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
 SPIN_MICROSECONDS = 50
-"""How long an idle worker thread waits awake. As fast as endless waiting, and kind to a busy neighbour: docs/benchmarking.md."""
+"""How long an idle worker thread stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
 
 
 @functools.cache
 def onnxruntime() -> Any:
-    """The onnxruntime module, imported with its telemetry switched off. Raises RuntimeUnavailable when missing or too old."""
+    """The onnxruntime module, its telemetry switched off. Raises RuntimeUnavailable when it is missing or too old."""
     # Since 1.29 the official builds report home by default, and only the environment is read early enough.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
@@ -34,7 +34,8 @@ def onnxruntime() -> Any:
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     if version < OLDEST:
         raise RuntimeUnavailable(
-            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; pip install --upgrade onnxruntime"
+            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; "
+            "pip install --upgrade onnxruntime"
         )
     ort.disable_telemetry_events()
     return ort
@@ -74,9 +75,7 @@ class Session:
         self.inputs = [i.name for i in self.ort.get_inputs()]
         self.outputs = [o.name for o in self.ort.get_outputs()]
 
-    def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the graph; ``feeds`` and the result by name. Raises BundleError with ONNX Runtime's own words."""
         names = list(outputs or self.outputs)
         try:
@@ -109,9 +108,7 @@ def _load(ort: Any, bundle: Bundle, options: Any, extra: Sequence[str]) -> Any:
     known = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra if name not in known)
     # The graph comes from memory, its weights still from the files.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(bundle.directory)
-    )
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.directory))
     return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 

@@ -79,7 +79,7 @@ class Tokenizer:
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, ending where the assistant begins.
 
-        ``messages`` have ``role`` (system, user, assistant) and ``content``. Raises UnsupportedError without a template,
+        ``messages`` have ``role`` (system, user, assistant) and ``content``. Raises UnsupportedError without template,
         BundleError when the template refuses the messages.
         """
         if self.chat_template is None:
