@@ -116,11 +116,12 @@ def _kernel(bundle: Bundle, threads: int) -> str:
     return describe(kernels(bundle, threads))
 
 
-def repeated(run: Callable[[], None]) -> list[float]:
-    """Milliseconds of each run, repeated for about ROUND_SECONDS and at least twice."""
+def repeated(run: Callable[[], None], prepare: Callable[[], None] = lambda: None) -> list[float]:
+    """Milliseconds of each run, repeated for about ROUND_SECONDS and at least twice; ``prepare`` is not timed."""
     times: list[float] = []
     until = time.perf_counter() + ROUND_SECONDS
     while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
+        prepare()
         began = time.perf_counter()
         run()
         times.append((time.perf_counter() - began) * 1e3)

@@ -17,7 +17,7 @@ from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 OLDEST = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
 SPIN_MICROSECONDS = 50
-"""How long an idle worker thread stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
+"""How long an idle worker stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
 
 
 @functools.cache
