@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of that is done, 0 to 1."""
+MOST_SAMPLES = 16
 PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -88,14 +89,15 @@ def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progre
 
         model = generic.build(found, samples)
     gc.collect()  # the trace is large and full of cycles
+    if recipe.static is not None:
+        from edgekit.frontend.generic import calibration
+        from edgekit.passes.static_quantize import quantize_static
+
+        progress("calibrate", 0.0)
+        return quantize_static(model, recipe.static, calibration(found, samples, recipe.static.samples))
     progress("rewrite the graph", 0.0)
     for step in pipeline(recipe):
         model = step(model).model
-    if recipe.static is not None:
-        from edgekit.frontend.samples import arrays  # noqa: F401
-        from edgekit.passes.static_quantize import quantize_static
-
-        model = quantize_static(model, recipe.static, generic.calibration(found, samples, recipe.static.samples))
     return model
 
 
@@ -149,14 +151,16 @@ def _versions() -> dict[str, str]:
 
 def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, int]]:
     """The bundle's low-bit layers by name, mapped from its file, and the activation blocks they use."""
-    from edgekit.lowbit.formats import PackedTensor
+    from edgekit.lowbit.formats import PackedTensor, block_count
 
     packed, blocks = {}, {}
     for layer in bundle.manifest.layers:
         if not layer.tensor or not layer.rows:
             continue
         data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
-        whole = PackedTensor(layer.format, (data.shape[0], layer.shape[1]), layer.block_size, data, scales)
+        if layer.format in ("int8", "int4"):  # an embedding's bytes are listed as a matrix
+            data = data.reshape(len(data), block_count(layer.shape[1], layer.block_size), -1)
+        whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
         packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])
         blocks[layer.name] = layer.activation_block_size
     return packed, blocks
@@ -169,10 +173,55 @@ def _golden(found: Source, bundle: Bundle, samples: Path | None, progress: Progr
     if bundle.manifest.decoder is not None:
         file, evaluation = _golden_text(found, bundle, samples, progress)
         return replace(bundle.manifest, vectors=(file,), evaluation=evaluation, files=())
-    from edgekit.frontend import generic
-
-    vectors = generic.golden(found, bundle, packed_weights(bundle), samples, progress)
+    vectors = _golden_samples(found, bundle, samples, progress)
     return replace(bundle.manifest, vectors=vectors, files=())
+
+
+def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progress: Progress) -> tuple[VectorInfo, ...]:
+    """One vector for each batch of real input. Where there is no PyTorch model to compress (an .onnx file, calibrated
+    quantization), the reference is the written graph run node by node without ONNX Runtime's optimizations."""
+    from safetensors.numpy import save_file
+
+    from edgekit.frontend.compressed import compressed, native_activations
+    from edgekit.frontend.generic import batches, kind
+    from edgekit.frontend.golden import module_outputs
+    from edgekit.runtime.session import Session
+
+    names = [output.name for output in bundle.manifest.outputs]
+    inputs = batches(found, samples)[:MOST_SAMPLES]
+    progress("golden vectors: original model", 0.0)
+    if found.module is None:
+        originals = [_run_original(found, feeds) for feeds in inputs]
+    else:
+        with native_activations(found.module):
+            originals = [module_outputs(found.module, feeds, names) for feeds in inputs]
+    progress("golden vectors: compressed model", 0.5)
+    if found.module is None or "static" in bundle.manifest.recipe and bundle.manifest.recipe["static"]:
+        session = Session(bundle, 1, optimize=False)
+        references = [session.run(feeds) for feeds in inputs]
+    else:
+        weights, blocks = packed_weights(bundle)
+        with compressed(found.module, weights, blocks):
+            references = [module_outputs(found.module, feeds, names) for feeds in inputs]
+    (bundle.directory / "vectors").mkdir(exist_ok=True)
+    listed = []
+    for index, (feeds, original, reference) in enumerate(zip(inputs, originals, references, strict=True)):
+        arrays = {f"input.{n}": a for n, a in feeds.items()}
+        arrays |= {f"original.{n}": a for n, a in original.items()} | {
+            f"compressed.{n}": a for n, a in reference.items()
+        }
+        file = f"vectors/sample-{index:02}.safetensors"
+        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, bundle.directory / file)
+        listed.append(VectorInfo(file, kind(found, samples)))
+    return tuple(listed)
+
+
+def _run_original(found: Source, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An .onnx file as it was given, in ONNX Runtime."""
+    from edgekit.runtime.session import onnxruntime
+
+    session = onnxruntime().InferenceSession(str(found.onnx_path), providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
 def _golden_text(

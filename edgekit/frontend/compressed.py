@@ -103,7 +103,8 @@ def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -
     out = torch.empty(flat.shape[0], packed.shape[0])
     for start in range(0, packed.shape[0], CHUNK_ROWS):
         part = packed.rows(start, min(start + CHUNK_ROWS, packed.shape[0]))
-        out[:, start : start + CHUNK_ROWS] = flat @ torch.from_numpy(FORMATS[packed.format].dequantize(part)).t()
+        rows = np.require(FORMATS[packed.format].dequantize(part), requirements="W")  # torch wants no read-only memory
+        out[:, start : start + CHUNK_ROWS] = flat @ torch.from_numpy(rows).t()
     if bias is not None:
         out += bias.detach().float()
     return out.reshape(*x.shape[:-1], packed.shape[0])

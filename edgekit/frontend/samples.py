@@ -13,7 +13,7 @@ from edgekit.errors import SourceError
 
 DATA = Path(__file__).parent / "data"
 TEXT_TOKENS = 512
-SENTENCES = 32
+SENTENCES = 128
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,13 +10,15 @@ from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
+from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe
 
 
 def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
     """The passes from a frontend's graph to the one that is written."""
     return (
-        ChooseFormats(recipe),  # first: rules see the layers as the user knows them
+        NormalizeLinear(),  # generic graphs: layers as decoders have them
+        ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time

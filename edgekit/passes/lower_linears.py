@@ -33,6 +33,8 @@ class LowerLinears(ir.passes.InPlacePass):
         if any(n.op_type == TERNARY for n in model.graph):
             function = ternary_function()
             model.functions[function.identifier()] = function
+        if nodes:
+            model.opset_imports.setdefault(MICROSOFT, 1)
         known = json.loads(model.metadata_props.get("edgekit.layers", "[]"))
         model.metadata_props["edgekit.layers"] = json.dumps(known + lowering.outcomes)
         return ir.passes.PassResult(model, modified=bool(nodes))
@@ -211,7 +213,7 @@ class _Lowering:
     def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
         bits = FORMATS[weight.format].bits
         # The head's bytes seen as a matrix: a second name for the same storage, not a Reshape that would copy it.
-        table = self._lazy(f"{weight.name}.rows", weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
+        table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
         inputs = [table, node.inputs[0], scales]
         return self._node(
             node,
@@ -241,6 +243,7 @@ class _Lowering:
         whole = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
         parts = json.loads(node.metadata_props["edgekit.parts"]) if "edgekit.parts" in node.metadata_props else whole
         block = _activation_block(node)
+        table = node.op_type == "Embedding" and weight.format in ("int8", "int4")
         rounded = {"t2": 128 if block < 0 else block, "int8": weight.block, "int4": weight.block}.get(
             weight.format, block
         )
@@ -248,10 +251,14 @@ class _Lowering:
             self.outcomes.append({
                 "name": part["name"], "format": weight.format, "block_size": weight.block,
                 "bits_per_weight": _bits_per_weight(weight), "shape": [part["rows"][1] - part["rows"][0], weight.columns],
-                "tensor": data.name, "scales": scales.name if scales is not None else "", "rows": part["rows"],
+                "tensor": _table_name(weight) if table else data.name, "scales": scales.name if scales is not None else "", "rows": part["rows"],
                 "activation_block_size": rounded if node.op_type == "Linear" else -1,
                 "reason": node.metadata_props.get("edgekit.reason", ""),
             })  # fmt: skip
+
+
+def _table_name(weight: _Weight) -> str:
+    return f"{weight.name}.rows"
 
 
 def _activation_block(node: ir.Node) -> int:

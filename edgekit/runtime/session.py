@@ -45,12 +45,14 @@ class Session:
     """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``."""
 
     def __init__(
-        self, bundle: Bundle, threads: int = 1, *, extra_outputs: Sequence[str] = (), profile: bool = False
-    ) -> None:
+        self, bundle: Bundle, threads: int = 1, *, extra_outputs: Sequence[str] = (), profile: bool = False,
+        optimize: bool = True,
+    ) -> None:  # fmt: skip
         """Loads the graph on the CPU with ``threads`` threads.
 
         ``extra_outputs`` names intermediate values to return as well (asking for them may keep ONNX Runtime from fusing
-        nodes); ``profile`` records every kernel until :meth:`profile_file` is called. Raises BundleError when ONNX
+        nodes); ``profile`` records every kernel until :meth:`profile_text` is called; ``optimize`` False runs every node as
+        it stands in the file (quantize and dequantize nodes in float). Raises BundleError when ONNX
         Runtime refuses the graph, UsageError for an impossible number of threads.
         """
         if threads < 1:
@@ -63,6 +65,8 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # its messages come as exceptions too
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if self._scratch is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")

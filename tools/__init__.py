@@ -1,0 +1,1 @@
+"""Maintainers' scripts. Not part of the package."""
