@@ -1,0 +1,223 @@
+"""Benchmarks: the protocol, the statistics, and the rules that make a row INVALID."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from edgekit.bench import bench, machine, memory
+from edgekit.bench.bench import compare, invalid_reasons, row
+from edgekit.bench.machine import Disturbance, Watch
+from edgekit.bench.protocol import Series, Worker, measure
+from edgekit.bench.statistics import percentile, ratio, spread
+from edgekit.bench.worker import repeated
+from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
+from tests.unit.tiny_bundle import decoder_bundle
+from tests.unit.tiny_models import broken_graph, linear_bundle
+
+QUIET = Disturbance(others=0.0, stolen=0.0, throttled=0)
+STEADY = [1.0, 1.01, 0.99, 1.0, 1.0]
+
+
+def test_measures_a_decoder_and_compares_two(tmp_path: Path) -> None:
+    first, second = (decoder_bundle(tmp_path / name) for name in ("a", "b"))
+    result = bench([first, second.directory], prompt_tokens=16, new_tokens=8, rounds=2)
+    assert [(r.bundle, r.phase) for r in result.rows] == [
+        (str(b.directory), phase) for b in (first, second) for phase in ("prefill", "decode")
+    ]
+    for found in result.rows:
+        assert found.kernel == "FusedMatMul×10"
+        assert 0 < found.p50_ms <= found.p90_ms <= found.p99_ms
+        assert found.tokens_per_second == pytest.approx({"prefill": 16, "decode": 1}[found.phase] * 1e3 / found.p50_ms)
+        assert found.rss_base_mb < found.rss_peak_mb
+        assert found.load_ms > 0
+        assert found.first_run_ms > 0
+    assert result.rows[1].samples == 2 * 8
+    assert [(r.phase, r.bundle, r.than) for r in result.ratios] == [
+        (phase, str(first.directory), str(second.directory)) for phase in ("prefill", "decode")
+    ]
+    assert all(r.low <= r.times_as_fast <= r.high for r in result.ratios)
+
+
+def test_measures_latency_of_other_models(tmp_path: Path) -> None:
+    result = bench([linear_bundle(tmp_path / "b", "t2")], rounds=2)
+    (found,) = result.rows
+    assert (found.phase, found.tokens_per_second) == ("latency", None)
+    assert found.kernel == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
+    assert not found.valid, "two rounds are too few"
+    assert "in 2 rounds" in found.invalid_reason
+    report = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert report["schema_version"] == 1
+    assert report["rows"][0]["p50_ms"] == found.p50_ms
+    assert "tokens_per_second" not in report["rows"][0]
+    assert report["machine"]["cores"] == machine.usable_cores()
+    assert "INVALID: " in "\n".join(result.lines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threads": (0,)}, r"threads \[0\]: give numbers from 1 to"),
+        ({"threads": (4096,)}, "the cores of this machine"),
+        ({"threads": ()}, r"threads \[\]"),
+        ({"rounds": 0}, "rounds 0: each must be at least 1"),
+        ({"bundles": ()}, "bundles: none given"),
+        ({"prompt_tokens": 60}, r"60 \+ 64 tokens; the context holds 64"),
+    ],
+)
+def test_calls_that_cannot_be_measured(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench(**{"bundles": [decoder_bundle(tmp_path / "b")], **changes})
+
+
+def test_only_this_machine_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="this edgekit measures on 'local' only"):
+        bench([linear_bundle(tmp_path / "b")], targets=["adb:X"])
+
+
+def test_a_workers_error_is_the_callers(tmp_path: Path) -> None:
+    bundle = linear_bundle(tmp_path / "b")
+    broken_graph(bundle.directory)
+    with pytest.raises(BundleError, match=r"ONNX Runtime .* refuses it"):
+        bench([bundle.directory])
+
+
+def test_a_worker_that_dies_is_named() -> None:
+    ended = Worker("x", [sys.executable, "-c", "raise SystemExit(3)"])
+    died = r"x: the measuring process died at 'load' \(exit code 3"
+    with ended as worker, pytest.raises(RuntimeUnavailable, match=died):
+        worker.ask("load")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_worker_that_was_killed_is_named() -> None:
+    killed = Worker("x", [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+    with killed as worker, pytest.raises(RuntimeUnavailable, match=r"SIGKILL; out of memory\?"):
+        worker.ask("load")
+
+
+SCRIPTED = """
+import json, sys
+name, order = sys.argv[1], open(sys.argv[2], "a")
+memory = {"peak": 3.0, "private": 2.0, "file": 1.0}
+for line in sys.stdin:
+    what = json.loads(line)["do"]
+    order.write(f"{name}:{what} "); order.flush()
+    answer = {"ms": 5.0, "before": memory, "after": memory}
+    if what == "round": answer = {"times": {"latency": [2.0, 2.0] if name == "a" else [3.0, 3.0]}}
+    if what == "finish": answer = {"memory": memory, "kernel": name}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_rounds_take_turns_and_reverse(tmp_path: Path) -> None:
+    log = tmp_path / "order"
+    commands = {name: [sys.executable, "-c", SCRIPTED, name, str(log)] for name in "ab"}
+    with Worker("a", commands["a"]) as a, Worker("b", commands["b"]) as b:
+        series, disturbance = measure([a, b], 3, lambda what, share: None)
+    order = log.read_text(encoding="utf-8").split()
+    assert order[:4] == ["a:load", "a:first", "b:load", "b:first"]
+    assert order[4:8] == ["a:round"] * 2 + ["b:round"] * 2, "warm-up ends when a round is like the one before"
+    assert order[8:14] == ["a:round", "b:round", "b:round", "a:round", "a:round", "b:round"]
+    assert disturbance.others >= 0
+    assert (series[0].base_mb, series[0].peak_mb, series[1].kernel) == (3.0, 3.0, "b")
+    (found,) = compare(series, 1)
+    assert (found.bundle, found.times_as_fast, found.low, found.high) == ("a", 1.5, 1.5, 1.5)
+
+
+def test_the_worker_keeps_stray_output_out_of_its_answers() -> None:
+    script = (
+        "import os\nfrom edgekit.bench.worker import serve\n"
+        "class Noisy:\n    def load(self): print('noise'); os.write(1, b'more noise\\n')\n"
+        "serve(lambda: Noisy())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], input='{"do": "load"}\n', capture_output=True, text=True, check=True
+    )
+    assert "noise" not in run.stdout
+    assert set(json.loads(run.stdout)) == {"ms", "before", "after"}
+
+
+def test_what_makes_a_row_invalid() -> None:
+    assert invalid_reasons(STEADY, 50, 1, QUIET) == []
+    assert invalid_reasons(STEADY[:4], 50, 1, QUIET)[0].startswith("50 samples in 4 rounds")
+    assert invalid_reasons(STEADY, 9, 1, QUIET)[0].startswith("9 samples in 5 rounds")
+    assert invalid_reasons([1.0, 2.0, 1.0, 2.0, 1.0], 50, 1, QUIET)[0].startswith("rounds differ by 100%")
+    cores = os.cpu_count() or 1
+    assert invalid_reasons(STEADY, 50, cores, Disturbance(0.3, 0, 0))[0].startswith("other processes kept 0.30 cores")
+    assert invalid_reasons(STEADY, 50, cores, Disturbance(0.2, 0, 0)) == []
+    assert invalid_reasons(STEADY, 50, 1, Disturbance(0, 0.05, 0)) == ["the hypervisor took 5% of the machine away"]
+    assert invalid_reasons(STEADY, 50, 1, Disturbance(0, 0, 2)) == ["the processor was throttled (2 events)"]
+
+
+def test_one_odd_round_does_not_spoil_the_others() -> None:
+    assert spread([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0]) == 0.0
+    assert spread([1.0, 1.0, 1.2, 1.2]) == pytest.approx(0.2 / 1.1)
+
+
+def test_rows_come_from_medians() -> None:
+    series = Series("x", 1.0, 2.0, 3.0)
+    for times in ([4.0, 4.0, 100.0], [2.0, 4.0, 4.0]):
+        series.add({"prefill": times})
+    found = row(series, "prefill", 1, 128, QUIET)
+    assert found.p50_ms == 4.0
+    assert found.tokens_per_second == 128 / 4.0 * 1e3
+    assert found.p99_ms > found.p90_ms
+
+
+def test_ratios_and_their_intervals() -> None:
+    random = np.random.default_rng(0)
+    drift = np.exp(random.normal(size=30) * 0.5)  # disturbs both of a round alike
+    found = ratio((2.0 * drift * np.exp(random.normal(size=30) * 0.01)).tolist(), drift.tolist())
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(2.0, rel=0.01)
+    assert found.high / found.low < 1.03
+    assert percentile([1, 2, 3, 4, 5], 0.5) == 3
+
+
+def test_repetitions_are_bounded_and_prepared() -> None:
+    prepared: list[int] = []
+    times = repeated(lambda: time.sleep(0.05), lambda: prepared.append(1))
+    assert 2 <= len(times) == len(prepared) <= 8
+    assert min(times) >= 45
+    assert len(repeated(lambda: None)) == 200
+
+
+def test_the_watch_sees_other_processes() -> None:
+    spin = "import time\nend = time.time() + 1.2\nwhile time.time() < end: pass"
+    watch = Watch([])
+    own = Watch([])
+    other = subprocess.Popen([sys.executable, "-c", spin])
+    counted = Watch([other.pid])
+    time.sleep(0.8)
+    assert watch.disturbance().others > 0.15
+    assert counted.disturbance().others < own.disturbance().others - 0.15
+    other.wait()
+
+
+def test_machine_and_memory_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "STATUS", Path("missing"))
+    monkeypatch.setattr(machine, "CPU", Path("missing"))
+    monkeypatch.delattr(psutil, "sensors_battery", raising=False)
+    found = memory.now()
+    assert found.peak > 10
+    assert (found.private, found.file) == (None, None)
+    assert machine.describe().governor == ""
+    assert machine.describe().on_battery is None
+
+
+def test_memory_is_split_on_linux() -> None:
+    if not memory.STATUS.exists():
+        pytest.skip("needs /proc")
+    found = memory.now()
+    assert found.private is not None
+    assert found.file is not None
+    assert found.peak >= found.private

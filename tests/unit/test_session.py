@@ -1,0 +1,86 @@
+"""Sessions: extra outputs, errors on one line, telemetry off, and the kernels that really ran."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
+from edgekit.runtime import session as session_module
+from edgekit.runtime.kernels import describe, kernels
+from edgekit.runtime.replay import feeds
+from edgekit.runtime.session import Session, onnxruntime
+from tests.unit.tiny_bundle import decoder_bundle
+from tests.unit.tiny_models import broken_graph, linear_bundle
+
+
+def test_runs_and_returns_values_between_nodes(tmp_path: Path) -> None:
+    bundle = linear_bundle(tmp_path / "b")
+    session = Session(bundle, extra_outputs=["tap"])
+    assert session.outputs == ["y", "tap"]
+    _, vector = bundle.vectors()[0]
+    found = session.run(feeds(vector))
+    np.testing.assert_allclose(found["tap"], vector["tap.linear"], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found["y"], 2 * found["tap"])
+    assert list(session.run(feeds(vector), ["tap"])) == ["tap"]
+
+
+def test_onnxruntimes_errors_come_on_one_line(tmp_path: Path) -> None:
+    session = Session(linear_bundle(tmp_path / "b"))
+    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime stopped: .*Got invalid dimensions") as caught:
+        session.run({"x": np.zeros((1, 3), np.float32)})
+    assert "\n" not in str(caught.value)
+    directory = session.bundle.directory
+    broken_graph(directory)
+    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime .* refuses it: .*Mus"):
+        Session(Bundle.open(directory))
+
+
+def test_threads_must_make_sense(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="threads: 0 is less than 1"):
+        Session(linear_bundle(tmp_path / "b"), threads=0)
+
+
+@pytest.mark.parametrize(
+    ("format_name", "expected"),
+    [
+        ("fp32", "FusedMatMul×1"),
+        ("int4", "MatMulNBits(bits=4,block=128,acc=4)×1"),
+        ("int8", "MatMulNBits(bits=8,block=128,acc=4)×1"),
+        ("t2", "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"),
+    ],
+)
+def test_says_which_kernel_ran(tmp_path: Path, format_name: str, expected: str) -> None:
+    assert describe(kernels(linear_bundle(tmp_path / "b", format_name))) == expected
+
+
+def test_says_which_kernels_a_decoder_ran(tmp_path: Path) -> None:
+    assert describe(kernels(decoder_bundle(tmp_path / "b"))) == "FusedMatMul×10"
+
+
+def test_telemetry_is_off_before_onnxruntime_loads() -> None:
+    script = (
+        "import os, sys; from edgekit.runtime.session import onnxruntime; "
+        "assert 'onnxruntime' not in sys.modules; onnxruntime(); "
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], 'torch' in sys.modules)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["1", "False"]
+
+
+def test_an_old_or_missing_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime.cache_clear()
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(__version__="1.27.3"))
+    with pytest.raises(RuntimeUnavailable, match=r"onnxruntime 1.27.3 is installed, bundles need 1.28 or newer"):
+        session_module.onnxruntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeUnavailable, match="onnxruntime cannot be imported"):
+        session_module.onnxruntime()

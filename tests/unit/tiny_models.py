@@ -1,0 +1,73 @@
+"""Hand-made bundles that are no decoders: one linear layer in each of the forms that a bundle may hold it in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.bundle import Bundle, Layer, VectorInfo
+from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.functions import ternary_function
+from tests.unit.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
+
+SIZE = 256
+DIMS: list[int | str] = ["batch", SIZE]
+
+
+def weight() -> np.ndarray:
+    """A ternary matrix float32 [256, 256], which every format can hold."""
+    return (np.random.default_rng(3).integers(-1, 2, (SIZE, SIZE)) * 0.5).astype(np.float32)
+
+
+def linear_bundle(
+    path: Path,
+    format_name: str = "fp32",
+    task: str = "generic",
+    rows: int = 4,
+    kind: str = "sample",
+    shift: float = 0.0,
+) -> Bundle:
+    """Output ``y`` = x W^T; its golden answers are exact, plus ``shift``."""
+    g = GraphWriter()
+    x = g.input("x", FLOAT, DIMS)
+    packed = FORMATS[format_name].quantize(weight(), 128)
+    data = g.constant("w", packed.data)
+    functions = []
+    if format_name == "fp32":
+        (y,) = g.op("MatMul", x, g.op("Transpose", data, perm=[1, 0])[0])
+    elif format_name == "t2":
+        scales = g.constant("scales", packed.scales)
+        settings = {"K": SIZE, "N": SIZE, "activation_block_size": 0}
+        (y,) = g.op("TernaryMatMul", x, data, scales, domain="ai.edgekit", **settings)
+        functions = [ternary_function()]
+    else:
+        bits = {"int4": 4, "int8": 8}[format_name]
+        scales = g.constant("scales", packed.scales)
+        settings = {"K": SIZE, "N": SIZE, "bits": bits, "block_size": 128, "accuracy_level": 4}
+        (y,) = g.op("MatMulNBits", x, data, scales, domain=MICROSOFT, **settings)
+    (tap,) = g.op("Identity", y, name="tap")
+    (z,) = g.op("Mul", tap, g.constant("two", np.full(1, 2.0, np.float32)))
+    model = g.model({"y": (z, DIMS)}, functions=functions)
+    random, vectors = np.random.default_rng(5), {}
+    for index in range(2):
+        inputs = random.normal(size=(rows, SIZE)).astype(np.float32)
+        exact = (inputs @ weight().T).astype(np.float32)
+        answers = {f"{who}.y": 2 * exact + np.float32(shift) for who in ("original", "compressed")}
+        vectors[f"vectors/sample-{index}.safetensors"] = {"input.x": inputs, "tap.linear": exact, **answers}
+    found = manifest(
+        model, task, recipe(cosine=0.999), layers=(Layer("linear", format_name, 128, 8.0, (SIZE, SIZE)),),
+        taps={"linear": "tap"}, vectors=tuple(VectorInfo(name, kind) for name in vectors),
+    )  # fmt: skip
+    return write_bundle(path, model, found, vectors)
+
+
+def broken_graph(directory: Path) -> None:
+    """Replaces a bundle's graph by one that ONNX Runtime refuses, keeping its size."""
+    path = directory / "model.onnx"
+    model = ir.load(path)
+    next(n for n in model.graph if n.op_type == "Mul").op_type = "Mus"
+    size = path.stat().st_size
+    ir.save(model, path)
+    assert path.stat().st_size == size
