@@ -36,7 +36,7 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
-    _tensors: dict[str, Stored] = field(default_factory=dict, repr=False)
+    _tensors: dict[str, Stored | np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def open(path: Path | str) -> Bundle:
@@ -97,12 +97,14 @@ class Bundle:
         return found
 
     def tensor(self, name: str) -> np.ndarray:
-        """An initializer by name, mapped from the data file. Raises BundleError when there is none."""
+        """An initializer by name, mapped from the data file (small ones are in the graph itself). Raises BundleError when there is none."""
         if name not in self._tensors:
             raise BundleError(
-                f"{self.graph_path}: no external initializer {name!r}; the manifest and the graph do not belong together"
+                f"{self.graph_path}: no initializer {name!r}; the manifest and the graph do not belong together"
             )
         stored = self._tensors[name]
+        if isinstance(stored, np.ndarray):
+            return stored
         if 0 in stored.shape:
             return np.empty(stored.shape, stored.dtype)
         return np.memmap(self.directory / stored.file, stored.dtype, "r", stored.offset, stored.shape)
@@ -155,8 +157,8 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
         raise BundleError(f"{where}: {GRAPH} is not among the listed files")
 
 
-def _stored_tensors(directory: Path, manifest: Manifest) -> dict[str, Stored]:
-    """The graph's external tensors, each proved to lie inside a listed file."""
+def _stored_tensors(directory: Path, manifest: Manifest) -> dict[str, Stored | np.ndarray]:
+    """The graph's initializers: small ones themselves, of external ones the place, proved to lie inside a listed file."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -168,10 +170,18 @@ def _stored_tensors(directory: Path, manifest: Manifest) -> dict[str, Stored]:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, RuntimeError):
         raise BundleError(f"{path}: not a readable ONNX file; export or download the bundle again") from None
-    found: dict[str, Stored] = {}
+    found: dict[str, Stored | np.ndarray] = {}
     for tensor in _all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             found[tensor.name] = _stored(tensor, sizes, f"{path}: tensor {tensor.name!r}")
+    for tensor in model.graph.initializer:
+        if tensor.name not in found:
+            try:
+                found[tensor.name] = onnx.numpy_helper.to_array(tensor)
+            except (ValueError, TypeError):
+                raise BundleError(
+                    f"{path}: tensor {tensor.name!r} does not hold what its shape says; the file is damaged"
+                ) from None
     return found
 
 

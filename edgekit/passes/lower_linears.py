@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +101,7 @@ class _Lowering:
         self.outcomes: list[dict[str, Any]] = []
         self._weights: dict[int, tuple[_Weight, ir.Value, ir.Value | None]] = {}
         self._rounded: dict[tuple[int, int], ir.Value] = {}
+        self._count = itertools.count()
 
     def lower(self, node: ir.Node) -> None:
         weight, data, scales = self._weight(node)
@@ -152,8 +154,9 @@ class _Lowering:
     ) -> ir.Value:
         attrs = [ir.AttrInt64(name, value) for name, value in attributes.items()]
         layer = before.metadata_props["edgekit.layer"]
-        node = ir.Node(domain, op, inputs, attrs, num_outputs=1, name=f"node:{layer}.{op}.{len(self.outcomes)}")
-        node.outputs[0].name = f"{layer}.{op}.{len(self.outcomes)}"
+        unique = f"{layer}.{op}.{next(self._count)}"
+        node = ir.Node(domain, op, inputs, attrs, num_outputs=1, name=f"node:{unique}")
+        node.outputs[0].name = unique
         node.outputs[0].type = ir.TensorType(FLOAT)
         self.graph.insert_before(before, node)
         return node.outputs[0]
