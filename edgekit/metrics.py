@@ -165,13 +165,25 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def neighbour_agreement(reference: np.ndarray, found: np.ndarray) -> float:
-    """The share of rows of two sets of embeddings float [n, D], n > 2, whose nearest other row (cosine) is the same."""
-    return float((_nearest(reference) == _nearest(found)).mean())
+def neighbour_distance(reference: np.ndarray, found: np.ndarray, margin: float = 0.0) -> dict[str, float]:
+    """``top1``, ``flips`` and ``widest_flip`` of two sets of embeddings float [n, D], n > 2.
+
+    A row flips when its nearest other row (by cosine) is another one; it counts where the reference's nearest led the
+    next by more than ``margin`` (of cosine). ``widest_flip`` is the largest such lead.
+    """
+    alike = _similarity(reference)
+    ordered = np.sort(alike, axis=-1)
+    lead = ordered[:, -1] - ordered[:, -2]
+    changed = alike.argmax(-1) != _similarity(found).argmax(-1)
+    return {
+        "top1": 1.0 - float((changed & (lead > margin)).mean()),
+        "flips": float(changed.sum()),
+        "widest_flip": float(lead[changed].max(initial=0.0)),
+    }
 
 
-def _nearest(rows: np.ndarray) -> np.ndarray:
+def _similarity(rows: np.ndarray) -> np.ndarray:
     unit = rows.astype(np.float64) / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-    alike = unit @ unit.T
-    np.fill_diagonal(alike, -np.inf)
-    return np.asarray(alike.argmax(-1))
+    alike: np.ndarray = unit @ unit.T
+    np.fill_diagonal(alike, -np.inf)  # no row is its own neighbour
+    return alike

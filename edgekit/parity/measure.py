@@ -12,7 +12,7 @@ from edgekit.errors import BundleError
 from edgekit.metrics import (
     Arrays,
     class_distance,
-    neighbour_agreement,
+    neighbour_distance,
     perplexity,
     prediction_distance,
     tensor_distance,
@@ -130,7 +130,7 @@ def _task_metrics(
         if name is not None:
             theirs, ours = _embeddings(vectors, expected, name), _embeddings(vectors, answers, name)
             # One of two neighbours is always right.
-            return {"top1": neighbour_agreement(theirs, ours)} if len(ours) > 2 else {}
+            return neighbour_distance(theirs, ours, margin) if len(ours) > 2 else {}
     return {}
 
 

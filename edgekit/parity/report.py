@@ -107,6 +107,8 @@ class Report:
             yield from _text(self.text)
         if self.layers:
             yield from _layers(self.layers)
+        elif not self.parity.passed:
+            yield "  which layer it is cannot be said: the golden vectors hold no layer's output"
         if self.verdict == "SMOKE":
             yield "only random input was compared; export again with --samples for a verdict that means something"
         yield f"verdict: {self.verdict}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgekit.metrics import (
     class_distance,
     judge,
-    neighbour_agreement,
+    neighbour_distance,
     perplexity,
     prediction_distance,
     summarize,
@@ -117,10 +117,13 @@ def test_equal_predictions_have_no_distance(shift: float, scale: float) -> None:
 
 def test_neighbours() -> None:
     rows = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
-    assert neighbour_agreement(rows, rows * 3) == 1.0
+    assert neighbour_distance(rows, rows * 3) == {"top1": 1.0, "flips": 0.0, "widest_flip": 0.0}
     # The second row now lies with the last two: it has another neighbour, and has become the last row's.
     moved = np.array([[1.0, 0.0], [0.1, 0.8], [0.0, 1.0], [0.1, 0.9]])
-    assert neighbour_agreement(rows, moved) == 0.5
+    found = neighbour_distance(rows, moved)
+    assert (found["top1"], found["flips"]) == (0.5, 2.0)
+    assert found["widest_flip"] == pytest.approx(0.774, abs=1e-3)
+    assert neighbour_distance(rows, moved, margin=0.9)["top1"] == 1.0
 
 
 def test_perplexity_of_a_uniform_guess() -> None:
