@@ -103,6 +103,6 @@ class BenchResult:
                 yield f"{'':<{width}}  INVALID: {row.invalid_reason}"
         for ratio in self.ratios:
             yield (
-                f"{ratio.phase}, {ratio.threads} thread{'s' if ratio.threads > 1 else ''}: {ratio.bundle} is {ratio.times_as_fast:.3f} "
-                f"({ratio.low:.3f} to {ratio.high:.3f}) times as fast as {ratio.than}"
+                f"{ratio.phase}, {ratio.threads} thread{'s' if ratio.threads > 1 else ''}: "
+                f"{ratio.bundle} is {ratio.times_as_fast:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) times as fast as {ratio.than}"
             )

@@ -45,15 +45,22 @@ class Session:
     """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``."""
 
     def __init__(
-        self, bundle: Bundle, threads: int = 1, *, extra_outputs: Sequence[str] = (), profile: bool = False,
+        self,
+        bundle: Bundle,
+        threads: int = 1,
+        *,
+        extra_outputs: Sequence[str] = (),
+        profile: bool = False,
         optimize: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Loads the graph on the CPU with ``threads`` threads.
 
-        ``extra_outputs`` names intermediate values to return as well (asking for them may keep ONNX Runtime from fusing
-        nodes); ``profile`` records every kernel until :meth:`profile_text` is called; ``optimize`` False runs every node as
-        it stands in the file (quantize and dequantize nodes in float). Raises BundleError when ONNX
-        Runtime refuses the graph, UsageError for an impossible number of threads.
+        Args:
+            extra_outputs: intermediate values to return as well; asking may keep ONNX Runtime from fusing nodes.
+            profile: record every kernel until :meth:`profile_text` is called.
+            optimize: False runs every node as it stands in the file (between quantize and dequantize: in float).
+
+        Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads.
         """
         if threads < 1:
             raise UsageError(f"threads: {threads} is less than 1; give the number of cores to use")
