@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from edgekit.schema import build
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
+LARGEST = {"kv_heads": 4096, "head_dim": 65_536, "vocab_size": 1 << 27, "max_length": 1 << 27}
 TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 
 
@@ -107,7 +109,7 @@ class Manifest:
     def from_json(text: str, where: str) -> Manifest:
         """Parses manifest.json strictly. Raises BundleError naming the key."""
         try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise BundleError(
                 f"{where}: not valid JSON ({str(error)[:120]}); export or download the bundle again"
@@ -117,12 +119,28 @@ class Manifest:
             raise BundleError(f"{where}: no schema_version; this is not an edgekit bundle, or a damaged one")
         if version > SCHEMA_VERSION:
             raise BundleError(
-                f"{where}: schema_version {version}, this edgekit reads up to {SCHEMA_VERSION}; the bundle was written by a newer edgekit, update edgekit"
+                f"{where}: schema_version {version}, this edgekit reads up to {SCHEMA_VERSION}; "
+                "the bundle was written by a newer edgekit: pip install --upgrade edgekit"
             )
         manifest = cast(Manifest, build(Manifest, data, f"{where}: manifest", BundleError))
         if manifest.task not in TASKS:
-            raise BundleError(f"{where}: manifest.task: '{manifest.task}' is not one of {', '.join(TASKS)}")
+            raise BundleError(f"{where}: manifest.task: {manifest.task[:60]!r} is not one of {', '.join(TASKS)}")
+        if manifest.decoder is not None:
+            _check_decoder(manifest.decoder, f"{where}: manifest.decoder")
         return manifest
+
+
+def _check_decoder(info: DecoderInfo, where: str) -> None:
+    """Buffers are allocated by these numbers."""
+    if len(info.kv_heads) != info.layers or len(info.head_dim) != info.layers:
+        raise BundleError(
+            f"{where}: {info.layers} layers, but {len(info.kv_heads)} kv_heads and {len(info.head_dim)} head_dim"
+        )
+    for name in ("kv_heads", "head_dim", "vocab_size", "max_length"):
+        value = getattr(info, name)
+        for size in value if isinstance(value, tuple) else (value,):
+            if not 1 <= size <= LARGEST[name]:
+                raise BundleError(f"{where}.{name}: {size} is not between 1 and {LARGEST[name]:,}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,6 +148,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _no_constants(name: str) -> Any:

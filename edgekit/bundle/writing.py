@@ -1,171 +1,155 @@
-"""Writes a bundle: into a temporary sibling directory, renamed when it is whole."""
+"""A bundle in the making: in a temporary sibling directory, renamed when it is whole."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
-import onnx_ir as ir
 import psutil
 
+from edgekit.bundle.graph import no_room
 from edgekit.bundle.manifest import NAME, FileInfo, Manifest
-from edgekit.bundle.reading import GRAPH, Bundle
-from edgekit.errors import CheckFailed, UsageError
+from edgekit.bundle.reading import Bundle, sha256
+from edgekit.errors import UsageError
 
-DATA = "model.onnx.data"
-PAGE = 4096
-"""External data starts at multiples of this, so that a reader can map each tensor by itself."""
-SMALLEST_EXTERNAL = 1024
-STORAGE = "edgekit.storage"
-RESERVE = 64 << 20
-"""Bytes that must stay free on the disk beside the weights: graph, vectors, tokenizer."""
-
-Progress = Callable[[str, float], None]
-
-
-def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda what, share: None) -> None:
-    """Writes ``model.onnx`` and ``model.onnx.data``, one tensor at a time.
-
-    Tensors whose ``meta["edgekit.storage"]`` is equal are the same bytes and written once. Initializers afterwards refer
-    to the file. Raises CheckFailed when the disk has no room.
-    """
-    large = [
-        v
-        for v in model.graph.initializers.values()
-        if v.const_value is not None and v.const_value.nbytes >= SMALLEST_EXTERNAL
-    ]
-    sizes = {_key(v.const_value): v.const_value.nbytes for v in large if v.const_value is not None}
-    total = sum(sizes.values())
-    free = shutil.disk_usage(directory).free
-    if free < total + RESERVE:
-        raise CheckFailed(
-            f"{directory.parent}: {total + RESERVE:,} bytes needed for the bundle, {free:,} free; make room or give another -o"
-        )
-    written: dict[object, tuple[int, int]] = {}
-    done = 0
-    with _no_room(directory), (directory / DATA).open("wb") as file:
-        for value in large:
-            tensor = value.const_value
-            assert tensor is not None
-            key = _key(tensor)
-            if key not in written:
-                offset = -(-file.tell() // PAGE) * PAGE
-                file.seek(offset)
-                file.write(memoryview(tensor.numpy()).cast("B") if tensor.nbytes else b"")
-                written[key] = offset, file.tell() - offset
-                done += tensor.nbytes
-                progress(f"write {value.name}", done / total)
-            value.const_value = _external(tensor, *written[key], directory)
-        file.flush()
-        ir.save(model, directory / GRAPH)
-
-
-def _key(tensor: ir.TensorProtocol | None) -> object:
-    meta = getattr(tensor, "meta", {})
-    return meta.get(STORAGE, id(tensor))
-
-
-def _external(tensor: ir.TensorProtocol, offset: int, length: int, directory: Path) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        DATA, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name or "", base_dir=directory
-    )
-
-
-@contextlib.contextmanager
-def _no_room(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise CheckFailed(
-                f"{directory.parent}: {error.strerror} while writing the bundle; make room or give another -o"
-            ) from error
-        raise
+STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that end the process without Python unwinding; not every system has all."""
 
 
 class BundleWriter:
-    """A bundle in the making: ``with BundleWriter(path) as writer: ...; return writer.commit(manifest)``.
+    """``with BundleWriter(path) as writer: ...; return writer.commit(manifest)``.
 
     Until ``commit`` everything is in ``directory``, a hidden sibling of the target that disappears on any exception,
-    on Ctrl-C and on SIGTERM. What a killed process left behind is removed by the next export to the same place.
-    Raises UsageError when the target exists (``force`` replaces a bundle, never another kind of directory).
+    on Ctrl-C and on SIGTERM. What a killed process left behind is put right by the next export to the same place.
+    Raises UsageError when the target cannot be made, or exists (``force`` replaces a bundle, never anything else).
     """
 
     def __init__(self, target: Path, force: bool = False) -> None:
-        self.target = Path(os.path.abspath(target))
+        self.target = Path(os.path.realpath(target))  # a link stays, what it points to is written
         self.force = force
-        self.directory = self.target.parent / f".{self.target.name}.partial-{os.getpid()}-{threading.get_ident()}"
-        self._previous: object = None
+        owner = f"{os.getpid()}-{threading.get_ident()}"
+        self.directory = self.target.parent / f".{self.target.name}.partial-{owner}"
+        self._old = self.target.parent / f".{self.target.name}.old-{owner}"
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> BundleWriter:
-        self._check_target()
-        try:
+        with self._writable():
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            for left in self.target.parent.glob(f".{self.target.name}.partial-*"):
-                owner = left.name.rpartition("partial-")[2].partition("-")[0]
-                if left == self.directory or (owner.isdigit() and not psutil.pid_exists(int(owner))):
-                    shutil.rmtree(left, ignore_errors=True)
+            self._tidy()
+            self._check_target()
             self.directory.mkdir()
-        except OSError as error:
-            raise UsageError(
-                f"{self.target}: cannot be made ({error.strerror}); give -o a place that can be written"
-            ) from error
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, _interrupt)
+            numbers = [getattr(signal, name) for name in STOPPED_BY if hasattr(signal, name)]
+            heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
+            self._handlers = {number: signal.signal(number, _interrupt) for number in heard}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)  # type: ignore[arg-type]
         shutil.rmtree(self.directory, ignore_errors=True)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def draft(self, manifest: Manifest) -> Bundle:
+        """The bundle as it stands in the temporary directory, to be run before it is committed; hashes are left out."""
+        with no_room(self.directory):
+            self._write_manifest(manifest, hashes=False)
+        return Bundle.open(self.directory)
+
+    def commit(self, manifest: Manifest) -> Bundle:
+        """Adds sizes and sha256 of every file, writes the manifest, moves the directory into place and opens it.
+
+        Raises UsageError when the target was made by someone else meanwhile or cannot be replaced.
+        """
+        with no_room(self.directory):
+            self._write_manifest(manifest, hashes=True)
+            for path in self._files():
+                _sync(path)
+        with self._writable():
+            self._check_target()
+            self._move()
+        return Bundle.open(self.target)
+
+    def _files(self) -> list[Path]:
+        return sorted(p for p in self.directory.rglob("*") if p.is_file())
+
+    def _write_manifest(self, manifest: Manifest, hashes: bool) -> None:
+        files = tuple(
+            FileInfo(p.relative_to(self.directory).as_posix(), p.stat().st_size, sha256(p) if hashes else "")
+            for p in self._files()
+            if p != self.directory / NAME
+        )
+        (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+
+    def _move(self) -> None:
+        if self.target.exists():
+            self.target.rename(self._old)
+        try:
+            self.directory.rename(self.target)
+        except BaseException:
+            if self._old.exists() and not self.target.exists():
+                self._old.rename(self.target)
+            raise
+        shutil.rmtree(self._old, ignore_errors=True)
+        _sync(self.target.parent)
+
+    def _tidy(self) -> None:
+        """Removes what exports that were killed left behind; a bundle they had moved aside is moved back."""
+        left = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-(\d+)-\d+")
+        for path in list(self.target.parent.iterdir()):
+            found = left.fullmatch(path.name)
+            if found is None or psutil.pid_exists(int(found[2])):
+                continue
+            if found[1] == "old" and not self.target.exists():
+                path.rename(self.target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _check_target(self) -> None:
         if not self.target.exists():
             return
         if not self.target.is_dir():
             raise UsageError(f"{self.target}: is a file; -o names a directory")
-        if not any(self.target.iterdir()):
+        present = {p.relative_to(self.target).as_posix() for p in self.target.rglob("*") if not p.is_dir()}
+        if not present:
             return
-        if not (self.target / NAME).is_file():
+        foreign = sorted(present - _listed(self.target))
+        if foreign:
             raise UsageError(
-                f"{self.target}: holds files that are no bundle; give -o another directory (nothing was changed)"
+                f"{self.target}: holds {foreign[0]}, which is no part of a bundle; "
+                "give -o another directory (nothing was changed)"
             )
         if not self.force:
             raise UsageError(f"{self.target}: a bundle is there already; --force replaces it")
 
-    def draft(self, manifest: Manifest) -> Bundle:
-        """The bundle as it stands in the temporary directory, to be run before it is committed; hashes are left out."""
-        paths = sorted(p for p in self.directory.rglob("*") if p.is_file() and p.name != NAME)
-        files = tuple(FileInfo(p.relative_to(self.directory).as_posix(), p.stat().st_size, "") for p in paths)
-        (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
-        return Bundle.open(self.directory)
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                f"{self.target}: cannot be made ({error.strerror}); give -o a place that can be written"
+            ) from error
 
-    def commit(self, manifest: Manifest) -> Bundle:
-        """Adds sizes and sha256 of every file, writes the manifest, moves the directory into place and opens it."""
-        with _no_room(self.directory):
-            paths = sorted(p for p in self.directory.rglob("*") if p.is_file() and p.name != NAME)
-            files = tuple(
-                FileInfo(p.relative_to(self.directory).as_posix(), p.stat().st_size, sha256(p)) for p in paths
-            )
-            (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
-            for path in [*paths, self.directory / NAME]:
-                _sync(path)
-        old = self.directory.with_name(self.directory.name.replace("partial", "old"))
-        if self.target.exists():
-            self.target.rename(old)
-        self.directory.rename(self.target)
-        shutil.rmtree(old, ignore_errors=True)
-        return Bundle.open(self.target)
+
+def _listed(directory: Path) -> set[str]:
+    """The files that a bundle's manifest lists, of whatever version; none when it is no bundle."""
+    try:
+        manifest = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        return {NAME, *(info["path"] for info in manifest["files"])} if "schema_version" in manifest else set()
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -173,20 +157,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file.read)
-        )
-
-
-def _sha256(read: Callable[[int], bytes]) -> str:
-    digest = hashlib.sha256()
-    while piece := read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
+    """Asks the system to put a file or directory on the disk; directories cannot be synced on Windows."""
+    try:
+        handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        return
+    finally:
+        os.close(handle)

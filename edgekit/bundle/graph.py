@@ -1,0 +1,111 @@
+"""Writes the graph and its weights, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.bundle.reading import DATA, GRAPH
+from edgekit.errors import CheckFailed
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PAGE = 4096
+"""External data starts at multiples of this, so that a reader can map each tensor by itself."""
+SMALLEST_EXTERNAL = 1024
+STORAGE = "edgekit.storage"
+"""Key in a tensor's ``meta``: tensors with equal values there are the same bytes, perhaps in another shape."""
+RESERVE = 64 << 20
+"""Bytes that must stay free on the disk beside the weights: graph, vectors, tokenizer."""
+
+Progress = Callable[[str, float], None]
+
+
+def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda what, share: None) -> None:
+    """Writes ``model.onnx`` and ``model.onnx.data`` into ``directory``; initializers then refer to the file.
+
+    Initializers of 1 KiB and more, also of subgraphs, go to the data file at page-aligned offsets. A tensor is read
+    once, written and dropped. Initializers that share a tensor object, or whose tensors' ``meta["edgekit.storage"]``
+    are equal, are written once. Raises CheckFailed when the disk has no room.
+    """
+    import onnx_ir as ir
+
+    values = _external_values(model)
+    sizes = {_key(tensor): -(-tensor.nbytes // PAGE) * PAGE for _, tensor in values}
+    total = sum(sizes.values())
+    check_room(directory, total + RESERVE)
+    written: dict[object, tuple[int, int]] = {}
+    with no_room(directory), (directory / DATA).open("wb") as file:
+        for value, tensor in values:
+            key = _key(tensor)
+            if key not in written:
+                written[key] = _append(tensor, file)
+                progress(f"write {value.name}", file.tell() / total)
+            offset, length = written[key]
+            shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
+            value.const_value = ir.ExternalTensor(
+                DATA, offset, length, tensor.dtype, shape=shape, name=value.name or "", base_dir=directory
+            )
+        file.flush()
+        ir.save(model, directory / GRAPH)
+
+
+def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    import onnx_ir as ir
+
+    found = []
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALLEST_EXTERNAL:
+                continue
+            found.append((value, tensor))
+    return found
+
+
+def _key(tensor: ir.TensorProtocol) -> object:
+    return getattr(tensor, "meta", {}).get(STORAGE, id(tensor))
+
+
+def _append(tensor: ir.TensorProtocol, file: IO[bytes]) -> tuple[int, int]:
+    """Writes a tensor's bytes at the next page; returns their offset and length."""
+    offset = -(-file.tell() // PAGE) * PAGE
+    file.seek(offset)
+    # What numpy holds goes to the file as it is; only elements of less than a byte are packed first.
+    if tensor.dtype.bitwidth < 8:
+        file.write(tensor.tobytes())
+    else:
+        file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+    length = file.tell() - offset
+    if length != tensor.nbytes:
+        raise ValueError(f"{tensor.name}: {length} bytes came, {tensor.nbytes} are its shape's")
+    return offset, length
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Raises CheckFailed when the disk of ``directory`` has less than ``needed`` bytes free."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise CheckFailed(
+            f"{directory.parent}: {needed:,} bytes needed for the bundle, {free:,} free; make room or give another -o"
+        )
+
+
+@contextlib.contextmanager
+def no_room(directory: Path) -> Iterator[None]:
+    """Turns the system's "disk full" into CheckFailed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
+            raise CheckFailed(
+                f"{directory.parent}: {error.strerror} while writing the bundle; make room or give another -o"
+            ) from error
+        raise
