@@ -102,7 +102,6 @@ class BenchResult:
             if not row.valid:
                 yield f"{'':<{width}}  INVALID: {row.invalid_reason}"
         for ratio in self.ratios:
-            yield (
-                f"{ratio.phase}, {ratio.threads} thread{'s' if ratio.threads > 1 else ''}: "
-                f"{ratio.bundle} is {ratio.times_as_fast:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) times as fast as {ratio.than}"
-            )
+            threads = f"{ratio.threads} thread{'s' if ratio.threads > 1 else ''}"
+            times = f"{ratio.times_as_fast:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) times as fast"
+            yield f"{ratio.phase}, {threads}: {ratio.bundle} is {times} as {ratio.than}"
