@@ -164,6 +164,8 @@ class Rotary:
 
     def __call__(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         key = "_".join(str(a) for a in (*args, *kwargs.values())) or "default"
+        if self.context.tracing and key not in self.layouts:
+            return self.original(x, position_ids, *args, **kwargs)  # no layer rotates with these
         if self.context.tracing:
             cos, sin = getattr(self.module, f"edgekit_cos_{key}"), getattr(self.module, f"edgekit_sin_{key}")
         else:

@@ -18,11 +18,6 @@ from edgekit.frontend.decoder.trace import TracedDecoder
 from edgekit.frontend.decoder.views import View
 
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
-NO_EFFECT = (
-    "aten._assert_tensor_metadata.default",
-    "aten.sym_constrain_range_for_size.default",
-    "aten._assert_scalar.default",
-)
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 
@@ -36,12 +31,25 @@ def to_onnx(traced: TracedDecoder, activation_block_sizes: dict[str, int], max_l
     program = traced.program
     emitter = Emitter(sizes=_sizes(program))
     values = _placeholders(program, emitter, len(traced.kv_shapes))
+    needed = _needed(program)
     for node in program.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "call_function" and node in needed:
             values[node] = _call(node, values, emitter, activation_block_sizes)
     outputs = next(n for n in program.graph.nodes if n.op == "output").args[0]
     results = [values[o] for o in outputs]
     return _model(emitter, results, traced, max_length)
+
+
+def _needed(program: ExportedProgram) -> set[torch.fx.Node]:
+    """The nodes that an output or a tap depends on; models also compute masks and positions that nobody reads here."""
+    pending = [n for n in program.graph.nodes if n.op == "output" or str(n.target) == "edgekit.tap.default"]
+    needed: set[torch.fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending.extend(node.all_input_nodes)
+    return needed
 
 
 def _symbol(tensor: torch.Tensor, axis: int) -> sympy.Expr:
@@ -103,8 +111,6 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitte
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     if isinstance(node.meta.get("val"), torch.SymInt | int):
         return node.meta["val"] if isinstance(node.meta["val"], int) else node.meta["val"].node.expr
-    if target in NO_EFFECT:
-        return None
     args = [_argument(a, values) for a in node.args]
     constants = [a for a in args if isinstance(a, Constant)]
     if constants and not any(isinstance(a, View | list) for a in args) and not target.startswith("edgekit."):
