@@ -1,0 +1,64 @@
+"""Files that travel with the weights: tokenizer, chat template, generation settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "sentence_bert_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+# Any of these lets transformers build the tokenizer.json that the runtime reads.
+_SLOW = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+log = logging.getLogger(__name__)
+
+
+def collect(directory: Path, *, text: bool) -> tuple[tuple[Path, ...], Callable[[], None] | None]:
+    """Tokenizer and generation files of ``directory``.
+
+    Args:
+        text: the model reads tokens; without a tokenizer.json one is then made from the older files.
+
+    Returns:
+        The files (existing ones only), and a function that deletes what had to be made, or None.
+    """
+    found = [directory / name for name in _NAMES if (directory / name).is_file()]
+    found += sorted(p for p in directory.glob("chat_template*") if p.is_file())
+    if not text or (directory / "tokenizer.json").is_file():
+        return tuple(found), None
+    if not any((directory / name).is_file() for name in _SLOW):
+        log.warning("%s: no tokenizer files; the bundle will take token ids only", directory)
+        return tuple(found), None
+    made = _fast_tokenizer(directory)
+    if made is None:
+        return tuple(found), None
+    return (Path(made.name) / "tokenizer.json", *found), made.cleanup
+
+
+def _fast_tokenizer(directory: Path) -> TemporaryDirectory[str] | None:
+    from transformers import AutoTokenizer
+
+    scratch = TemporaryDirectory(prefix="edgekit-tokenizer-", ignore_cleanup_errors=True)
+    try:
+        AutoTokenizer.from_pretrained(directory, local_files_only=True, use_fast=True).save_pretrained(scratch.name)
+    # A tokenizer is not worth failing an export for, and its loaders raise whatever their libraries do.
+    except Exception as error:
+        log.warning("%s: no tokenizer.json and none could be made (%s)", directory, " ".join(str(error).split())[:200])
+    if (Path(scratch.name) / "tokenizer.json").is_file():
+        return scratch
+    scratch.cleanup()
+    return None

@@ -1,0 +1,256 @@
+"""A Hugging Face directory -> ``Source``.
+
+transformers does the loading (it maps the weights: SmolLM2's 538 MB cost 4 MB of anonymous memory and 0.13 s);
+what it only warns about is an error here: keys without weights, weights without keys, other shapes, a rope
+that is not the one in config.json. Code from a checkpoint is never run.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from edgekit.errors import SourceError, UnsupportedError
+from edgekit.frontend import assets, bitnet, pooling, rope
+from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
+from edgekit.frontend.source import Source
+from edgekit.frontend.weights import unpickled
+
+_SUFFIX_TASKS = (
+    ("ForCausalLM", "text-generation"),
+    ("LMHeadModel", "text-generation"),
+    ("ForImageClassification", "image-classification"),
+    ("Model", "feature-extraction"),
+)
+_AUTO = {
+    "text-generation": "AutoModelForCausalLM",
+    "feature-extraction": "AutoModel",
+    "image-classification": "AutoModelForImageClassification",
+}
+
+
+def load(
+    directory: Path, *, allow_pickle: bool = False, task: str | None = None, name: str = "", kind: str = "hf"
+) -> Source:
+    """Load the model in ``directory``.
+
+    Args:
+        directory: holds config.json and the weights; a sentence-transformers directory too.
+        allow_pickle: accept pytorch_model.bin, read with weights_only=True.
+        task: one of ``source.TASKS``; None = from config.json and modules.json.
+        name: what to call it, if not the directory's name.
+        kind: "hf", or "gguf" for a directory made from one.
+
+    Raises:
+        SourceError: config or weights missing, damaged, ambiguous or not the model's; a rope that is misread.
+        UnsupportedError: a quantization method or kind of model that edgekit does not compile.
+    """
+    sentence = pooling.sentence_modules(directory)
+    files = directory / sentence[0][1] if sentence else directory
+    raw = _read_config(files)
+    architecture = _architecture(raw)
+    task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
+    config = _config(raw, files)
+    checkpoint = open_checkpoint(files, allow_pickle=allow_pickle)
+    with _quiet():
+        model, info = _load_model(checkpoint, raw, config, task, architecture)
+    _check_keys(info, checkpoint, architecture, model)
+    written_by = str(raw.get("transformers_version", ""))
+    rope.check(raw, model, f"{files}/config.json", written_by, transformers.__version__)
+    model.eval().requires_grad_(False)
+    text = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    module: nn.Module = model
+    if task == "feature-extraction" and text:
+        module = pooling.TextEncoder(model, *pooling.declared_pooling(directory))
+    found, cleanup = assets.collect(files, text=text)
+    if cleanup is not None:
+        weakref.finalize(module, cleanup)
+    return Source(
+        kind=kind,
+        name=name or directory.resolve().name,
+        task=task,
+        architecture=type(model).__name__,
+        module=module,
+        config=model.config,
+        assets=found,
+        directory=directory,
+        written_by=written_by,
+    )
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    if not path.is_file():
+        onnx = sorted(directory.glob("*.onnx"))
+        hint = f"; to start from the ONNX file give {onnx[0]}" if onnx else "; it comes with the checkpoint, fetch it"
+        raise SourceError(f"{directory}: no config.json, so this is no Hugging Face checkpoint{hint}")
+    raw = read_json(path)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+        own = " and its own code (auto_map) is never run" if "auto_map" in raw else ""
+        raise SourceError(
+            f"{path}: model_type {model_type!r} is not known to transformers {transformers.__version__}{own}; "
+            "install a transformers that has it, or build the model in a 'package.module:factory'"
+        )
+    if raw.get("is_encoder_decoder"):
+        raise UnsupportedError(f"{path}: {model_type} is an encoder-decoder; edgekit compiles decoders or encoders")
+    quantization = raw.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization is not None and method != "bitnet":
+        raise UnsupportedError(
+            f"{path}: quantization_config: method {method!r} is not read; give the unquantized checkpoint "
+            "and let an edgekit recipe quantize it"
+        )
+    if model_type == "bitnet" and quantization is None:
+        raise SourceError(bitnet.missing_quantization_config(path))
+    return raw
+
+
+def _architecture(raw: dict[str, Any]) -> str:
+    names = raw.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def _task_of(architecture: str, directory: Path) -> str:
+    if not architecture:
+        raise SourceError(
+            f"{directory}/config.json: no field architectures, so the task is unknown; pass --task "
+            "(text-generation, feature-extraction, image-classification)"
+        )
+    if architecture.endswith("ForConditionalGeneration"):
+        raise UnsupportedError(
+            f"{directory}/config.json: {architecture} takes images or audio with text; edgekit compiles text decoders, "
+            "encoders and vision models"
+        )
+    return next((task for suffix, task in _SUFFIX_TASKS if architecture.endswith(suffix)), "generic")
+
+
+def _config(raw: dict[str, Any], directory: Path) -> Any:
+    """The configuration object, without quantization_config: the weights arrive dequantized."""
+    values = rope.adapt(raw, int(transformers.__version__.split(".")[0]))
+    values = {key: value for key, value in values.items() if key not in ("quantization_config", "auto_map")}
+    try:
+        return transformers.CONFIG_MAPPING[raw["model_type"]].from_dict(values)
+    # Every configuration class validates in its own way.
+    except Exception as error:
+        raise SourceError(
+            f"{directory}/config.json: transformers {transformers.__version__} refuses it ({_one_line(error)}); "
+            f"it was written by {raw.get('transformers_version', 'an unknown version')}"
+        ) from error
+
+
+def _model_class(task: str, architecture: str) -> Any:
+    """An Auto class, or for a generic task the very class that config.json names."""
+    if task in _AUTO:
+        return getattr(transformers, _AUTO[task])
+    found = getattr(transformers, architecture, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise SourceError(
+            f"config.json: architecture '{architecture}' is not a model of transformers {transformers.__version__}; "
+            "pass --task to choose one"
+        )
+    return found
+
+
+def _load_model(
+    checkpoint: Checkpoint, raw: dict[str, Any], config: Any, task: str, architecture: str
+) -> tuple[Any, dict[str, Any]]:
+    """The model, in the dtype in which most weights are stored, and transformers' report on keys."""
+    common = {
+        "config": config,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # reported with names by _check_keys instead of a page of text
+    }
+    chosen = _model_class(task, architecture)
+    try:
+        if raw.get("quantization_config") is None and not checkpoint.pickled:
+            model, info = chosen.from_pretrained(
+                checkpoint.directory,
+                dtype=getattr(torch, checkpoint.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **common,
+            )
+            return model, info
+        with torch.device("meta"):
+            skeleton = chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
+        if raw.get("quantization_config") is not None:
+            return bitnet.load(checkpoint, raw["quantization_config"], skeleton, common)
+        state = unpickled(checkpoint.files)
+        dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+        model, info = type(skeleton).from_pretrained(None, state_dict=state, dtype=dtype, **common)
+        return model, info
+    except (SourceError, UnsupportedError):
+        raise
+    # Loaders raise ValueError, RuntimeError, KeyError, SafetensorError, ImportError...; the cause is in the text.
+    except Exception as error:
+        raise SourceError(
+            f"{checkpoint.directory}: transformers {transformers.__version__} cannot load it as {task} "
+            f"({type(error).__name__}: {_one_line(error)})"
+        ) from error
+
+
+def _check_keys(info: dict[str, Any], checkpoint: Checkpoint, architecture: str, model: Any) -> None:
+    """Every parameter has a weight of its shape, and every weight a parameter."""
+    where = checkpoint.directory
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        key, stored, wanted = mismatched[0]
+        raise SourceError(
+            f"{where}: tensor '{key}' has shape {list(stored)}, config.json needs {list(wanted)}"
+            f"{_more(mismatched)}; config.json and weights do not belong together"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing and all(".pooler." in f".{key}" for key in missing) and hasattr(_base(model), "pooler"):
+        _base(model).pooler = None  # its output is not part of ours
+        missing = []
+    if missing:
+        raise SourceError(
+            f"{where}: no weight for '{missing[0]}'{_more(missing)} of {type(model).__name__}; the checkpoint is "
+            "incomplete or of another architecture"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if architecture != type(model).__name__:  # loaded without its head: the head's weights are left over
+        prefix = f"{model.base_model_prefix}."
+        body = any(key.startswith(prefix) for key in checkpoint.tensors)
+        unexpected = [key for key in unexpected if body and key.startswith(prefix)]
+    if unexpected:
+        raise SourceError(
+            f"{where}: weight '{unexpected[0]}'{_more(unexpected)} belongs to nothing in {type(model).__name__}; "
+            "the checkpoint is of another architecture or of a newer transformers"
+        )
+
+
+def _base(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix, model)
+
+
+def _more(items: list[Any]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and its advice about missing keys, which become errors here, stay silent."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
