@@ -178,7 +178,7 @@ def _golden(found: Source, bundle: Bundle, samples: Path | None, progress: Progr
 
 
 def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progress: Progress) -> tuple[VectorInfo, ...]:
-    """One vector for each batch of real input. Where there is no PyTorch model to compress (an .onnx file, calibrated
+    """One vector for each batch of real input. Where there are no modules to compress (.onnx and .pt2 files, calibrated
     quantization), the reference is the written graph run node by node without ONNX Runtime's optimizations."""
     from safetensors.numpy import save_file
 
@@ -196,7 +196,7 @@ def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progres
         with native_activations(found.module):
             originals = [module_outputs(found.module, feeds, names) for feeds in inputs]
     progress("golden vectors: compressed model", 0.5)
-    if found.module is None or "static" in bundle.manifest.recipe and bundle.manifest.recipe["static"]:
+    if found.module is None or found.kind == "pt2" or bundle.manifest.recipe["static"]:
         session = Session(bundle, 1, optimize=False)
         references = [session.run(feeds) for feeds in inputs]
     else:
