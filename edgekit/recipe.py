@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +18,14 @@ from edgekit.schema import build, suggest
 VERSION = 1
 ONLY = ("", "ternary", "vocabulary")
 FORMATS = ("fp32", "fp16", "int8", "int4", "t2")
+BLOCK_SIZES = {
+    # what com.microsoft::MatMulNBits takes
+    "fp32": (),
+    "fp16": (),
+    "int8": (16, 32, 64, 128, 256),
+    "int4": (16, 32, 64, 128, 256),
+    "t2": (128,),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold; None is not checked. ``top1`` is a share of positions, ``kl`` in nats, ``sqnr_db`` in decibels."""
+    """What must hold; None is not checked. max_abs, kl (nats) and perplexity_ratio are upper limits, the others lower.
+
+    ``top1`` is a share of positions, ``sqnr_db`` is in decibels.
+    """
 
     max_abs: float | None = None
     sqnr_db: float | None = None
@@ -55,7 +67,7 @@ class StaticQuantization:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to export: rules for layers, limits for parity (against the compressed model) and accuracy (against the original)."""
+    """How to export: rules for layers, limits of parity (to the compressed model) and accuracy (to the original)."""
 
     version: int
     name: str
@@ -68,15 +80,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise RecipeError(f"recipe.version: {self.version} is not {VERSION}, the version this edgekit reads")
-        for index, rule in enumerate(self.rules):
-            _one_of(rule.format, FORMATS, f"recipe.rules[{index}].format")
-            _one_of(rule.only, ONLY, f"recipe.rules[{index}].only")
-            if rule.block_size < 0 or rule.block_size & (rule.block_size - 1):
-                raise RecipeError(
-                    f"recipe.rules[{index}].block_size: {rule.block_size} is not a power of two (or 0, the default)"
-                )
         if not self.rules:
             raise RecipeError("recipe.rules: empty; at least one rule is needed, e.g. {match: '*', format: int8}")
+        for index, rule in enumerate(self.rules):
+            _check_rule(rule, f"recipe.rules[{index}]")
+        _check_limits(self.parity, "recipe.parity")
+        _check_limits(self.accuracy, "recipe.accuracy")
+        if self.static is not None:
+            _check_static(self.static, "recipe.static")
 
     @staticmethod
     def load(name: str | Path) -> Recipe:
@@ -85,11 +96,12 @@ class Recipe:
         if path.suffix not in (".yaml", ".yml"):
             if str(name) not in shipped_recipes():
                 raise RecipeError(
-                    f"{name}: no such recipe{suggest(str(name), shipped_recipes())}; give one of {', '.join(shipped_recipes())} or a .yaml file"
+                    f"{name}: no such recipe{suggest(str(name), shipped_recipes())}; "
+                    f"give one of {', '.join(shipped_recipes())} or a .yaml file"
                 )
             path = _directory() / f"{name}.yaml"
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
         except OSError as error:
             raise RecipeError(
                 f"{path}: cannot be read ({error.strerror}); give a YAML file or one of {', '.join(shipped_recipes())}"
@@ -124,6 +136,45 @@ def _directory() -> Path:
     """export_configs: inside the installed package, or at the repository's root in an editable install."""
     inside = Path(__file__).parent / "export_configs"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "export_configs"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain data only; a key that stands twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((k for k in keys if keys.count(k) > 1), "a key")
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return found
+
+
+def _check_rule(rule: Rule, where: str) -> None:
+    _one_of(rule.format, FORMATS, f"{where}.format")
+    _one_of(rule.only, ONLY, f"{where}.only")
+    sizes = BLOCK_SIZES[rule.format]
+    if rule.block_size not in (0, *sizes):
+        choice = f"one of {', '.join(map(str, sizes))} (or 0, the default)" if sizes else "0: it has no blocks"
+        raise RecipeError(f"{where}.block_size: {rule.block_size} given, {rule.format} takes {choice}")
+
+
+def _check_limits(limits: Limits, where: str) -> None:
+    for name, value in dataclasses.asdict(limits).items():
+        if value is not None and not math.isfinite(value):
+            raise RecipeError(f"{where}.{name}: {value} is not a finite number")
+    for name in ("top1", "cosine"):
+        value = getattr(limits, name)
+        if value is not None and not 0 <= value <= 1:
+            raise RecipeError(f"{where}.{name}: {value} is not a share between 0 and 1")
+
+
+def _check_static(static: StaticQuantization, where: str) -> None:
+    _one_of(static.weights, ("int8",), f"{where}.weights")
+    _one_of(static.activations, ("uint8", "int8"), f"{where}.activations")
+    _one_of(static.method, ("minmax", "percentile", "entropy"), f"{where}.method")
+    if static.samples < 1:
+        raise RecipeError(f"{where}.samples: {static.samples} is not a number of samples; 64 is usual")
 
 
 def _one_of(value: str, known: tuple[str, ...], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from data that nobody has checked, strictly: unknown keys, missing keys and wrong types are errors."""
+"""Frozen dataclasses from unchecked data, strictly: unknown keys, missing keys and wrong types are errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def build(kind: Any, data: Any, where: str, error: type[EdgekitError]) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if type(data) is not kind:
-        raise error(f"{where}: expected {kind.__name__}, got {type(data).__name__} ({str(data)[:60]!r})")
+        shown = f" ({str(data)[:60]!r})" if isinstance(data, bool | int | float | str) else ""
+        raise error(f"{where}: expected {kind.__name__}, got {type(data).__name__}{shown}")
     return data
 
 

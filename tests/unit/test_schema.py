@@ -1,0 +1,76 @@
+"""Dataclasses from unchecked data: whatever does not fit is refused, by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from edgekit.errors import RecipeError
+from edgekit.schema import build, suggest
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    items: tuple[Inner, ...] = ()
+    either: int | str = 0
+    maybe: Inner | None = None
+    named: dict[str, float] = field(default_factory=dict)
+    anything: Any = None
+
+
+def make(data: object) -> Outer:
+    found = build(Outer, data, "top", RecipeError)
+    assert isinstance(found, Outer)
+    return found
+
+
+def test_everything_that_fits() -> None:
+    data = {
+        "name": "n", "items": [{"size": 1}, {"size": 2, "share": 1}], "either": "batch", "maybe": {"size": 3},
+        "named": {"a": 1, "b": 0.5}, "anything": [1, {"x": None}],
+    }  # fmt: skip
+    found = make(data)
+    assert found == Outer("n", (Inner(1), Inner(2, 1.0)), "batch", Inner(3), {"a": 1.0, "b": 0.5}, [1, {"x": None}])
+    assert type(found.items[1].share) is float
+    assert make({"name": "n", "either": 4, "maybe": None}) == Outer("n", either=4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "top: expected a mapping, got NoneType"),
+        ([], "top: expected a mapping, got list"),
+        ({}, "top: missing key 'name'"),
+        ({"nam": "n"}, "top: unknown key 'nam'; did you mean 'name'?; known are name, items, either, maybe, named, anything"),
+        ({"name": "n", 3: 4}, "top: unknown key 3; known are name, items, either, maybe, named, anything"),
+        ({"name": 5}, "top.name: expected str, got int ('5')"),
+        ({"name": "n", "items": {"size": 1}}, "top.items: expected a list, got dict"),
+        ({"name": "n", "items": "abc"}, "top.items: expected a list, got str"),
+        ({"name": "n", "items": [{"size": True}]}, "top.items[0].size: expected int, got bool ('True')"),
+        ({"name": "n", "items": [{"size": 1}, {"size": 1.0}]}, "top.items[1].size: expected int, got float ('1.0')"),
+        ({"name": "n", "items": [{"size": 1, "share": "half"}]}, "top.items[0].share: expected float, got str ('half')"),
+        ({"name": "n", "items": [{"size": 1, "share": False}]}, "top.items[0].share: expected float, got bool ('False')"),
+        ({"name": "n", "either": 0.5}, "top.either: expected int, got float ('0.5')"),
+        ({"name": "n", "maybe": 3}, "top.maybe: expected a mapping, got int"),
+        ({"name": "n", "named": {"a": "x"}}, "top.named.a: expected float, got str ('x')"),
+        ({"name": "n", "named": {1: 1.0}}, "top.named: expected text keys, got int"),
+    ],
+)  # fmt: skip
+def test_refusals(data: object, message: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        make(data)
+    assert str(refusal.value) == message
+
+
+def test_suggestions() -> None:
+    assert suggest("in4", ["int4", "fp32"]) == "; did you mean 'int4'?"
+    assert suggest("zebra", ["int4", "fp32"]) == ""
