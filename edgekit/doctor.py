@@ -115,7 +115,7 @@ def processor_features() -> tuple[str, tuple[str, ...]]:
 
 
 def _processor_by_command() -> tuple[str, tuple[str, ...]]:
-    if sys.platform != "darwin":
+    if platform.system() != "Darwin":
         return platform.processor() or platform.machine(), ()
     run = subprocess.run(["sysctl", "-a", "machdep.cpu", "hw.optional"], capture_output=True, text=True, check=False)
     name = re.search(r"machdep.cpu.brand_string: (.*)", run.stdout)

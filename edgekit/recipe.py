@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -144,8 +145,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         found = super().construct_mapping(node, deep)
         if len(found) != len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next((k for k in keys if keys.count(k) > 1), "a key")
+            twice = Counter(str(key.value) for key, _ in node.value).most_common(1)[0][0]
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
         return found
 

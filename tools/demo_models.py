@@ -18,7 +18,7 @@ BUILD = Path(__file__).resolve().parent.parent / "build" / "models"
 def package_file(package: str, pattern: str) -> Path:
     """The one file of an installed package that matches; an error says which package to install."""
     spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None and not spec.submodule_search_locations:
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise SystemExit(f"{package} is not installed; run make setup")
     roots = [Path(p) for p in spec.submodule_search_locations or [Path(str(spec.origin)).parent]]
     found = sorted(f for root in roots for f in root.rglob(pattern))

@@ -21,7 +21,7 @@ def confined(name: str, where: str) -> PurePosixPath:
     """
     path = PurePosixPath(name)
     parts = path.parts
-    bad = not name or str(path) != name or path.is_absolute() or _NOT_PORTABLE.search(name)
+    bad = not parts or str(path) != name or path.is_absolute() or _NOT_PORTABLE.search(name)
     if bad or any(part == ".." or part.endswith((".", " ")) or _DEVICE.match(part) for part in parts):
         raise BundleError(
             f"{where}: path {name[:120]!r} is not a plain relative path inside the bundle; do not use this bundle"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LARGEST_GRAPH = 256 << 20
 """Bytes of model.onnx at most: weights belong into the data file."""
+MOST_DIMENSIONS = 32
 LARGEST_DIMENSION = 1 << 40
 FIELDS = {"location", "offset", "length", "checksum"}
 # Types whose elements are packed into bytes, with their bits; all others fill whole bytes.
@@ -69,6 +71,7 @@ def initializers(path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.nda
     places: list[Stored] = []
     for tensor in _all_tensors(model):
         where = f"{path}: tensor {tensor.name[:120]!r}"
+        _check_shape(tensor, where)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             places.append(_stored(tensor, sizes, where))
         else:
@@ -100,6 +103,14 @@ def _all_tensors(message: Message) -> Iterator[TensorProto]:
                 waiting.extend([value] if isinstance(value, Message) else value)
 
 
+def _check_shape(tensor: TensorProto, where: str) -> None:
+    if len(tensor.dims) > MOST_DIMENSIONS:
+        raise BundleError(f"{where}: {len(tensor.dims)} dimensions, {MOST_DIMENSIONS} at most; the file is damaged")
+    for size in tensor.dims:
+        if not 0 <= size <= LARGEST_DIMENSION:
+            raise BundleError(f"{where}: impossible size {size}; the file is damaged")
+
+
 def _inline(tensor: TensorProto, where: str) -> np.ndarray:
     import onnx
 
@@ -119,12 +130,7 @@ def _stored(tensor: TensorProto, sizes: dict[str, int], where: str) -> Stored:
         raise BundleError(f"{where}: external data in {location[:120]!r}, which the manifest does not list")
     dtype, bits = _element(tensor, where)
     offset, length = (_number(entries.get(key, ""), f"{where}: {key}") for key in ("offset", "length"))
-    count = 1
-    for size in tensor.dims:
-        if not 0 <= size <= LARGEST_DIMENSION:
-            raise BundleError(f"{where}: impossible size {size}; the file is damaged")
-        count *= size
-    expected = -(-count * bits // 8)
+    expected = -(-math.prod(tensor.dims) * bits // 8)
     if length != expected or offset + length > sizes[location]:
         raise BundleError(
             f"{where}: bytes {offset:,} to {offset + length:,} of {location} ({sizes[location]:,} bytes) "

@@ -203,9 +203,9 @@ def _codes(stored: torch.Tensor, shape: tuple[int, int], name: str, form: str, d
             return unpack(stored, shape[0])
         except ValueError as error:
             raise SourceError(f"{directory}: tensor '{name}.weight': {error}; fetch the checkpoint again") from error
-    if form == "autobitlinear" and tuple(stored.shape) == shape and stored.is_floating_point():
-        if bool(((stored == 0) | (stored.abs() == 1)).all()):
-            return stored
+    plain = form == "autobitlinear" and tuple(stored.shape) == shape and stored.is_floating_point()
+    if plain and bool(((stored == 0) | (stored.abs() == 1)).all()):
+        return stored
     raise _wrong_form(directory, name, stored, shape, f"2-bit codes, uint8 {list(packed_shape)}")
 
 

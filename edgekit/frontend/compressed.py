@@ -47,13 +47,14 @@ def compressed(
         return plain_embedding(ids, weight, *args, **kwargs) if found is None else look_up(ids, found[0])
 
     conv1d = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
-    functional.linear, functional.embedding = linear, embedding  # type: ignore[assignment]
+    layers: Any = functional
+    layers.linear, layers.embedding = linear, embedding
     for layer in conv1d:
-        layer.forward = _conv1d(layer, *by_weight[id(layer.weight)])  # type: ignore[method-assign]
+        layer.forward = _conv1d(layer, *by_weight[id(layer.weight)])
     try:
         yield
     finally:
-        functional.linear, functional.embedding = plain_linear, plain_embedding  # type: ignore[assignment]
+        layers.linear, layers.embedding = plain_linear, plain_embedding
         for layer in conv1d:
             del layer.forward
 
@@ -72,7 +73,9 @@ def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
 def native_activations(module: nn.Module) -> Iterator[None]:
     """Within the block, layers that quantize their own input (BitNet: attribute ``activation_block_size``) do so."""
     blocks = {
-        id(m.weight): int(m.activation_block_size) for m in module.modules() if hasattr(m, "activation_block_size")
+        id(m.weight): cast(int, m.activation_block_size)
+        for m in module.modules()
+        if hasattr(m, "activation_block_size")
     }
     plain = functional.linear
 
@@ -80,11 +83,12 @@ def native_activations(module: nn.Module) -> Iterator[None]:
         block = blocks.get(id(weight), -1)
         return plain(x if block < 0 else round_activations(x, block), weight, bias)
 
-    functional.linear = linear  # type: ignore[assignment]
+    layers: Any = functional
+    layers.linear = linear
     try:
         yield
     finally:
-        functional.linear = plain  # type: ignore[assignment]
+        layers.linear = plain
 
 
 def round_activations(x: Tensor, block: int) -> Tensor:
@@ -94,7 +98,7 @@ def round_activations(x: Tensor, block: int) -> Tensor:
 
 
 def _conv1d(layer: nn.Module, packed: PackedTensor, block: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: multiply(x, packed, block, layer.bias)  # type: ignore[arg-type]
+    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias))
 
 
 def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -> Tensor:

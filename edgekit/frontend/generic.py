@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def _mirrored(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images[..., ::-1])
 
 
-VARIANTS = (
+VARIANTS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     _mirrored,
     *(partial(_cropped, share=s, bottom=b, right=r) for s in (0.8, 0.6) for b in (False, True) for r in (False, True)),
 )
@@ -156,7 +156,7 @@ def _input_names(found: Source) -> list[str]:
     assert found.module is not None
     parameters = inspect.signature(found.module.forward).parameters
     if "input_ids" in parameters:
-        kinds = getattr(getattr(found.config, "type_vocab_size", None), "__int__", lambda: 0)()
+        kinds = int(getattr(found.config, "type_vocab_size", 0) or 0)
         return [n for n in TEXT_INPUTS if n in parameters and (n != "token_type_ids" or kinds > 1)]
     return ["pixel_values"] if "pixel_values" in parameters else list(parameters)
 

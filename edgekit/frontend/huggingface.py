@@ -59,7 +59,7 @@ def load(
     task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
     config = _config(raw, files)
     checkpoint = open_checkpoint(files, allow_pickle=allow_pickle)
-    with _quiet():
+    with quiet():
         model, info = _load_model(checkpoint, raw, config, task, architecture)
     _check_keys(info, checkpoint, architecture, model)
     written_by = str(raw.get("transformers_version", ""))
@@ -242,9 +242,9 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' progress bars and its advice about missing keys, which become errors here, stay silent."""
-    log = transformers.utils.logging
+    log: Any = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()

@@ -114,7 +114,7 @@ def check(raw: dict[str, Any], model: nn.Module, where: str, written_by: str, in
     effective = dict(_effective(model))
     config = getattr(model, "config", None)
     if not effective:
-        effective = {layer: rope for layer, rope in declared(_as_dict(config)).items()}
+        effective = dict(declared(_as_dict(config)))
     for layer, said in declared(raw).items():
         for found_layer, found in _concerned(layer, effective):
             for field in ("theta", "kind", "factor", "partial"):

@@ -107,9 +107,9 @@ def _load_file(path: Path, *, allow_pickle: bool, task: str | None) -> Source:
 
         return exported.load(path, task=task)
     if suffix == ".gguf":
-        from edgekit.frontend import gguf
+        from edgekit.frontend import gguf_file
 
-        return gguf.load(path, task=task)
+        return gguf_file.load(path, task=task)
     if (path.parent / "config.json").is_file() and suffix in (".safetensors", *_PICKLE_SUFFIXES):
         raise SourceError(f"{path}: one file of a Hugging Face checkpoint; give its directory, {path.parent}")
     if suffix == ".safetensors":

@@ -24,5 +24,5 @@ def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
         FuseSkipNorm(),  # any time
         LowerLinears(),  # last rewrite: abstract layers become operators
         RemoveUnusedNodesPass(),  # weights that merging replaced
-        RemoveUnusedFunctionsPass(),
+        RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     )

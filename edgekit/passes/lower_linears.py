@@ -109,7 +109,12 @@ class _Lowering:
         if node.op_type == "Embedding":
             write = self._table if weight.format in ("fp32", "fp16") else self._quantized_table
         else:
-            write = {"fp32": self._float, "fp16": self._float, "t2": self._ternary}.get(weight.format, self._nbits)
+            by_format: dict[str, Callable[..., ir.Value]] = {
+                "fp32": self._float,
+                "fp16": self._float,
+                "t2": self._ternary,
+            }
+            write = by_format.get(weight.format, self._nbits)
         result = write(node, weight, data, scales)
         result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
         name = node.outputs[0].name
@@ -186,8 +191,8 @@ class _Lowering:
                 [self._node(node, "Abs", [x]), self._small(np.array([-1]), "edgekit.last_axis")],
                 keepdims=1,
             )
-            floor = self._node(node, "Max", [largest, self._small(np.float32(1e-5), "edgekit.smallest")])
-            step = self._node(node, "Div", [floor, self._small(np.float32(127), "edgekit.127")])
+            floor = self._node(node, "Max", [largest, self._small(np.array(1e-5, np.float32), "edgekit.smallest")])
+            step = self._node(node, "Div", [floor, self._small(np.array(127, np.float32), "edgekit.127")])
             codes = self._node(node, "Round", [self._node(node, "Div", [x, step])])
             self._rounded[key] = self._node(node, "Mul", [codes, step])
             self._rounded[key].shape = x.shape
@@ -199,21 +204,21 @@ class _Lowering:
     def _widened(self, node: ir.Node, weight: _Weight, stored: ir.Value) -> ir.Value:
         return self._node(node, "Cast", [stored], to=FLOAT.value) if weight.format == "fp16" else stored
 
-    def _float(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: None) -> ir.Value:
+    def _float(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         x, w = self._activations(node), self._widened(node, weight, data)
         return self._biased(node, self._node(node, "FusedMatMul", [x, w], MICROSOFT, transB=1))
 
-    def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: None) -> ir.Value:
+    def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         found = self._node(node, "Gather", [data, node.inputs[0]])
         found.type = data.type
         return self._widened(node, weight, found)
 
-    def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+    def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         sizes = {"K": weight.columns, "N": weight.rows, "bits": FORMATS[weight.format].bits, "block_size": weight.block}
         inputs = [self._activations(node), data, scales]
         return self._biased(node, self._node(node, "MatMulNBits", inputs, MICROSOFT, **sizes, accuracy_level=4))
 
-    def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+    def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         bits = FORMATS[weight.format].bits
         # The head's bytes seen as a matrix: a second name for the same storage, not a Reshape that would copy it.
         table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
@@ -229,7 +234,7 @@ class _Lowering:
             quantize_axis=1,
         )
 
-    def _ternary(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value) -> ir.Value:
+    def _ternary(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = _activation_block(node)
         return self._node(
@@ -243,7 +248,7 @@ class _Lowering:
         )
 
     def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
-        whole = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
+        whole: list[dict[str, Any]] = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
         parts = json.loads(node.metadata_props["edgekit.parts"]) if "edgekit.parts" in node.metadata_props else whole
         block = _activation_block(node)
         table = node.op_type == "Embedding" and weight.format in ("int8", "int4")

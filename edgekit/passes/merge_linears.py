@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -72,7 +73,7 @@ def _pack_slices(attention: ir.Node) -> bool:
         return False
     nodes = [c for c in cuts if c is not None]
     bounds = [[_number(n.inputs[i]) for i in (1, 2, 3, 4)] for n in nodes]
-    follow = all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    follow = all(a[1] == b[0] for a, b in pairwise(bounds))
     heads = attention.attributes["num_heads"].as_int() + 2 * attention.attributes["kv_num_heads"].as_int()
     width = (
         nodes[0].inputs[0].shape[-1]

@@ -124,7 +124,7 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     name, tensor = f"{weight.name}.transposed", weight.const_value
     assert tensor is not None
     if name not in graph.initializers:
-        shape = ir.Shape([tensor.shape[1], tensor.shape[0]])
+        shape = ir.Shape([int(tensor.shape[1]), int(tensor.shape[0])])  # type: ignore[arg-type]
         lazy = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T), name=name),
             dtype=tensor.dtype,
