@@ -51,11 +51,13 @@ def read_graph(path: Path) -> ModelProto:
             raise BundleError(
                 f"{path}: {path.stat().st_size:,} bytes, {LARGEST_GRAPH:,} at most; weights belong into the data file"
             )
-        return onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); check the file's permissions") from None
     except (DecodeError, ValueError, RuntimeError):
         raise BundleError(f"{path}: not a readable ONNX file; export or download the bundle again") from None
+    _check_text(model, path)
+    return model
 
 
 def initializers(path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.ndarray]:
@@ -87,20 +89,34 @@ def initializers(path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.nda
     return found
 
 
-def _all_tensors(message: Message) -> Iterator[TensorProto]:
-    """Every TensorProto below a message, wherever the format allows one: attributes, functions, sparse tensors."""
-    import onnx
-    from google.protobuf.message import Message
-
-    waiting: list[Message] = [message]
+def _messages(top: Message) -> Iterator[Message]:
+    """A message and all those below it."""
+    waiting = [top]
     while waiting:
         current = waiting.pop()
-        if isinstance(current, onnx.TensorProto):
-            yield current
-            continue
+        yield current
         for kind, value in current.ListFields():
             if kind.message_type is not None:
-                waiting.extend([value] if isinstance(value, Message) else value)
+                waiting.extend([value] if kind.message_type is getattr(value, "DESCRIPTOR", None) else value)
+
+
+def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of the model, wherever the format allows one: attributes, subgraphs, functions, sparse tensors."""
+    import onnx
+
+    return (message for message in _messages(model) if isinstance(message, onnx.TensorProto))
+
+
+def _check_text(model: ModelProto, path: Path) -> None:
+    """Text that is not UTF-8 comes as bytes, which nobody expects."""
+    for message in _messages(model):
+        for kind, value in message.ListFields():
+            if kind.type == kind.TYPE_STRING and any(isinstance(t, bytes) for t in _listed(value)):
+                raise BundleError(f"{path}: a name in it is no UTF-8 text; export or download the bundle again")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | bytes) else value
 
 
 def _check_shape(tensor: TensorProto, where: str) -> None:

@@ -1,0 +1,14 @@
+"""What all tests share: the same examples on every run, and no network."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+settings.register_profile("edgekit", derandomize=True, deadline=None, print_blob=True, database=None)
+settings.load_profile("edgekit")
