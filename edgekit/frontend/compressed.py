@@ -34,7 +34,8 @@ def compressed(
     ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not).
     """
     modules = dict(module.named_modules())
-    _let_go(module, [modules[name] for name in weights])
+    if weights:
+        _let_go(module, [modules[name] for name in weights])
     by_weight = {id(modules[name].weight): (packed, activation_blocks[name]) for name, packed in weights.items()}
     plain_linear, plain_embedding = functional.linear, functional.embedding
 

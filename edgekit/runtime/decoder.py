@@ -19,8 +19,17 @@ class Decoder:
     allocates its logits and nothing else.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1, max_length: int | None = None, profile: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int = 1,
+        max_length: int | None = None,
+        profile: bool = False,
+        prepack: bool = True,
+    ) -> None:
         """``max_length``: tokens of context at most, by default the model's own limit or 2048, the smaller.
+
+        ``profile`` and ``prepack`` are those of :class:`Session`.
 
         Raises UnsupportedError for a bundle that is no decoder, UsageError for a length the model cannot reach.
         """
@@ -35,7 +44,7 @@ class Decoder:
             )
         self.bundle, self.info = bundle, info
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
-        self.session = Session(bundle, threads, profile=profile)
+        self.session = Session(bundle, threads, profile=profile, prepack=prepack)
         self.length = 0
         self._binding = self.session.ort.io_binding()
         self._batch = 0

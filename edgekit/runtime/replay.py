@@ -12,7 +12,7 @@ from edgekit.metrics import Arrays, summarize
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.session import Session
 
-PREFILL_CHUNK = 128
+PREFILL_CHUNK = 64
 """Tokens fed at once; a whole text's logits would be hundreds of megabytes."""
 NOTHING: Arrays = {}
 
@@ -53,6 +53,6 @@ def feeds(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix("input."): array for name, array in vector.items() if name.startswith("input.")}
 
 
-def open_decoder(bundle: Bundle, threads: int, length: int) -> Decoder:
+def open_decoder(bundle: Bundle, threads: int, length: int, prepack: bool = True) -> Decoder:
     """A decoder just long enough for a golden text of ``length`` tokens."""
-    return Decoder(bundle, threads, max_length=length)
+    return Decoder(bundle, threads, max_length=length, prepack=prepack)

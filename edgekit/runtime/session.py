@@ -52,6 +52,7 @@ class Session:
         extra_outputs: Sequence[str] = (),
         profile: bool = False,
         optimize: bool = True,
+        prepack: bool = True,
     ) -> None:
         """Loads the graph on the CPU with ``threads`` threads.
 
@@ -59,6 +60,8 @@ class Session:
             extra_outputs: intermediate values to return as well; asking may keep ONNX Runtime from fusing nodes.
             profile: record every kernel until :meth:`profile_text` is called.
             optimize: False runs every node as it stands in the file (between quantize and dequantize: in float).
+            prepack: False multiplies from the mapped weights instead of a second copy in ONNX Runtime's own layout; half
+                the memory for float32, far too slow for low-bit weights.
 
         Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads.
         """
@@ -74,6 +77,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not prepack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if self._scratch is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
