@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.edgekit-setup
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-optimum lint bench clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# optimum-onnx needs transformers 4.57, so its tests run in an environment of their own.
+test-optimum:
+	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -c "import torch" 2>/dev/null || .venv-optimum/bin/pip install --quiet "torch==2.13.0+cpu" || .venv-optimum/bin/pip install --quiet "torch>=2.10"
+	.venv-optimum/bin/python -c "import optimum.onnxruntime, pytest" 2>/dev/null || .venv-optimum/bin/pip install --quiet -e ".[optimum]" "pytest>=8"
+	.venv-optimum/bin/python -m pytest tests/optimum
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,10 +29,11 @@ class ChooseFormats(ir.passes.InPlacePass):
         weights: dict[int, list[ir.Node]] = {}
         for node in nodes:
             weights.setdefault(id(node.inputs[1]), []).append(node)
-        tokens = {_sizes(n)[0] for n in nodes if n.op_type == "Embedding"}
+        # The largest table holds the tokens; others hold positions and segments.
+        tokens = max((_sizes(n)[0] for n in nodes if n.op_type == "Embedding"), default=-1)
         used: set[Rule] = set()
         for sharing in weights.values():
-            self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] in tokens)
+            self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] == tokens)
         self._check_rules(used, [n.metadata_props["edgekit.layer"] for n in nodes])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
