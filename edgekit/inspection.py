@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.bundle import Bundle
+from edgekit.bundle.tensors import read_graph
 
 MEGA = 1e6
 
@@ -19,6 +20,11 @@ class Inspection:
 
     bundle: Bundle
     operators: dict[str, int]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the main graph; a function counts as one."""
+        return sum(self.operators.values())
 
     @property
     def bits_per_weight(self) -> float:
@@ -36,7 +42,7 @@ class Inspection:
             "task": manifest.task,
             "architecture": manifest.architecture,
             "recipe": manifest.recipe.get("name"),
-            "nodes": manifest.nodes,
+            "nodes": self.nodes,
             "bytes": self.bundle.model_bytes,
             "bundle_bytes": self.bundle.nbytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
@@ -53,10 +59,11 @@ class Inspection:
         manifest = self.bundle.manifest
         formats = Counter(layer.format for layer in manifest.layers)
         listed = ", ".join(f"{count} {name}" for name, count in formats.most_common())
-        yield f"{self.bundle.directory}: {manifest.architecture or manifest.name}, {manifest.task}, recipe {manifest.recipe.get('name')}"
+        name = manifest.architecture or manifest.name
+        yield f"{self.bundle.directory}: {name}, {manifest.task}, recipe {manifest.recipe.get('name')}"
         yield (
-            f"  model {self.bundle.model_bytes / MEGA:.1f} MB, bundle {self.bundle.nbytes / MEGA:.1f} MB, {manifest.nodes} nodes, "
-            f"{self.bits_per_weight:.2f} bits per weight; layers: {listed or 'none'}"
+            f"  model {self.bundle.model_bytes / MEGA:.1f} MB, bundle {self.bundle.nbytes / MEGA:.1f} MB, "
+            f"{self.nodes} nodes, {self.bits_per_weight:.2f} bits per weight; layers: {listed or 'none'}"
         )
         for name, value in manifest.evaluation.items():
             yield f"  {name.replace('_', ' ')} {value:.4g}"
@@ -84,8 +91,6 @@ def _kind(name: str) -> str:
 
 
 def inspect(bundle: Bundle) -> Inspection:
-    """Reads the graph (not the weights) and counts its nodes."""
-    import onnx
-
-    graph = onnx.load(bundle.graph_path, load_external_data=False).graph
+    """Reads the graph (not the weights) and counts its nodes. Raises BundleError when it cannot be read."""
+    graph = read_graph(bundle.graph_path).graph
     return Inspection(bundle, dict(Counter(node.op_type for node in graph.node).most_common()))

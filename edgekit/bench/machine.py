@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from edgekit.processor import processor_features
+
 CPU = Path("/sys/devices/system/cpu")
-FEATURES = (
-    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8",
-    "asimd", "asimddp", "i8mm", "sve",
-)  # fmt: skip
-"""Instruction sets that decide how fast low-bit kernels run."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Machine:
 
 def describe() -> Machine:
     """This machine, now."""
-    name, features = _processor()
+    name, features = processor_features()
     battery = _optional("sensors_battery")
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -103,22 +100,6 @@ def _number(text: str, base: int) -> int:
         return int(text, base)
     except ValueError:
         return 0
-
-
-def _processor() -> tuple[str, tuple[str, ...]]:
-    name, flags = platform.processor() or platform.machine(), set[str]()
-    for key, value in _cpuinfo():
-        if key == "model name":
-            name = value
-        elif key in ("flags", "Features"):
-            flags.update(value.split())
-    return name, tuple(f for f in FEATURES if f in flags)
-
-
-def _cpuinfo() -> Iterator[tuple[str, str]]:
-    for line in _text(Path("/proc/cpuinfo")).splitlines():
-        key, _, value = line.partition(":")
-        yield key.strip(), value.strip()
 
 
 def _max_mhz() -> float | None:

@@ -40,17 +40,19 @@ from edgekit.cli.console import json_option, progress_bar, show, target_option
 )
 @json_option
 def bench(
-    bundles: tuple[Path, ...], targets: tuple[str, ...], threads: tuple[int, ...], prompt_tokens: int, new_tokens: int, rounds: int, as_json: bool
+    bundles: tuple[Path, ...], targets: tuple[str, ...], threads: tuple[int, ...], prompt_tokens: int, new_tokens: int,
+    rounds: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure one or more BUNDLES: load, first run, prefill and decode (or latency), memory, and the kernels that ran.
+    """Measure one or more BUNDLES.
 
-    Several bundles run in processes of their own and take turns, so that a drifting machine hits them alike. A row that
+    Load, first run, prefill and decode (or latency), memory, and the kernels that ran. Several bundles run in processes of their own and take turns, so that a drifting machine hits them alike. A row that
     cannot be trusted says INVALID and why.
     """
     from edgekit.bench import bench as run
 
     with progress_bar() as progress:
         result = run(
-            bundles, targets=targets, threads=threads, prompt_tokens=prompt_tokens, new_tokens=new_tokens, rounds=rounds, progress=progress
+            bundles, targets=targets, threads=threads, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+            rounds=rounds, progress=progress,
         )  # fmt: skip
     show(result.lines(), result.to_json(), as_json)

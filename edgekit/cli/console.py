@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.export import Progress
+if TYPE_CHECKING:
+    from edgekit.export import Progress
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else there."
@@ -37,7 +41,19 @@ def show(lines: Iterable[str], document: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     else:
         for line in lines:
-            click.echo(line)
+            click.echo(printable(line))
+
+
+def printable(text: str) -> str:
+    """Text from a bundle or a model, unable to steer the terminal: control characters but tab and newline are spelled."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def prepare_streams() -> None:
+    """UTF-8 wherever the output goes; what has no UTF-8 (half a surrogate pair) is spelled."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def quiet_libraries() -> None:
@@ -53,11 +69,11 @@ def progress_bar() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<52.52}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (bars.TextColumn("{task.description:<52.52}", markup=False), bars.BarColumn(), bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
 
@@ -73,4 +89,4 @@ class _Lines:
         step = "write weights" if what.startswith("write ") else what
         if step != self._last:
             self._last = step
-            click.echo(f"{time.perf_counter() - self._began:6.1f} s  {step}", err=True)
+            click.echo(f"{time.perf_counter() - self._began:6.1f} s  {printable(step)}", err=True)

@@ -12,7 +12,10 @@ from edgekit.cli.console import json_option, show
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Check this machine: versions, instruction sets, memory, disk, telemetry. Exit code 1 when something must change."""
+    """Check this machine.
+
+    Versions, instruction sets, memory, disk, telemetry; exit code 1 when something must change.
+    """
     from edgekit.doctor import examine
 
     found = examine()

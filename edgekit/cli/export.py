@@ -33,11 +33,12 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
 @click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
 @json_option
 def export(
-    model: str, recipe: str, output: Path, samples: Path | None, task: str | None, force: bool, allow_pickle: bool, as_json: bool
+    model: str, recipe: str, output: Path, samples: Path | None, task: str | None, force: bool, allow_pickle: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
-    """Export MODEL as a bundle and check that it computes what the compressed PyTorch model does.
+    """Export MODEL as a bundle.
 
-    MODEL is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
+    The written model is loaded and must compute what the compressed PyTorch model does, or nothing is kept. MODEL is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
     """
     quiet_libraries()
     from edgekit.export import export as run

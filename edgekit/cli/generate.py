@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, quiet_libraries, show, threads_option
+from edgekit.cli.console import json_option, printable, quiet_libraries, show, threads_option
 
 
 @click.command()
@@ -26,8 +26,9 @@ from edgekit.cli.console import json_option, quiet_libraries, show, threads_opti
 @threads_option
 @json_option
 def generate(
-    bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...], temperature: float,
-    top_k: int, top_p: float, repetition_penalty: float, seed: int | None, threads: int, as_json: bool,
+    bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...],
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, threads: int,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Generate text from PROMPT, streaming it to stdout."""
     quiet_libraries()
@@ -37,14 +38,14 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     running = run(
-        Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system, stop=stop,
-        sampling=sampling, threads=threads,
+        Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system,
+        stop=stop, sampling=sampling, threads=threads,
     )  # fmt: skip
     pieces = []
     for piece in running:
         pieces.append(piece)
         if not as_json:
-            click.echo(piece, nl=False)
+            click.echo(printable(piece), nl=False)
     facts = {
         "prompt_tokens": running.prompt_tokens,
         "new_tokens": len(running.tokens),

@@ -13,7 +13,10 @@ from edgekit.cli.console import json_option, show
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
-    """Show what BUNDLE holds: every layer's format and bits per weight, or why it is not what the recipe said."""
+    """Show what BUNDLE holds.
+
+    Size, operators, and every layer's format and bits per weight, or why it is not what the recipe said.
+    """
     from edgekit.bundle import Bundle
     from edgekit.inspection import inspect as run
 

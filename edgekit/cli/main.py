@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
 import click
 
 from edgekit import __version__
 from edgekit.cli.bench import bench
+from edgekit.cli.console import prepare_streams, printable
 from edgekit.cli.doctor import doctor
 from edgekit.cli.export import export
 from edgekit.cli.generate import generate
@@ -21,7 +23,7 @@ from edgekit.errors import EdgekitError
 from edgekit.schema import suggest
 
 VERBS = (export, verify, bench, generate, inspect, doctor)
-INTERRUPTED = 130
+INTERRUPTED, BUG = 130, 70
 
 
 class Verbs(click.Group):
@@ -48,7 +50,8 @@ def group() -> None:
     edgekit bench DIR [DIR2]                     measure it
     edgekit generate DIR PROMPT                  run it
 
-    Results go to stdout, progress to stderr. Exit codes: 0 done, 1 a check failed, 2 the call or the input is wrong.
+    Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done,
+    1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted.
     """
 
 
@@ -62,26 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Set before anything can import onnxruntime, whose builds report home by default since 1.29.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    prepare_streams()
     try:
-        group.main(args=given, prog_name="edgekit", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = group.main(args=given, prog_name="edgekit", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        _fail(given, error.format_message(), error.exit_code, "UsageError", usage=error)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+        _fail(given, error.format_message(), error.exit_code, "UsageError")
     except (click.Abort, KeyboardInterrupt):
         _fail(given, "interrupted; nothing half-written was kept", INTERRUPTED, "Interrupted")
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     except EdgekitError as error:
         _fail(given, str(error), error.exit_code, type(error).__name__)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(given, f"{type(error).__name__}: {error}; this is a bug in edgekit, please report it", BUG, "Bug")
 
 
-def _fail(given: Sequence[str], message: str, code: int, kind: str, usage: Any = None) -> None:
-    line = " ".join(message.split())
+def _fail(given: Sequence[str], message: str, code: int, kind: str) -> NoReturn:
+    line = printable(" ".join(message.split()))
     if "--json" in given:
-        click.echo(json.dumps({"error": {"kind": kind, "message": line, "exit_code": code}}))
-    if usage is not None and getattr(usage, "ctx", None) is not None:
-        click.echo(usage.ctx.get_usage(), err=True)
+        click.echo(json.dumps({"error": {"kind": kind, "message": line, "exit_code": code}}, ensure_ascii=False))
     click.echo(f"edgekit: {line}", err=True)
     sys.exit(code)

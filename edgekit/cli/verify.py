@@ -24,9 +24,9 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
 def verify(
     bundle: Path, targets: tuple[str, ...], threads: int, original: str | None, text: Path | None, as_json: bool
 ) -> None:
-    """Replay BUNDLE's golden vectors: parity with the compressed PyTorch model, accuracy against the original.
+    """Prove that BUNDLE computes what it should.
 
-    Exit code 1 when a limit of the recipe is missed; then the first layer that differs is named.
+    Its golden vectors are replayed: parity with the compressed PyTorch model, accuracy against the original. Exit code 1 when a limit of the recipe is missed; then the first layer that differs is named.
     """
     quiet_libraries()
     from edgekit.parity import verify as run
