@@ -158,7 +158,10 @@ def test_exported_program_and_onnx_files(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "mlp.pt2")
     assert verify(export(str(tmp_path / "mlp.pt2"), "fp32", tmp_path / "from-pt2")).accuracy.passed
 
-    torch.onnx.export(program, (), tmp_path / "mlp.onnx", verbose=False)
+    shapes = {"x": {0: "batch"}}
+    torch.onnx.export(
+        module, (), tmp_path / "mlp.onnx", kwargs=inputs, dynamic_shapes=shapes, dynamo=True, verbose=False
+    )
     with pytest.raises(SourceError, match=r"give --samples inputs\.npz with arrays of these names"):
         export(str(tmp_path / "mlp.onnx"), "int8", tmp_path / "from-onnx")
     np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32))
