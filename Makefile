@@ -1,21 +1,26 @@
-# Everything runs in .venv; nothing else on the machine is touched.
+# Everything runs in .venv, .venv-optimum and build; nothing else on the machine is touched.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.edgekit-setup
+BIN := .venv/bin
+STAMP := .venv/.edgekit-setup
+OPTIMUM := .venv-optimum/bin
+OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
 
 .PHONY: setup demo test test-optimum lint bench clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml tools/demo-packages.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	# The CPU build where pip can find one; the plain package of most platforms otherwise.
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "torch==2.13.0+cpu" || $(BIN)/pip install --quiet "torch>=2.10"
+$(STAMP): pyproject.toml tools/demo-packages.txt tools/make_venv.sh tools/fetch_fashion_mnist.sh
+	sh tools/make_venv.sh $(PYTHON) .venv
 	$(BIN)/pip install --quiet -e ".[dev]"
 	$(BIN)/pip install --quiet --no-deps -r tools/demo-packages.txt
-	touch $(STAMP)
+	sh tools/fetch_fashion_mnist.sh
+	@touch $(STAMP)
+
+# optimum-onnx needs transformers 4.57, so its tests run in an environment of their own.
+$(OPTIMUM_STAMP): pyproject.toml tools/make_venv.sh
+	sh tools/make_venv.sh $(PYTHON) .venv-optimum
+	$(OPTIMUM)/pip install --quiet -e ".[optimum]" "pytest>=8" "hypothesis>=6.100"
+	@touch $(OPTIMUM_STAMP)
 
 demo: setup
 	$(BIN)/python -m tools.demo
@@ -23,12 +28,8 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# optimum-onnx needs transformers 4.57, so its tests run in an environment of their own.
-test-optimum:
-	test -x .venv-optimum/bin/python || $(PYTHON) -m venv .venv-optimum
-	.venv-optimum/bin/python -c "import torch" 2>/dev/null || .venv-optimum/bin/pip install --quiet "torch==2.13.0+cpu" || .venv-optimum/bin/pip install --quiet "torch>=2.10"
-	.venv-optimum/bin/python -c "import optimum.onnxruntime, pytest" 2>/dev/null || .venv-optimum/bin/pip install --quiet -e ".[optimum]" "pytest>=8"
-	.venv-optimum/bin/python -m pytest tests/optimum
+test-optimum: $(OPTIMUM_STAMP)
+	$(OPTIMUM)/python -m pytest tests/optimum
 
 lint: setup
 	$(BIN)/ruff check .
@@ -40,4 +41,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.decoder_peers
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
