@@ -76,10 +76,10 @@ def examine() -> Examination:
 
 
 def _python() -> Finding:
-    fit = sys.version_info >= (3, 10)
-    return Finding(
-        "python", platform.python_version(), "ok" if fit else "problem", "" if fit else "3.10 or newer is needed"
-    )
+    version = platform.python_version()
+    if sys.version_info < (3, 11):
+        return Finding("python", version, "note", "PyPI has ONNX Runtime 1.28 and newer for Python 3.11 and newer only")
+    return Finding("python", version, "ok")
 
 
 def _package(name: str) -> Finding:

@@ -4,8 +4,9 @@ set -eu
 python=$1
 pip=$2/bin/pip
 
-if ! "$python" -c "import sys; sys.exit(sys.version_info < (3, 10))"; then
-	echo "Python 3.10 or newer is needed, $python is not: try make PYTHON=python3.12" >&2
+# edgekit itself runs on 3.10, but PyPI has ONNX Runtime 1.28 and newer for 3.11 and newer only.
+if ! "$python" -c "import sys; sys.exit(sys.version_info < (3, 11))"; then
+	echo "Python 3.11 or newer is needed, $python is not: try make PYTHON=python3.12" >&2
 	exit 1
 fi
 if [ ! -x "$pip" ]; then

@@ -29,7 +29,9 @@ def with_versions(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> dic
     real = importlib.metadata.version
 
     def version(name: str) -> str:
-        found = changed.get(name.replace("-", "_"), real(name) if name not in doctor.OPTIONAL else "1.0")
+        if name.replace("-", "_") not in changed:
+            return real(name) if name not in doctor.OPTIONAL else "1.0"
+        found = changed[name.replace("-", "_")]
         if found is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return found
@@ -156,3 +158,9 @@ def test_scarce_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["processor"].advice == "no AVX2: quantized models will be slow here"
     assert found["telemetry"].level == "note"
     assert doctor.examine().passed
+
+
+@pytest.mark.parametrize(("version", "level"), [((3, 10), "note"), ((3, 13), "ok")])
+def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], level: str) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    assert doctor.examine().findings[0].level == level
