@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -42,7 +40,7 @@ def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda wh
     total = sum(sizes.values())
     check_room(directory, total + RESERVE)
     written: dict[object, tuple[int, int]] = {}
-    with no_room(directory), (directory / DATA).open("wb") as file:
+    with (directory / DATA).open("wb") as file:
         for value, tensor in values:
             key = _key(tensor)
             if key not in written:
@@ -96,16 +94,3 @@ def check_room(directory: Path, needed: int) -> None:
         raise CheckFailed(
             f"{directory.parent}: {needed:,} bytes needed for the bundle, {free:,} free; make room or give another -o"
         )
-
-
-@contextlib.contextmanager
-def no_room(directory: Path) -> Iterator[None]:
-    """Turns the system's "disk full" into CheckFailed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
-            raise CheckFailed(
-                f"{directory.parent}: {error.strerror} while writing the bundle; make room or give another -o"
-            ) from error
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,10 +18,9 @@ from typing import Any
 
 import psutil
 
-from edgekit.bundle.graph import no_room
 from edgekit.bundle.manifest import NAME, FileInfo, Manifest
 from edgekit.bundle.reading import Bundle, sha256
-from edgekit.errors import UsageError
+from edgekit.errors import CheckFailed, UsageError
 
 STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that end the process without Python unwinding; not every system has all."""
@@ -31,7 +31,8 @@ class BundleWriter:
 
     Until ``commit`` everything is in ``directory``, a hidden sibling of the target that disappears on any exception,
     on Ctrl-C and on SIGTERM. What a killed process left behind is put right by the next export to the same place.
-    Raises UsageError when the target cannot be made, or exists (``force`` replaces a bundle, never anything else).
+    Raises UsageError when the target cannot be made, or exists (``force`` replaces a bundle, never anything else), and
+    CheckFailed when the disk fills up, whoever wrote.
     """
 
     def __init__(self, target: Path, force: bool = False) -> None:
@@ -60,11 +61,14 @@ class BundleWriter:
         shutil.rmtree(self.directory, ignore_errors=True)
         for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if isinstance(error, Exception) and _disk_full(error):
+            raise CheckFailed(
+                f"{self.target.parent}: the disk filled up while the bundle was written; make room or give another -o"
+            ) from error
 
     def draft(self, manifest: Manifest) -> Bundle:
         """The bundle as it stands in the temporary directory, to be run before it is committed; hashes are left out."""
-        with no_room(self.directory):
-            self._write_manifest(manifest, hashes=False)
+        self._write_manifest(manifest, hashes=False)
         return Bundle.open(self.directory)
 
     def commit(self, manifest: Manifest) -> Bundle:
@@ -72,10 +76,9 @@ class BundleWriter:
 
         Raises UsageError when the target was made by someone else meanwhile or cannot be replaced.
         """
-        with no_room(self.directory):
-            self._write_manifest(manifest, hashes=True)
-            for path in self._files():
-                _sync(path)
+        self._write_manifest(manifest, hashes=True)
+        for path in self._files():
+            _sync(path)
         with self._writable():
             self._check_target()
             self._move()
@@ -150,6 +153,13 @@ def _listed(directory: Path) -> set[str]:
         return {NAME, *(info["path"] for info in manifest["files"])} if "schema_version" in manifest else set()
     except (OSError, ValueError, TypeError, KeyError):
         return set()
+
+
+def _disk_full(error: Exception) -> bool:
+    """Also when the error comes out of safetensors, which has the system's words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return type(error).__name__ == "SafetensorError" and re.search(r"os error (28|112|122)\b", str(error)) is not None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

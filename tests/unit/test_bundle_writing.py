@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.errors import BundleError, CheckFailed, UsageError
@@ -59,6 +61,23 @@ def test_nothing_remains_after_an_exception(tmp_path: Path, error: BaseException
     with pytest.raises(type(error)), BundleWriter(tmp_path / "b") as writer:
         (writer.directory / "model.onnx.data").write_bytes(b"half")
         raise error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_disk_that_fills_up(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(CheckFailed) as failure, BundleWriter(tmp_path / "b"):
+        raise error
+    assert str(failure.value) == (
+        f"{tmp_path}: the disk filled up while the bundle was written; make room or give another -o"
+    )
+    assert failure.value.__cause__ is error
     assert not list(tmp_path.iterdir())
 
 
