@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,11 @@ def test_reading_a_bundle_needs_neither_torch_nor_onnxruntime() -> None:
 
 def test_running_needs_no_torch() -> None:
     assert imported_by("edgekit = __import__('edgekit'); edgekit.verify, edgekit.bench, edgekit.generate") <= {"numpy"}
+
+
+def test_changelog_has_this_version() -> None:
+    text = (Path(edgekit.__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## [{edgekit.__version__}] - " in text
 
 
 def test_exit_codes() -> None:
