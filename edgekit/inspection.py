@@ -30,7 +30,9 @@ class Inspection:
     def bits_per_weight(self) -> float:
         """Over all listed layers, each weight tensor counted once."""
         # A tied embedding and head have names of their own for one tensor, but share the scales.
-        seen = {(layer.scales or layer.tensor or layer.name, layer.rows): layer for layer in self.bundle.manifest.layers}
+        seen = {
+            (layer.scales or layer.tensor or layer.name, layer.rows): layer for layer in self.bundle.manifest.layers
+        }
         weights = sum(layer.weights for layer in seen.values())
         return sum(layer.bits_per_weight * layer.weights for layer in seen.values()) / weights if weights else 0.0
 
