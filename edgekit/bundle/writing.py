@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
@@ -93,9 +94,11 @@ class BundleWriter:
             for p in self._files()
             if p != self.directory / NAME
         )
-        (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8")
+        (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8", newline="\n")
 
     def _move(self) -> None:
+        if os.name == "nt":
+            gc.collect()  # Windows moves no directory while a file in it is mapped, and a cycle may still hold a map
         if self.target.exists():
             self.target.rename(self._old)
         try:
