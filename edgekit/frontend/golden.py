@@ -18,7 +18,7 @@ DECODE_STEPS = 8
 """Tokens at the end of the text that parity feeds one by one, through the cache."""
 ROWS = DECODE_STEPS + 1
 TAP_ROWS = 4
-CHUNK = 128
+CHUNK = 32
 
 Arrays = dict[str, np.ndarray]
 
