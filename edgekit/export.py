@@ -203,7 +203,7 @@ def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progres
         references = [session.run(feeds) for feeds in inputs]
     else:
         weights, blocks = packed_weights(bundle)
-        with compressed(found.module, weights, blocks):
+        with native_activations(found.module), compressed(found.module, weights, blocks):
             references = [module_outputs(found.module, feeds, names) for feeds in inputs]
     (bundle.directory / "vectors").mkdir(exist_ok=True)
     listed = []
@@ -245,7 +245,11 @@ def _golden_text(
     progress("golden vectors: compressed model", 0.5)
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
-    with compressed(found.module, weights, blocks), Taps(found.module, list(bundle.manifest.taps), rows) as taps:
+    with (
+        native_activations(found.module),
+        compressed(found.module, weights, blocks),
+        Taps(found.module, list(bundle.manifest.taps), rows) as taps,
+    ):
         reference = text_vector(found.module, ids)
     arrays = {"input.input_ids": ids, "tap_rows": rows, **taps.outputs}
     for who, found_arrays in (("original", original), ("compressed", reference)):
