@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from edgekit.passes.choose_formats import ChooseFormats
 from edgekit.passes.fold_rope import FoldRope
@@ -13,10 +13,14 @@ from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe
 
+CONSTANT_ELEMENTS = 16
+"""Smaller constants stay nodes: shapes and axes that other tools' passes look for there."""
+
 
 def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
     """The passes from a frontend's graph to the one that is written."""
     return (
+        LiftConstantsToInitializersPass(size_limit=CONSTANT_ELEMENTS),  # TorchScript graphs hold weights in nodes
         NormalizeLinear(),  # generic graphs: layers as decoders have them
         ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly

@@ -92,10 +92,8 @@ def test_ternary_is_detected_with_its_scales(shape: tuple[int, ...], scales: str
     random = np.random.default_rng(0)
     codes = random.integers(-1, 2, (6, 300)).astype(np.float32)
     values = random.uniform(0.5, 2.0, shape).astype(np.float32)
-    if scales == "group":
-        weight = codes * np.repeat(values, 128, axis=1)[:, :300]
-    else:
-        weight = codes * values.reshape(-1, 1)
+    spread = np.repeat(values, 128, axis=1)[:, :300] if scales == "group" else values.reshape(-1, 1)
+    weight = codes * spread
     found = detect_ternary(weight)
     assert found is not None
     np.testing.assert_array_equal(found, values)
