@@ -1,8 +1,13 @@
-"""The ONNX function body of ``ai.edgekit::TernaryMatMul``: what a runtime without edgekit's library executes.
+"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``.
 
-The body is one ``com.microsoft::MatMulNBits`` with bits=2, block_size 128, zero point 1 and accuracy_level 4, which
-reads the very bytes of the operator's W. It rounds activations per block of 128, so it equals the operator up to that
-rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins over the body.
+:func:`ternary_function` is what a bundle carries and a runtime without edgekit's library executes: one
+``com.microsoft::MatMulNBits`` with bits=2, block_size 128, zero point 1 and accuracy_level 4, which reads the very bytes
+of the operator's W. It rounds activations per block of 128, whatever ``activation_block_size`` says, so it equals the
+operator up to that rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins
+over the body.
+
+:func:`exact_function` is the operator's definition in standard operators, bit for bit, for tests of kernels: slow, and
+every weight becomes a float in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgekit.lowbit.formats import TERNARY_BLOCK
+from edgekit.lowbit.reference import SMALLEST
 
 DOMAIN = "ai.edgekit"
 MICROSOFT = "com.microsoft"
@@ -19,7 +28,7 @@ INTS = ("K", "N", "activation_block_size")
 
 
 class _Body:
-    """Nodes of one function, written in order."""
+    """The nodes of one function, in the order in which they are called."""
 
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
@@ -30,34 +39,79 @@ class _Body:
         self.nodes.append(node)
         return node.outputs[0]
 
-    def constant(self, array: np.ndarray) -> ir.Value:
+    def ints(self, op: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        return self.op(op, *inputs, attributes=[ir.AttrInt64(name, value) for name, value in attributes.items()])
+
+    def constant(self, array: NDArray[np.generic]) -> ir.Value:
         return self.op("Constant", attributes=[ir.AttrTensor("value", ir.tensor(array))])
+
+    def attribute(self, name: str) -> ir.Value:
+        """An int attribute of the function as a tensor int64 [1]."""
+        return self.op(
+            "Reshape",
+            self.op("Constant", attributes=[ir.RefAttr("value_int", name, ir.AttributeType.INT)]),
+            self.constant(np.array([1], np.int64)),
+        )
+
+    def function(self, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Function:
+        imports = {"": 21, MICROSOFT: 1}
+        graph = ir.Graph(inputs, [output], nodes=self.nodes, opset_imports=imports, name=TERNARY)
+        attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in INTS]
+        return ir.Function(DOMAIN, TERNARY, graph=graph, attributes=attributes)
 
 
 def ternary_function() -> ir.Function:
-    """``TernaryMatMul(X, W, scales, bias?) -> Y`` with attributes K, N, activation_block_size, for every shape of scales."""
+    """``TernaryMatMul(X, W, scales, bias?) -> Y``, attributes K, N, activation_block_size; any shape of scales."""
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
-    shape = body.op("Shape", w, attributes=[ir.AttrInt64("start", 0), ir.AttrInt64("end", 2)])  # N, blocks
-    first = body.op("Shape", scales, attributes=[ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)])
-    rest = body.constant(np.array([-1], np.int64))
+    shape = body.ints("Shape", w, start=0, end=2)  # N, blocks
+    first = body.ints("Shape", scales, start=0, end=1)
     # [1] -> [1, 1], [N] -> [N, 1], [N, blocks] stays; each then broadcasts to one scale a block.
-    columns = body.op("Reshape", scales, body.op("Concat", first, rest, attributes=[ir.AttrInt64("axis", 0)]))
+    columns = body.op("Reshape", scales, body.ints("Concat", first, body.constant(np.array([-1], np.int64)), axis=0))
     every = body.op("Expand", columns, shape)
-    blocks = body.op("Shape", w, attributes=[ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)])
-    quads = body.op(
-        "Div", body.op("Add", blocks, body.constant(np.array([3], np.int64))), body.constant(np.array([4], np.int64))
-    )
-    rows = body.op("Shape", w, attributes=[ir.AttrInt64("start", 0), ir.AttrInt64("end", 1)])
+    four, three = (body.constant(np.array([n], np.int64)) for n in (4, 3))
+    quads = body.op("Div", body.op("Add", body.ints("Shape", w, start=1, end=2), three), four)
     # Four zero points of 2 bits a byte: 0b01010101.
     zero = body.op(
         "Expand",
         body.constant(np.array([0x55], np.uint8)),
-        body.op("Concat", rows, quads, attributes=[ir.AttrInt64("axis", 0)]),
+        body.ints("Concat", body.ints("Shape", w, start=0, end=1), quads, axis=0),
     )
-    settings = [ir.AttrInt64("bits", 2), ir.AttrInt64("block_size", 128), ir.AttrInt64("accuracy_level", 4)]
+    settings = [ir.AttrInt64("bits", 2), ir.AttrInt64("block_size", TERNARY_BLOCK), ir.AttrInt64("accuracy_level", 4)]
     sizes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ("K", "N")]
     y = body.op("MatMulNBits", x, w, every, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
-    graph = ir.Graph([x, w, scales, bias], [y], nodes=body.nodes, opset_imports={"": 21, MICROSOFT: 1}, name=TERNARY)
-    attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in INTS]
-    return ir.Function(DOMAIN, TERNARY, graph=graph, attributes=attributes)
+    return body.function([x, w, scales, bias], y)
+
+
+def exact_function(with_bias: bool) -> ir.Function:
+    """The operator with activation_block_size 0 and scales [1] or [N], bit for bit, in standard operators.
+
+    Codes are integers held in float32, so the product is exact while 127 K < 2**24 (K up to 132,104), in any order.
+    Standard operators cannot tell an input that was left out, hence ``with_bias``.
+    """
+    x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
+    body = _Body()
+    largest = body.ints("ReduceMax", body.op("Abs", x), body.constant(np.array([-1], np.int64)), keepdims=1)
+    largest = body.op("Max", largest, body.constant(np.array(SMALLEST)))
+    full = body.constant(np.array(127, np.float32))
+    codes = body.op("Round", body.op("Mul", x, body.op("Div", full, largest)))
+    sums = body.op("MatMul", codes, body.ints("Transpose", _decoded(body, w)))
+    y = body.op("Mul", sums, body.op("Mul", body.op("Div", largest, full), scales))
+    if with_bias:
+        y = body.op("Add", y, bias)
+    return body.function([x, w, scales, bias] if with_bias else [x, w, scales], y)
+
+
+def _decoded(body: _Body, w: ir.Value) -> ir.Value:
+    """W uint8 [N, blocks, 32] as float32 [N, K] of -1, 0, 1."""
+    shifts = body.constant(np.array([0, 2, 4, 6], np.uint8))
+    spread = body.op("Unsqueeze", w, body.constant(np.array([-1], np.int64)))
+    shifted = body.op("BitShift", spread, shifts, attributes=[ir.AttrString("direction", "RIGHT")])
+    codes = body.op("BitwiseAnd", shifted, body.constant(np.array(3, np.uint8)))
+    numbers = body.ints("Cast", codes, to=ir.DataType.FLOAT.value)
+    signs = body.op("Sub", numbers, body.constant(np.array(1, np.float32)))
+    rows = body.op("Concat", body.attribute("N"), body.constant(np.array([-1], np.int64)),
+                   attributes=[ir.AttrInt64("axis", 0)])  # fmt: skip
+    matrix = body.op("Reshape", signs, rows)
+    zero, one = (body.constant(np.array([n], np.int64)) for n in (0, 1))
+    return body.op("Slice", matrix, zero, body.attribute("K"), one)

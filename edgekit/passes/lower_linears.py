@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit.formats import FORMATS, PackedTensor, block_count, detect_ternary, pack_t2
 from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY, ternary_function
+from edgekit.lowbit.reference import SMALLEST
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 STORAGE = "edgekit.storage"
@@ -191,10 +192,11 @@ class _Lowering:
                 [self._node(node, "Abs", [x]), self._small(np.array([-1]), "edgekit.last_axis")],
                 keepdims=1,
             )
-            floor = self._node(node, "Max", [largest, self._small(np.array(1e-5, np.float32), "edgekit.smallest")])
-            step = self._node(node, "Div", [floor, self._small(np.array(127, np.float32), "edgekit.127")])
-            codes = self._node(node, "Round", [self._node(node, "Div", [x, step])])
-            self._rounded[key] = self._node(node, "Mul", [codes, step])
+            floor = self._node(node, "Max", [largest, self._small(np.array(SMALLEST), "edgekit.smallest")])
+            full = self._small(np.array(127, np.float32), "edgekit.127")
+            scaled = self._node(node, "Mul", [x, self._node(node, "Div", [full, floor])])
+            step = self._node(node, "Div", [floor, full])
+            self._rounded[key] = self._node(node, "Mul", [self._node(node, "Round", [scaled]), step])
             self._rounded[key].shape = x.shape
         return self._rounded[key]
 

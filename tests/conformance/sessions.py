@@ -1,0 +1,81 @@
+"""One-node ONNX models and the ONNX Runtime sessions that run them, one thread each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from edgekit.lowbit.formats import FORMATS, PackedTensor
+from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY
+
+Input = ir.Value | tuple[str, np.ndarray] | None
+"""A graph input, a named constant, or an input left out."""
+
+
+def graph_input(kind: ir.DataType, rank: int) -> ir.Value:
+    return ir.Value(name="X", type=ir.TensorType(kind), shape=ir.Shape([f"d{i}" for i in range(rank)]))
+
+
+def one_node(
+    domain: str, op: str, inputs: Sequence[Input], functions: Sequence[ir.Function] = (), **attributes: int
+) -> onnxruntime.InferenceSession:
+    """A session for ``op(*inputs) -> Y`` float32."""
+    values = [_constant(*i) if isinstance(i, tuple) else i for i in inputs]
+    node = ir.Node(domain, op, values, [ir.AttrInt64(n, v) for n, v in attributes.items()], num_outputs=1, name="node")
+    node.outputs[0].name, node.outputs[0].type = "Y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [v for v in values if v is not None and v.const_value is None], node.outputs, nodes=[node],
+        initializers=[v for v in values if v is not None and v.const_value is not None],
+        opset_imports={"": 21, MICROSOFT: 1, DOMAIN: 1}, name="g",
+    )  # fmt: skip
+    model = ir.Model(graph, ir_version=10, functions=functions)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _constant(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+
+
+def ternary(
+    function: ir.Function, weight: PackedTensor, bias: np.ndarray | None, activation_block_size: int, rank: int = 2
+) -> onnxruntime.InferenceSession:
+    """``TernaryMatMul`` as ``function`` defines it."""
+    assert weight.scales is not None
+    inputs: list[Input] = [graph_input(ir.DataType.FLOAT, rank), ("W", weight.data), ("scales", weight.scales)]
+    if bias is not None:
+        inputs.append(("bias", bias))
+    return one_node(
+        DOMAIN, TERNARY, inputs, [function],
+        K=weight.shape[1], N=weight.shape[0], activation_block_size=activation_block_size,
+    )  # fmt: skip
+
+
+def matmul_nbits(weight: PackedTensor) -> onnxruntime.InferenceSession:
+    """``com.microsoft::MatMulNBits`` reading an int8 or int4 tensor as it is stored."""
+    return one_node(
+        MICROSOFT, "MatMulNBits", [graph_input(ir.DataType.FLOAT, 2), ("B", weight.data), *_scaling(weight)],
+        K=weight.shape[1], N=weight.shape[0], bits=FORMATS[weight.format].bits, block_size=weight.block_size,
+        accuracy_level=4,
+    )  # fmt: skip
+
+
+def gather_quantized(weight: PackedTensor) -> onnxruntime.InferenceSession:
+    """``com.microsoft::GatherBlockQuantized`` reading the same bytes as a matrix uint8 [V, bytes of a row]."""
+    table = ("B", weight.data.reshape(weight.shape[0], -1))
+    return one_node(
+        MICROSOFT, "GatherBlockQuantized", [table, graph_input(ir.DataType.INT64, 1), *_scaling(weight)],
+        bits=FORMATS[weight.format].bits, block_size=weight.block_size, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+
+
+def _scaling(weight: PackedTensor) -> list[Input]:
+    assert weight.scales is not None
+    return [("scales", weight.scales)]
