@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +75,22 @@ def test_mobilenet_int8_static_sees_the_same_things(tmp_path: Path) -> None:
     assert 285 in labels  # the cat: Egyptian cat
     assert 967 in labels  # the coffee: espresso
     assert {layer.format for layer in bundle.manifest.layers} == {"int8-static"}
+
+
+def test_a_damaged_layer_is_found(smollm2_bundles: dict[str, tuple[Bundle, Report]], tmp_path: Path) -> None:
+    """Planted fault: one layer's scales are 1.3 times too large, and the manifest's hash was made to fit."""
+    shutil.copytree(smollm2_bundles["int8"][0].directory, tmp_path / "bad")
+    bundle = Bundle.open(tmp_path / "bad")
+    layer = next(one for one in bundle.manifest.layers if one.name == "model.layers.11.mlp.down_proj")
+    scales, data = np.array(bundle.tensor(layer.scales)), bytearray((tmp_path / "bad" / "model.onnx.data").read_bytes())
+    at = data.index(scales.tobytes())
+    data[at : at + scales.nbytes] = (scales * np.float32(1.3)).tobytes()
+    (tmp_path / "bad" / "model.onnx.data").write_bytes(data)
+    manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text(encoding="utf-8"))
+    for file in manifest["files"]:
+        if file["path"] == "model.onnx.data":
+            file["sha256"] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    report = verify(tmp_path / "bad", threads=2)
+    assert not report.parity.passed
+    assert [one.layer for one in report.layers if one.first] == ["model.layers.11"]
