@@ -1,0 +1,177 @@
+// All validation of what a model or a caller may give: nothing past this file checks shapes again.
+#include "arguments.h"
+
+#include "message.h"
+
+namespace edgekit {
+namespace {
+
+struct Tensor {
+  const OrtValue* value = nullptr;
+  ElementType type = kUndefined;
+  size_t rank = 0;
+  int64_t dims[kMostDimensions] = {};
+};
+
+OrtStatus* invalid(const Api& api, const Message& message) { return api.error(kInvalidArgument, message.text()); }
+
+Message& operator<<(Message& message, const Tensor& tensor) {
+  message << "[";
+  for (size_t i = 0; i < tensor.rank && i < kMostDimensions; ++i) message << (i ? ", " : "") << tensor.dims[i];
+  return message << "]";
+}
+
+OrtStatus* describe(const Api& api, const OrtTensorTypeAndShapeInfo* info, Tensor* out) {
+  if (OrtStatus* status = api.element_type(info, &out->type)) return status;
+  if (OrtStatus* status = api.rank(info, &out->rank)) return status;
+  if (out->rank > kMostDimensions) return nullptr;
+  return api.dimensions(info, out->dims, out->rank);
+}
+
+OrtStatus* read_tensor(const Api& api, const OrtKernelContext* context, size_t index, Tensor* out) {
+  if (OrtStatus* status = api.input(context, index, &out->value)) return status;
+  if (out->value == nullptr) return nullptr;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  if (OrtStatus* status = api.type_and_shape(out->value, &info)) return status;
+  OrtStatus* status = describe(api, info, out);
+  api.release_info(info);
+  return status;
+}
+
+OrtStatus* check_x(const Api& api, const Tensor& x, const Attributes& a, size_t* m) {
+  Message message;
+  message << operator_name(a.format) << ": X ";
+  if (x.value == nullptr) return invalid(api, message << "is missing");
+  if (x.rank == 0 || x.rank > kMostDimensions) {
+    return invalid(api, message << "has " << static_cast<int64_t>(x.rank) << " dimensions, 1 to 16 expected");
+  }
+  if (x.type != (a.half ? kFloat16 : kFloat)) {
+    return invalid(api,
+                   message << "has element type " << x.type << ", " << (a.half ? "float16" : "float32") << " expected");
+  }
+  if (x.dims[x.rank - 1] != a.k) {
+    return invalid(api,
+                   message << x << " has " << x.dims[x.rank - 1] << " columns, " << a.k << " expected (attribute K)");
+  }
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < x.rank; ++i) {
+    if (x.dims[i] < 0 || x.dims[i] >= kMostRows)
+      return invalid(api, message << x << " is too large: fewer than 2^31 rows");
+    rows *= x.dims[i];  // both below 2^31
+    if (rows >= kMostRows) return invalid(api, message << x << " is too large: fewer than 2^31 rows");
+  }
+  *m = static_cast<size_t>(rows);
+  return nullptr;
+}
+
+OrtStatus* check_w(const Api& api, const Tensor& w, const Attributes& a, size_t blocks) {
+  const int64_t bytes = static_cast<int64_t>(block_bytes(a.format));
+  Message message;
+  message << operator_name(a.format) << ": W ";
+  if (w.value == nullptr) return invalid(api, message << "is missing");
+  if (w.type != kUint8) return invalid(api, message << "has element type " << w.type << ", uint8 expected");
+  if (w.rank == 3 && w.dims[0] == a.n && w.dims[1] == static_cast<int64_t>(blocks) && w.dims[2] == bytes)
+    return nullptr;
+  message << "is " << w << ", [" << a.n << ", " << static_cast<int64_t>(blocks) << ", " << bytes << "] expected";
+  return invalid(api, message << " (N, K/128 rounded up, bytes of a block)");
+}
+
+OrtStatus* check_scales(const Api& api, const Tensor& s, const Attributes& a, Arguments* out) {
+  Message message;
+  message << operator_name(a.format) << ": scales ";
+  if (s.value == nullptr) return invalid(api, message << "are missing");
+  if (s.type != kFloat) return invalid(api, message << "have element type " << s.type << ", float32 expected");
+  out->one_scale = s.rank == 1 && s.dims[0] == 1;
+  out->scales_each =
+      a.format == kTernary && s.rank == 2 && s.dims[0] == a.n && s.dims[1] == static_cast<int64_t>(out->blocks);
+  if (out->one_scale || out->scales_each || (s.rank == 1 && s.dims[0] == a.n)) return nullptr;
+  message << "are " << s << ", [1], [" << a.n << "]";
+  if (a.format == kTernary) message << " or [" << a.n << ", " << static_cast<int64_t>(out->blocks) << "]";
+  return invalid(api, message << " expected");
+}
+
+OrtStatus* check_bias(const Api& api, const Tensor& b, const Attributes& a) {
+  Message message;
+  message << operator_name(a.format) << ": bias ";
+  if (b.value == nullptr) return nullptr;
+  if (b.type != kFloat) return invalid(api, message << "has element type " << b.type << ", float32 expected");
+  if (b.rank == 1 && b.dims[0] == a.n) return nullptr;
+  return invalid(api, message << "is " << b << ", [" << a.n << "] expected");
+}
+
+OrtStatus* read_data(const Api& api, const Tensor& tensor, const void** out) {
+  void* data = nullptr;
+  // ONNX Runtime's only accessor of data in this API version; nothing is written through it.
+  OrtStatus* status = api.data(const_cast<OrtValue*>(tensor.value), &data);
+  *out = data;
+  return status;
+}
+
+OrtStatus* make_output(const Api& api, OrtKernelContext* context, const Tensor& x, const Attributes& a, void** out) {
+  int64_t shape[kMostDimensions];
+  for (size_t i = 0; i < x.rank; ++i) shape[i] = x.dims[i];
+  shape[x.rank - 1] = a.n;
+  OrtValue* value = nullptr;
+  if (OrtStatus* status = api.output(context, 0, shape, x.rank, &value)) return status;
+  return api.data(value, out);
+}
+
+}  // namespace
+
+const char* operator_name(Format format) { return format == kTernary ? "TernaryMatMul" : "Int8MatMul"; }
+
+OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format format, bool half, Attributes* out) {
+  out->format = format;
+  out->half = half;
+  if (OrtStatus* status = api.attribute(info, "K", &out->k)) return status;
+  if (OrtStatus* status = api.attribute(info, "N", &out->n)) return status;
+  int64_t block = 0;
+  if (OrtStatus* status = api.attribute(info, "activation_block_size", &block)) return status;
+  out->each_block = block != 0;
+  const int64_t most = format == kTernary ? kMostTernaryK : kMostInt8K;
+  Message message;
+  message << operator_name(format) << ": ";
+  if (out->k < 1 || out->k > most) {
+    return invalid(api, message << "attribute K is " << out->k << ", 1 to " << most << " expected");
+  }
+  if (out->n < 1 || out->n >= kMostRows) {
+    return invalid(api, message << "attribute N is " << out->n << ", 1 to 2^31 - 1 expected");
+  }
+  if (block != 0 && block != static_cast<int64_t>(kBlock)) {
+    return invalid(api, message << "attribute activation_block_size is " << block << ", 0 (per token) or 128 expected");
+  }
+  return nullptr;
+}
+
+OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attributes& a, Arguments* out) {
+  size_t count = 0;
+  if (OrtStatus* status = api.input_count(context, &count)) return status;
+  Tensor x, w, scales, bias;
+  Tensor* all[] = {&x, &w, &scales, &bias};
+  for (size_t i = 0; i < 4 && i < count; ++i) {
+    if (OrtStatus* status = read_tensor(api, context, i, all[i])) return status;
+  }
+  out->n = static_cast<size_t>(a.n);
+  out->k = static_cast<size_t>(a.k);
+  out->blocks = (out->k + kBlock - 1) / kBlock;
+  out->half = a.half;
+  out->steps_each = a.each_block;
+  if (OrtStatus* status = check_x(api, x, a, &out->m)) return status;
+  if (OrtStatus* status = check_w(api, w, a, out->blocks)) return status;
+  if (OrtStatus* status = check_scales(api, scales, a, out)) return status;
+  if (OrtStatus* status = check_bias(api, bias, a)) return status;
+  out->each = out->steps_each || out->scales_each;
+  const void *w_data = nullptr, *scale_data = nullptr, *bias_data = nullptr;
+  if (OrtStatus* status = read_data(api, x, &out->x)) return status;
+  if (OrtStatus* status = read_data(api, w, &w_data)) return status;
+  if (OrtStatus* status = read_data(api, scales, &scale_data)) return status;
+  if (bias.value != nullptr) {
+    if (OrtStatus* status = read_data(api, bias, &bias_data)) return status;
+  }
+  out->w = static_cast<const uint8_t*>(w_data);
+  out->scales = static_cast<const float*>(scale_data);
+  out->bias = static_cast<const float*>(bias_data);
+  return make_output(api, context, x, a, &out->y);
+}
+
+}  // namespace edgekit

@@ -1,0 +1,42 @@
+// The operator's inputs, read and checked.
+#pragma once
+#include "kernels.h"
+#include "ort_abi.h"
+
+namespace edgekit {
+
+constexpr size_t kMostDimensions = 16;
+constexpr int64_t kMostRows = int64_t{1} << 31;      // of X and of W
+constexpr int64_t kMostTernaryK = int64_t{1} << 22;  // sums of codes moved up by 6 bits stay below 2^31
+constexpr int64_t kMostInt8K = int64_t{1} << 17;     // 127 * 128 * K stays below 2^31
+
+struct Attributes {
+  Format format;
+  bool half;  // X and Y are float16
+  int64_t k, n;
+  bool each_block;  // activations are rounded per block of 128, not per row
+};
+
+struct Arguments {
+  size_t m, n, k, blocks;
+  bool half;
+  bool each;         // step or scale changes from block to block
+  bool steps_each;   // the step does
+  bool one_scale;    // one for the whole tensor
+  bool scales_each;  // one a block
+  const void* x;
+  const uint8_t* w;
+  const float* scales;
+  const float* bias;  // or null
+  void* y;
+};
+
+const char* operator_name(Format format);
+
+// Reads K, N and activation_block_size. Returns null or an error.
+OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format format, bool half, Attributes* out);
+
+// Reads and checks inputs and makes the output. Returns null or an error.
+OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attributes& attributes, Arguments* out);
+
+}  // namespace edgekit

@@ -1,0 +1,19 @@
+// What the 64-bit ARM kernels share. Included between the EK_TARGET lines of a file that has included arm_neon.h.
+namespace edgekit {
+namespace {
+
+inline uint8x16_t signed_int8(uint8x16_t stored) { return veorq_u8(stored, vdupq_n_u8(0x80)); }
+
+inline int8x16_t as_signed(uint8x16_t v) { return vreinterpretq_s8_u8(v); }
+
+// The four lanes of each of four vectors -> their sums.
+inline int32x4_t sum_rows(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
+  const int32x2_t a2 = vadd_s32(vget_low_s32(a), vget_high_s32(a)), b2 = vadd_s32(vget_low_s32(b), vget_high_s32(b));
+  const int32x2_t c2 = vadd_s32(vget_low_s32(c), vget_high_s32(c)), d2 = vadd_s32(vget_low_s32(d), vget_high_s32(d));
+  return vcombine_s32(vpadd_s32(a2, b2), vpadd_s32(c2, d2));
+}
+
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetch); }
+
+}  // namespace
+}  // namespace edgekit

@@ -1,0 +1,88 @@
+// What an instruction set has to provide, and the layouts that all of them share. docs/operators.md says the same in
+// words.
+//
+// Weights are rows of blocks of 128 codes. kTernary: 32 bytes a block, code k in bits 2(k%4) of byte k/4, worth code
+// - 1. kInt8: 128 bytes a block, worth code - 128. Rows are read where they lie, never repacked for good.
+//
+// Activations are int8 in -127..127, rows of whole blocks, `stride` bytes apart, padded with zeros. For kInt8 in order
+// of K. For kTernary in *planes*: byte 32 f + j of a block is element 4 j + f, so that `weights & 3 << 2 f` meets 32
+// neighbouring bytes and no code has to be moved.
+//
+// Products are summed exactly and never accumulated over K in fewer than 32 bits; floats.h holds the float arithmetic
+// for all instruction sets, so results are the same bits on each. Everything is valid input here: operator.cpp checked
+// it.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace edgekit {
+
+enum Format : int { kTernary = 0, kInt8 = 1 };
+
+constexpr size_t kBlock = 128;         // codes of K
+constexpr size_t kPlane = 32;          // bytes of a plane of activations
+constexpr size_t kSteps = 32;          // groups of 4 codes in a block
+constexpr size_t kGemvRows = 32;       // rows at most that one gemv() call takes
+constexpr size_t kGemvTokens = 4;      // tokens at most that one gemv() call takes
+constexpr size_t kMostPanelRows = 32;  // Kernels::panel_rows at most
+constexpr size_t kPrefetch = 8192;     // bytes that gemv() asks for ahead of reading them (measured: docs/kernels.md)
+
+constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
+
+struct Kernels {
+  const char* name;
+
+  size_t panel_rows;   // rows of W that pack() and tile() work on
+  size_t tile_tokens;  // tokens at most that tile() works on
+  int int8_zero;       // what the kernels below take a kInt8 code's zero for: 128 = the bytes as stored, 0 = signed
+
+  // Rounds a row of `count` floats to int8 codes, with step = absmax / 127 of the row or with `steps_each` of each
+  // block. Stores whole blocks of codes, in planes or in order, and for the row or with `each` for each block the step
+  // and the sum of its codes (`steps_each` implies `each`). False when an element is infinite or not a number.
+  bool (*quantize)(const float* x, size_t count, bool steps_each, bool each, bool planes, int8_t* codes, float* steps,
+                   int32_t* sums);
+
+  // sums[(t * pieces + p) * kGemvRows + r] = sum over piece p of code * activation, for `rows` rows from w, `row_bytes`
+  // apart, and `tokens` tokens. A piece is the whole span of `blocks`, or with `each` every block.
+  void (*gemv)(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride,
+               size_t tokens, size_t blocks, bool each, int32_t* sums);
+
+  // Unpacks `blocks` blocks of `rows` rows into a panel of panel_rows * blocks * kBlock bytes, in the order in which
+  // tile() reads it; missing rows become any value.
+  void (*pack)(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel);
+
+  // sums[t * panel_rows + r] += the same sum over a panel's `blocks`, for `tokens` tokens.
+  void (*tile)(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks,
+               int32_t* sums);
+
+  // y[r] += float(sums[r] - correction) * (step * scale of r), scales one for all rows or one a row.
+  void (*finish)(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
+                 float* y);
+};
+
+// One table an instruction set, defined where the compiler's target has it.
+extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm;
+
+}  // namespace edgekit
+
+// Names of ARM's features, which GCC and clang spell differently; plain NEON is every target's own.
+#if defined(__clang__)
+#define EK_ARM_DOTPROD "dotprod"
+#define EK_ARM_I8MM "dotprod,i8mm"
+#define EK_ARM_NEON "neon"
+#else
+#define EK_ARM_DOTPROD "+dotprod"
+#define EK_ARM_I8MM "+dotprod+i8mm"
+#define EK_ARM_NEON "+simd"
+#endif
+
+// Compiles what stands between EK_TARGET_BEGIN and EK_TARGET_END for an instruction set. Includes come before.
+#define EK_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define EK_TARGET_BEGIN(features) \
+  EK_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define EK_TARGET_END _Pragma("clang attribute pop")
+#else
+#define EK_TARGET_BEGIN(features) _Pragma("GCC push_options") EK_PRAGMA(GCC target(features))
+#define EK_TARGET_END _Pragma("GCC pop_options")
+#endif

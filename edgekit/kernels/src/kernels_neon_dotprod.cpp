@@ -1,0 +1,87 @@
+// ARMv8.2 dot products: Raspberry Pi 5 and phones since 2018.
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include "kernels.h"
+
+EK_TARGET_BEGIN(EK_ARM_DOTPROD)
+
+#include "arm_dot.h"
+#include "floats.h"
+
+namespace edgekit {
+namespace {
+
+constexpr size_t kRows = 8;
+constexpr size_t kTokens = 8;  // 8 tokens x 8 rows: 16 of 32 registers are sums
+
+void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+  for (size_t half = 0; half < 2; ++half) {
+    const uint8_t* at[4];
+    for (size_t i = 0; i < 4; ++i) at[i] = w + (half * 4 + i < rows ? half * 4 + i : rows - 1) * row_bytes;
+    for (size_t k = 0; k < blocks * block_bytes(format); k += 16) {
+      uint8x16_t words[4];
+      transpose(at, k, words);
+      for (size_t g = 0; g < 4; ++g) {
+        if (format == kInt8) {
+          vst1q_u8(panel + (k / 4 + g) * 4 * kRows + 16 * half, signed_int8(words[g]));
+          continue;
+        }
+        for (size_t f = 0; f < 4; ++f) {
+          const size_t step = k / kPlane * kSteps + 8 * f + k % kPlane / 4 + g;
+          vst1q_u8(panel + step * 4 * kRows + 16 * half, plane(words[g], static_cast<int>(f)));
+        }
+      }
+    }
+  }
+}
+
+template <size_t T, int Lane>
+inline void step(const uint8_t* panel, const int8x16_t* q, int32x4_t (*sum)[2]) {
+  const int8x16_t w0 = as_signed(vld1q_u8(panel + 4 * kRows * Lane));
+  const int8x16_t w1 = as_signed(vld1q_u8(panel + 4 * kRows * Lane + 16));
+#pragma GCC unroll 8
+  for (size_t t = 0; t < T; ++t) {
+    sum[t][0] = vdotq_laneq_s32(sum[t][0], w0, q[t], Lane);
+    sum[t][1] = vdotq_laneq_s32(sum[t][1], w1, q[t], Lane);
+  }
+}
+
+template <size_t T>
+void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
+  int32x4_t sum[T][2];
+#pragma GCC unroll 8
+  for (size_t t = 0; t < T; ++t) {
+    sum[t][0] = vld1q_s32(sums + t * kRows);
+    sum[t][1] = vld1q_s32(sums + t * kRows + 4);
+  }
+  for (size_t s = 0; s < blocks * kSteps; s += 4, panel += 16 * kRows) {
+    int8x16_t q[T];
+#pragma GCC unroll 8
+    for (size_t t = 0; t < T; ++t) q[t] = vld1q_s8(x + t * stride + 4 * s);
+    step<T, 0>(panel, q, sum);
+    step<T, 1>(panel, q, sum);
+    step<T, 2>(panel, q, sum);
+    step<T, 3>(panel, q, sum);
+  }
+#pragma GCC unroll 8
+  for (size_t t = 0; t < T; ++t) {
+    vst1q_s32(sums + t * kRows, sum[t][0]);
+    vst1q_s32(sums + t * kRows + 4, sum[t][1]);
+  }
+}
+
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+  for (; tokens >= 8; tokens -= 8, x += 8 * stride, sums += 8 * kRows) tile_tokens<8>(panel, x, stride, blocks, sums);
+  for (; tokens >= 4; tokens -= 4, x += 4 * stride, sums += 4 * kRows) tile_tokens<4>(panel, x, stride, blocks, sums);
+  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<1>(panel, x, stride, blocks, sums);
+}
+
+}  // namespace
+
+const Kernels kNeonDotprod = {"neon_dotprod", kRows, kTokens, 0, quantize, gemv, pack, tile, finish};
+
+}  // namespace edgekit
+
+EK_TARGET_END
+#endif

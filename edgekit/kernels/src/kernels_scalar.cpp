@@ -1,0 +1,72 @@
+// Portable C++: the definition that every other instruction set is compared with, and what runs where there is none.
+#include "floats.h"
+#include "kernels.h"
+
+namespace edgekit {
+namespace {
+
+constexpr size_t kRows = 4;
+
+// Code `step` * 4 + i of a block, in the order in which activations lie.
+inline int32_t code(Format format, const uint8_t* block, size_t step, size_t i) {
+  if (format == kInt8) return block[4 * step + i];
+  size_t plane = step / 8, byte = step % 8 * 4 + i;
+  return block[byte] >> (2 * plane) & 3;
+}
+
+inline int32_t block_sum(Format format, const uint8_t* w, const int8_t* x) {
+  int32_t sum = 0;
+  for (size_t s = 0; s < kSteps; ++s) {
+    for (size_t i = 0; i < 4; ++i) sum += code(format, w, s, i) * x[4 * s + i];
+  }
+  return sum;
+}
+
+void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride, size_t tokens,
+          size_t blocks, bool each, int32_t* sums) {
+  size_t pieces = each ? blocks : 1;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t r = 0; r < rows; ++r) {
+      uint32_t sum = 0;  // biased sums of int8 may wrap around; the difference that the caller takes does not
+      for (size_t b = 0; b < blocks; ++b) {
+        sum += static_cast<uint32_t>(
+            block_sum(format, w + r * row_bytes + b * block_bytes(format), x + t * stride + b * kBlock));
+        if (!each && b + 1 < blocks) continue;
+        sums[(t * pieces + (each ? b : 0)) * kGemvRows + r] = static_cast<int32_t>(sum);
+        sum = 0;
+      }
+    }
+  }
+}
+
+void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+  for (size_t r = 0; r < kRows; ++r) {
+    const uint8_t* row = w + (r < rows ? r : rows - 1) * row_bytes;
+    for (size_t b = 0; b < blocks; ++b) {
+      for (size_t s = 0; s < kSteps; ++s) {
+        uint8_t* out = panel + ((b * kSteps + s) * kRows + r) * 4;
+        for (size_t i = 0; i < 4; ++i) out[i] = static_cast<uint8_t>(code(format, row + b * block_bytes(format), s, i));
+      }
+    }
+  }
+}
+
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t r = 0; r < kRows; ++r) {
+      uint32_t sum = static_cast<uint32_t>(sums[t * kRows + r]);
+      for (size_t s = 0; s < blocks * kSteps; ++s) {
+        for (size_t i = 0; i < 4; ++i) {
+          sum += static_cast<uint32_t>(panel[(s * kRows + r) * 4 + i] * x[t * stride + 4 * s + i]);
+        }
+      }
+      sums[t * kRows + r] = static_cast<int32_t>(sum);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels kScalar = {"scalar", kRows, 4, 128, quantize, gemv, pack, tile, finish};
+
+}  // namespace edgekit

@@ -1,0 +1,169 @@
+// The custom operators as ONNX Runtime sees them, and the library's two exported functions.
+#include "arguments.h"
+#include "message.h"
+#include "processor.h"
+#include "product.h"
+
+#define EK_VERSION "0.1.0"
+#if defined(_WIN32)
+#define EK_EXPORT extern "C" __declspec(dllexport)
+#else
+#define EK_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace edgekit {
+namespace {
+
+// An operator for one element type of X and one instruction set. ONNX Runtime hands the OrtCustomOp back.
+struct Operator {
+  OrtCustomOp interface;
+  Format format;
+  bool half;
+  const Kernels* kernels;
+};
+
+// One node: lives in memory of the allocator that it names.
+struct Node {
+  Api api;
+  OrtAllocator* allocator;
+  const Kernels* kernels;
+  Attributes attributes;
+};
+
+const Operator& self(const OrtCustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
+
+OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** out) {
+  const Api api(table);
+  Attributes attributes;
+  if (OrtStatus* status = read_attributes(api, info, self(op).format, self(op).half, &attributes)) return status;
+  OrtAllocator* allocator = nullptr;
+  if (OrtStatus* status = api.allocator(info, &allocator)) return status;
+  void* memory = nullptr;
+  if (OrtStatus* status = api.allocate(allocator, sizeof(Node), &memory)) {
+    api.release_allocator(allocator);
+    return status;
+  }
+  Node* node = static_cast<Node*>(memory);
+  *node = Node{api, allocator, self(op).kernels, attributes};
+  *out = node;
+  return nullptr;
+}
+
+void EK_CALL destroy(void* kernel) {
+  const Node node = *static_cast<Node*>(kernel);
+  if (OrtStatus* status = node.api.free(node.allocator, kernel)) node.api.release_status(status);
+  node.api.release_allocator(node.allocator);
+}
+
+OrtStatus* EK_CALL compute(void* kernel, OrtKernelContext* context) {
+  const Node& node = *static_cast<const Node*>(kernel);
+  Arguments arguments{};
+  if (OrtStatus* status = read_arguments(node.api, context, node.attributes, &arguments)) return status;
+  return multiply(node.api, context, node.allocator, *node.kernels, node.attributes.format, arguments);
+}
+
+const char* EK_CALL name(const OrtCustomOp* op) { return operator_name(self(op).format); }
+const char* EK_CALL provider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
+ElementType EK_CALL input_type(const OrtCustomOp* op, size_t index) {
+  if (index == 0) return self(op).half ? kFloat16 : kFloat;
+  return index == 1 ? kUint8 : kFloat;
+}
+size_t EK_CALL input_count(const OrtCustomOp*) { return 4; }
+ElementType EK_CALL output_type(const OrtCustomOp* op, size_t) { return self(op).half ? kFloat16 : kFloat; }
+size_t EK_CALL output_count(const OrtCustomOp*) { return 1; }
+Characteristic EK_CALL input_kind(const OrtCustomOp*, size_t index) { return index == 3 ? kOptional : kRequired; }
+Characteristic EK_CALL output_kind(const OrtCustomOp*, size_t) { return kRequired; }
+int EK_CALL on_cpu(const OrtCustomOp*, size_t) { return 0; }
+int EK_CALL one(const OrtCustomOp*) { return 1; }
+int EK_CALL any_version(const OrtCustomOp*) { return 0x7FFFFFFF; }
+
+constexpr Operator make(Format format, bool half, const Kernels* kernels) {
+  return Operator{
+      {kApiVersion, nullptr,    name,        provider,    input_type, input_count, output_type, output_count, nullptr,
+       destroy,     input_kind, output_kind, on_cpu,      one,        one,         one,         one,          create,
+       compute,     nullptr,    one,         any_version, nullptr,    nullptr,     nullptr,     nullptr},
+      format,
+      half,
+      kernels};
+}
+
+struct Operators {
+  const Kernels* kernels;
+  Operator all[4];
+};
+
+constexpr Operators operators_of(const Kernels* kernels) {
+  return {kernels,
+          {make(kTernary, false, kernels), make(kTernary, true, kernels), make(kInt8, false, kernels),
+           make(kInt8, true, kernels)}};
+}
+
+// Constants: choosing an instruction set changes nothing that a running session uses.
+const Operators kOperators[] = {
+#if defined(__x86_64__)
+    operators_of(&kAvx512Vnni),
+    operators_of(&kAvxVnni),
+    operators_of(&kAvx2),
+#elif defined(__aarch64__)
+    operators_of(&kNeonI8mm),
+    operators_of(&kNeonDotprod),
+    operators_of(&kNeon),
+#elif defined(__ARM_NEON)
+    operators_of(&kNeon),
+#endif
+    operators_of(&kScalar),
+};
+
+Message& list_supported(Message& message) {
+  const char* separator = "";
+  for (size_t i = 0; i < kCandidateCount; ++i) {
+    if (!kCandidates[i].supported()) continue;
+    message << separator << kCandidates[i].kernels->name;
+    separator = " ";
+  }
+  return message;
+}
+
+OrtStatus* add(const Api& api, OrtCustomOpDomain* domain, const Kernels* kernels) {
+  for (const Operators& found : kOperators) {
+    if (found.kernels != kernels) continue;
+    for (const Operator& op : found.all) {
+      if (OrtStatus* status = api.add_operator(domain, &op.interface)) return status;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace edgekit
+
+EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptions* options,
+                                                        const edgekit::OrtApiBase* base) {
+  using namespace edgekit;
+  const OrtApi* table = base->GetApi(kApiVersion);
+  if (table == nullptr) return nullptr;  // older than 1.18: no way to say so; the operators stay unknown
+  const Api api(table);
+  const Kernels* kernels = choose();
+  if (kernels == nullptr) {
+    Message message;
+    message << "EDGEKIT_ISA=" << forced() << ": this processor cannot run it; it has ";
+    list_supported(message) << ". Unset EDGEKIT_ISA to let the library choose";
+    return api.error(kInvalidArgument, message.text());
+  }
+  OrtCustomOpDomain* domain = nullptr;
+  if (OrtStatus* status = api.create_domain("ai.edgekit", &domain)) return status;
+  if (OrtStatus* status = add(api, domain, kernels)) return status;
+  return api.add_domain(options, domain);  // which keeps it; sessions need it for as long as they live
+}
+
+// "<version> <active instruction set> <those this processor has, best first>"; "none" when EDGEKIT_ISA names another.
+EK_EXPORT const char* EdgekitOpsVersion() {
+  using namespace edgekit;
+  static Message text;
+  const Kernels* kernels = choose();
+  Message fresh;
+  fresh << EK_VERSION << " " << (kernels ? kernels->name : "none") << " ";
+  list_supported(fresh);
+  text = fresh;
+  return text.text();
+}

@@ -1,0 +1,208 @@
+#include "product.h"
+
+#include "half.h"
+#include "message.h"
+
+namespace edgekit {
+namespace {
+
+constexpr size_t kMostGemvTokens = 8;  // with more, unpacking a panel once for all of them is faster (docs/kernels.md)
+constexpr size_t kTokens = 128;        // tokens for which a panel is unpacked once
+constexpr size_t kPanelBytes = 16384;  // of a panel: half of the smallest L1 cache in use
+constexpr size_t kSpan = 16;           // blocks that one gemv() call takes where each has a scale of its own
+constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
+constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
+constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
+constexpr size_t kAlignment = 64;
+
+// One call of the operator: what its parts share. Only `finite` is written by them.
+struct Call {
+  const Kernels& kernels;
+  Format format;
+  const Arguments& a;
+  size_t stride;     // bytes from one row of codes to the next
+  size_t pieces;     // of a row of codes: 1, or one a block
+  size_t row_bytes;  // of W
+  float* floats;     // X as float32 where it is float16
+  int8_t* codes;
+  float* steps;
+  int32_t* code_sums;
+  bool finite = true;
+
+  const float* row(size_t t) const { return a.half ? floats + t * a.k : static_cast<const float*>(a.x) + t * a.k; }
+  int32_t zero() const { return format == kTernary ? 1 : kernels.int8_zero; }
+};
+
+size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+void quantize_row(void* data, size_t t) {
+  Call& call = *static_cast<Call*>(data);
+  const Arguments& a = call.a;
+  if (a.half) to_float(static_cast<const uint16_t*>(a.x) + t * a.k, a.k, call.floats + t * a.k);
+  const bool ok = call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary,
+                                        call.codes + t * call.stride, call.steps + t * call.pieces,
+                                        call.code_sums + t * call.pieces);
+  if (!ok) __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
+}
+
+// Scales of `rows` rows from `first`, blocks from `block`: one after the other for each block.
+void gather_scales(const Arguments& a, size_t first, size_t rows, size_t block, size_t blocks, size_t width,
+                   float* out) {
+  for (size_t b = 0; b < blocks; ++b) {
+    for (size_t r = 0; r < rows; ++r) out[b * width + r] = a.scales[(first + r) * a.blocks + block + b];
+  }
+}
+
+void store(const Arguments& a, size_t t, size_t first, size_t rows, const float* y) {
+  float biased[kGemvRows];
+  const size_t at = t * a.n + first;
+  if (a.bias != nullptr) {
+    for (size_t r = 0; r < rows; ++r) biased[r] = y[r] + a.bias[first + r];
+    y = biased;
+  }
+  if (a.half) {
+    to_half(y, rows, static_cast<uint16_t*>(a.y) + at);
+  } else {
+    __builtin_memcpy(static_cast<float*>(a.y) + at, y, rows * sizeof(float));
+  }
+}
+
+// The rest of a piece's arithmetic for one token and the rows of a part.
+void finish_piece(const Call& call, const int32_t* sums, size_t t, size_t piece, const float* scales, size_t rows,
+                  float* y) {
+  const size_t at = t * call.pieces + piece;
+  const uint32_t correction = static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(call.code_sums[at]);
+  call.kernels.finish(sums, static_cast<int32_t>(correction), call.steps[at], scales, call.a.one_scale, rows, y);
+}
+
+// Rows of W straight from where they are, for a few tokens.
+void gemv_part(void* data, size_t part) {
+  const Call& call = *static_cast<const Call*>(data);
+  const Arguments& a = call.a;
+  const size_t first = part * kGemvRows, rows = smaller(kGemvRows, a.n - first);
+  const size_t span = a.each ? kSpan : a.blocks;
+  int32_t sums[kGemvTokens * kSpan * kGemvRows];
+  float gathered[kSpan * kGemvRows];
+  for (size_t t = 0; t < a.m; t += kGemvTokens) {
+    const size_t tokens = smaller(kGemvTokens, a.m - t);
+    float y[kGemvTokens * kGemvRows] = {};
+    for (size_t b = 0; b < a.blocks; b += span) {
+      const size_t blocks = smaller(span, a.blocks - b), pieces = a.each ? blocks : 1;
+      call.kernels.gemv(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
+                        call.codes + t * call.stride + b * kBlock, call.stride, tokens, blocks, a.each, sums);
+      if (a.scales_each) gather_scales(a, first, rows, b, blocks, kGemvRows, gathered);
+      for (size_t i = 0; i < tokens; ++i) {
+        for (size_t p = 0; p < pieces; ++p) {
+          const float* scales = a.scales_each ? gathered + p * kGemvRows : a.scales + (a.one_scale ? 0 : first);
+          finish_piece(call, sums + (i * pieces + p) * kGemvRows, t + i, a.each ? b + p : 0, scales, rows,
+                       y + i * kGemvRows);
+        }
+      }
+    }
+    for (size_t i = 0; i < tokens; ++i) store(a, t + i, first, rows, y + i * kGemvRows);
+  }
+}
+
+// A panel of W for many tokens: unpacked piece by piece into the cache and used for all of them.
+void gemm_part(void* data, size_t part) {
+  const Call& call = *static_cast<const Call*>(data);
+  const Arguments& a = call.a;
+  const size_t width = call.kernels.panel_rows;
+  const size_t first = part * width, rows = smaller(width, a.n - first);
+  const size_t span = kPanelBytes / (width * kBlock);
+  alignas(kAlignment) uint8_t panel[kPanelBytes];
+  alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
+  alignas(kAlignment) float y[kTokens * kMostPanelRows];
+  float gathered[kMostPanelRows];
+  const float* scales = a.scales_each ? gathered : a.scales + (a.one_scale ? 0 : first);
+  for (size_t t = 0; t < a.m; t += kTokens) {
+    const size_t tokens = smaller(kTokens, a.m - t);
+    __builtin_memset(y, 0, tokens * width * sizeof(float));
+    __builtin_memset(sums, 0, tokens * width * sizeof(int32_t));
+    for (size_t b = 0; b < a.blocks; b += span) {
+      const size_t blocks = smaller(span, a.blocks - b), step = a.each ? 1 : blocks;
+      call.kernels.pack(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
+                        blocks, panel);
+      for (size_t p = 0; p < blocks; p += step) {
+        call.kernels.tile(call.format, panel + p * kBlock * width, call.codes + t * call.stride + (b + p) * kBlock,
+                          call.stride, tokens, step, sums);
+        if (!a.each && b + span < a.blocks) continue;
+        if (a.scales_each) gather_scales(a, first, rows, b + p, 1, width, gathered);
+        for (size_t i = 0; i < tokens; ++i) {
+          finish_piece(call, sums + i * width, t + i, a.each ? b + p : 0, scales, rows, y + i * width);
+        }
+        __builtin_memset(sums, 0, tokens * width * sizeof(int32_t));
+      }
+    }
+    for (size_t i = 0; i < tokens; ++i) store(a, t + i, first, rows, y + i * width);
+  }
+}
+
+size_t parts(size_t count, size_t width) {
+  // Widths are powers of two; 32-bit ARM divides by nothing else without a library.
+  while (width > 1) count = (count + 1) / 2, width /= 2;
+  return count;
+}
+
+// How many batches to offer the threads: by the work there is, never a spin or a thread of our own.
+size_t batches(const Call& call) {
+  const size_t bytes = call.a.n * call.row_bytes * (call.a.m < 4 ? 1 : call.a.m / 4);
+  const size_t wanted = bytes / kBatchBytes;
+  return wanted < 1 ? 1 : smaller(wanted, kMostBatches);
+}
+
+OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
+  const Arguments& a = call.a;
+  const size_t sharing = a.m * a.k < kParallelX ? 1 : smaller(a.m, kMostBatches);
+  if (OrtStatus* status = api.parallel_for(context, quantize_row, a.m, sharing, &call)) return status;
+  if (!call.finite) {
+    Message message;
+    message << operator_name(call.format) << ": X holds NaN or infinity, which has no 8-bit code; ";
+    return api.error(kInvalidArgument, (message << "look for the first layer whose output is not finite").text());
+  }
+  const bool gemv = a.m <= kMostGemvTokens;
+  const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
+  return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);
+}
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) & ~(kAlignment - 1); }
+
+}  // namespace
+
+OrtStatus* multiply(const Api& api, const OrtKernelContext* context, OrtAllocator* allocator, const Kernels& kernels,
+                    Format format, const Arguments& a) {
+  if (a.m == 0) return nullptr;
+  const size_t pieces = a.each ? a.blocks : 1;
+  const size_t stride = a.blocks * kBlock + kAlignment;  // rows that lie 4096 bytes apart would share cache sets
+  const uint64_t a_row =
+      uint64_t{stride} + pieces * (sizeof(float) + sizeof(int32_t)) + (a.half ? a.k * sizeof(float) : 0);
+  if (a_row * a.m >= (sizeof(size_t) == 8 ? uint64_t{1} << 46 : uint64_t{1} << 30)) {
+    Message message;
+    message << operator_name(format) << ": X has " << static_cast<int64_t>(a.m) << " rows, too many for one call";
+    return api.error(kInvalidArgument, message.text());
+  }
+  const size_t code_bytes = aligned(a.m * stride), piece_bytes = aligned(a.m * pieces * sizeof(float));
+  const size_t float_bytes = a.half ? a.m * a.k * sizeof(float) : 0;
+  void* memory = nullptr;
+  if (OrtStatus* status = api.allocate(allocator, code_bytes + 2 * piece_bytes + float_bytes + kAlignment, &memory)) {
+    return status;
+  }
+  int8_t* codes = reinterpret_cast<int8_t*>(aligned(reinterpret_cast<size_t>(memory)));
+  Call call{kernels,
+            format,
+            a,
+            stride,
+            pieces,
+            a.n ? a.blocks * block_bytes(format) : 0,
+            reinterpret_cast<float*>(codes + code_bytes + 2 * piece_bytes),
+            codes,
+            reinterpret_cast<float*>(codes + code_bytes),
+            reinterpret_cast<int32_t*>(codes + code_bytes + piece_bytes)};
+  OrtStatus* status = run(api, context, call);
+  OrtStatus* freed = api.free(allocator, memory);
+  if (status == nullptr) return freed;
+  if (freed != nullptr) api.release_status(freed);
+  return status;
+}
+
+}  // namespace edgekit
