@@ -13,7 +13,11 @@ inline int32x4_t sum_rows(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
   return vcombine_s32(vpadd_s32(a2, b2), vpadd_s32(c2, d2));
 }
 
-inline void prefetch(const uint8_t* p) { __builtin_prefetch(p + kPrefetch); }
+// Asks for as much as `bytes` of four rows, one line of memory after the other.
+inline const uint8_t* prefetch(const uint8_t* ahead, size_t bytes) {
+  for (size_t i = 0; i < 4 * bytes; i += 64) __builtin_prefetch(ahead + i);
+  return ahead + 4 * bytes;
+}
 
 }  // namespace
 }  // namespace edgekit

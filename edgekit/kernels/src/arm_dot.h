@@ -25,7 +25,7 @@ inline int32x4_t total(const Ternary& sum) {
   return vaddq_s32(sum.ones, vaddq_s32(vshrq_n_s32(sum.fours, 2), vshrq_n_s32(sum.sixteens, 4)));
 }
 
-inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks) {
+inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
   const int32x4_t zero = vdupq_n_s32(0);
   Ternary sum[4] = {{zero, zero, zero}, {zero, zero, zero}, {zero, zero, zero}, {zero, zero, zero}};
   for (size_t b = 0; b < blocks; ++b) {
@@ -35,21 +35,21 @@ inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       add_block(sum[r], rows[r] + b * kPlane, q);
-      if (b % 2) prefetch(rows[r] + b * kPlane);
     }
+    ahead = prefetch(ahead, kPlane);
   }
   return sum_rows(total(sum[0]), total(sum[1]), total(sum[2]), total(sum[3]));
 }
 
-inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks) {
+inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
   int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   for (size_t k = 0; k < blocks * kBlock; k += 16) {
     const int8x16_t q = vld1q_s8(x + k);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       sum[r] = vdotq_s32(sum[r], as_signed(signed_int8(vld1q_u8(rows[r] + k))), q);
-      if (k % 64 == 0) prefetch(rows[r] + k);
     }
+    ahead = prefetch(ahead, 16);
   }
   return sum_rows(sum[0], sum[1], sum[2], sum[3]);
 }
@@ -62,10 +62,11 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
       const uint8_t* at[4];
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
+      const uint8_t* ahead = w + (r + 4) * row_bytes + 4 * p * block_bytes(format) + kPrefetch;
       for (size_t t = 0; t < tokens; ++t) {
         const int8_t* q = x + t * stride + p * kBlock;
         vst1q_s32(sums + (t * pieces + p) * kGemvRows + r,
-                  format == kInt8 ? int8_rows(at, q, span) : ternary_rows(at, q, span));
+                  format == kInt8 ? int8_rows(at, q, span, ahead) : ternary_rows(at, q, span, ahead));
       }
     }
   }

@@ -25,7 +25,7 @@ constexpr size_t kSteps = 32;          // groups of 4 codes in a block
 constexpr size_t kGemvRows = 32;       // rows at most that one gemv() call takes
 constexpr size_t kGemvTokens = 4;      // tokens at most that one gemv() call takes
 constexpr size_t kMostPanelRows = 32;  // Kernels::panel_rows at most
-constexpr size_t kPrefetch = 8192;     // bytes that gemv() asks for ahead of reading them (measured: docs/kernels.md)
+constexpr size_t kPrefetch = 4096;     // bytes past the rows in use that gemv() asks for (measured: docs/kernels.md)
 
 constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
 

@@ -12,150 +12,175 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 32;
+constexpr size_t kFar =
+    12288;  // so fast a loop is ahead of its own requests to the first cache: these go to the second
 constexpr size_t kTokens = 12;  // 12 tokens x 32 rows: 24 of 32 registers are sums
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
 // 32 bytes of one row and of the next.
-inline __m512i load_pair(const uint8_t* a, const uint8_t* b) {
+inline __m512i load_pair(const void* a, const void* b) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
 }
 
-// Four sums of 16 lanes each, two rows in each -> the sums of rows 0..7: row 2 i is the lower half of s[i].
-inline __m256i sum_pairs(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
-  __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(s0, s1), _mm512_unpackhi_epi32(s0, s1));
-  __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(s2, s3), _mm512_unpackhi_epi32(s2, s3));
-  __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-  __m256i low = _mm512_castsi512_si256(c), high = _mm512_extracti64x4_epi64(c, 1);
-  __m128i even = _mm_add_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-  __m128i odd = _mm_add_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-  return _mm256_set_m128i(_mm_unpackhi_epi32(even, odd), _mm_unpacklo_epi32(even, odd));
+// Sums of four rows, 16 lanes each -> four sums over the lower halves, then four over the upper.
+inline __m256i sum_halves(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
+  const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(s0, s1), _mm512_unpackhi_epi32(s0, s1));
+  const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(s2, s3), _mm512_unpackhi_epi32(s2, s3));
+  const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xB1));
+  return _mm256_inserti128_si256(_mm512_castsi512_si256(d), _mm512_extracti32x4_epi32(d, 2), 1);
 }
 
-// Eight rows, or the last of them again where fewer are left.
+// Four rows, or the last of them again where fewer are left, and what to ask for while they are read: the rows that
+// follow, one line of memory after the other, whatever the order in which they are used (docs/kernels.md).
 struct Rows {
-  const uint8_t* at[8];
-  Rows(const uint8_t* w, size_t row_bytes, size_t first, size_t rows) {
-    for (size_t i = 0; i < 8; ++i) at[i] = w + (first + i < rows ? first + i : rows - 1) * row_bytes;
+  const uint8_t* at[4];
+  const char* ahead;
+  Rows(const uint8_t* w, size_t row_bytes, size_t first, size_t rows)
+      : ahead(reinterpret_cast<const char*>(w + (first + 4) * row_bytes) + kFar) {
+    for (size_t i = 0; i < 4; ++i) at[i] = w + (first + i < rows ? first + i : rows - 1) * row_bytes;
+  }
+  // As much as 64 bytes of each row.
+  void prefetch() {
+    for (size_t i = 0; i < 4; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
   }
 };
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetch, _MM_HINT_T0); }
+// Two blocks at a time, one in each half: their weights are 64 bytes of a row. `Odd` is a last block without a second.
+template <bool Odd>
+inline __m512i weights(const uint8_t* p) {
+  return Odd ? _mm512_zextsi256_si512(load256(p)) : load512(p);
+}
+template <bool Odd>
+inline __m512i plane(const int8_t* x, size_t f) {
+  return Odd ? _mm512_zextsi256_si512(load256(x + f * kPlane)) : load_pair(x + f * kPlane, x + kBlock + f * kPlane);
+}
 
-// One token: the planes of a byte are multiplied where they stand, 4^f times too large, and are scaled at the end.
-inline __m256i ternary_one(const Rows& rows, const int8_t* x, size_t blocks) {
-  const __m512i mask0 = _mm512_set1_epi8(0x03), mask1 = _mm512_set1_epi8(0x0C);
-  const __m512i mask2 = _mm512_set1_epi8(0x30), mask3 = _mm512_set1_epi8(static_cast<char>(0xC0));
-  __m512i sum[4][4];
-  for (auto& of_pair : sum) {
-    for (auto& of_plane : of_pair) of_plane = _mm512_setzero_si512();
-  }
-  for (size_t b = 0; b < blocks; ++b) {
-    const int8_t* q = x + b * kBlock;
-    const __m512i x0 = _mm512_broadcast_i64x4(load256(q)), x1 = _mm512_broadcast_i64x4(load256(q + 32));
-    const __m512i x2 = _mm512_broadcast_i64x4(load256(q + 64)), x3 = _mm512_broadcast_i64x4(load256(q + 96));
+// One token: the planes of a byte are multiplied where they stand, 4^f times too large, and scaled at the end.
+template <bool Odd>
+inline void add_one(const Rows& rows, size_t b, const int8_t* x, __m512i (*sum)[4]) {
+  const __m512i x0 = plane<Odd>(x, 0), x1 = plane<Odd>(x, 1), x2 = plane<Odd>(x, 2), x3 = plane<Odd>(x, 3);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) {
-      const __m512i w = load_pair(rows.at[2 * i] + b * kPlane, rows.at[2 * i + 1] + b * kPlane);
-      sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], _mm512_and_si512(w, mask0), x0);
-      sum[i][1] = _mm512_dpbusd_epi32(sum[i][1], _mm512_and_si512(w, mask1), x1);
-      sum[i][2] = _mm512_dpbusd_epi32(sum[i][2], _mm512_and_si512(w, mask2), x2);
-      sum[i][3] = _mm512_dpbusd_epi32(sum[i][3], _mm512_and_si512(w, mask3), x3);
-    }
-    if (b % 2) {
-#pragma GCC unroll 8
-      for (size_t i = 0; i < 8; ++i) prefetch(rows.at[i] + b * kPlane);
-    }
+  for (size_t r = 0; r < 4; ++r) {
+    const __m512i w = weights<Odd>(rows.at[r] + b * kPlane);
+    sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_and_si512(w, _mm512_set1_epi8(0x03)), x0);
+    sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_and_si512(w, _mm512_set1_epi8(0x0C)), x1);
+    sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], _mm512_and_si512(w, _mm512_set1_epi8(0x30)), x2);
+    sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], _mm512_and_si512(w, _mm512_set1_epi8(static_cast<char>(0xC0))), x3);
   }
-  __m512i total[4];
-  for (size_t i = 0; i < 4; ++i) {
-    __m512i low = _mm512_add_epi32(sum[i][0], _mm512_srai_epi32(sum[i][1], 2));
-    __m512i high = _mm512_add_epi32(_mm512_srai_epi32(sum[i][2], 4), _mm512_srai_epi32(sum[i][3], 6));
-    total[i] = _mm512_add_epi32(low, high);
+}
+
+inline __m512i unscaled(const __m512i* plane) {
+  const __m512i low = _mm512_add_epi32(plane[0], _mm512_srai_epi32(plane[1], 2));
+  return _mm512_add_epi32(low, _mm512_add_epi32(_mm512_srai_epi32(plane[2], 4), _mm512_srai_epi32(plane[3], 6)));
+}
+
+inline __m256i ternary_one(Rows& rows, const int8_t* x, size_t blocks) {
+  __m512i sum[4][4];
+  for (auto& of_row : sum) {
+    for (auto& of_plane : of_row) of_plane = _mm512_setzero_si512();
   }
-  return sum_pairs(total[0], total[1], total[2], total[3]);
+  size_t b = 0;
+  for (; b + 2 <= blocks; b += 2) {
+    rows.prefetch();
+    add_one<false>(rows, b, x + b * kBlock, sum);
+  }
+  if (b < blocks) add_one<true>(rows, b, x + b * kBlock, sum);
+  return sum_halves(unscaled(sum[0]), unscaled(sum[1]), unscaled(sum[2]), unscaled(sum[3]));
 }
 
 // Several tokens: codes are moved down once and used for each of them.
-template <size_t T>
-inline void ternary_few(const Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
-  const __m512i mask = _mm512_set1_epi8(3);
-  __m512i sum[T][4];
-  for (auto& of_token : sum) {
-    for (auto& of_pair : of_token) of_pair = _mm512_setzero_si512();
-  }
-  for (size_t b = 0; b < blocks; ++b) {
+template <bool Odd, size_t T>
+inline void add_few(const Rows& rows, size_t b, const int8_t* x, size_t stride, __m512i (*sum)[4]) {
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) {
-      const __m512i w = load_pair(rows.at[2 * i] + b * kPlane, rows.at[2 * i + 1] + b * kPlane);
-      const __m512i codes[4] = {_mm512_and_si512(w, mask), _mm512_and_si512(_mm512_srli_epi16(w, 2), mask),
-                                _mm512_and_si512(_mm512_srli_epi16(w, 4), mask),
-                                _mm512_and_si512(_mm512_srli_epi16(w, 6), mask)};
+  for (size_t f = 0; f < 4; ++f) {
+    __m512i codes[4];
 #pragma GCC unroll 4
-      for (size_t t = 0; t < T; ++t) {
-#pragma GCC unroll 4
-        for (size_t f = 0; f < 4; ++f) {
-          const __m512i q = _mm512_broadcast_i64x4(load256(x + t * stride + b * kBlock + f * kPlane));
-          sum[t][i] = _mm512_dpbusd_epi32(sum[t][i], codes[f], q);
-        }
-      }
+    for (size_t r = 0; r < 4; ++r) {
+      const __m512i w = weights<Odd>(rows.at[r] + b * kPlane);
+      codes[r] = _mm512_and_si512(_mm512_srli_epi16(w, static_cast<unsigned>(2 * f)), _mm512_set1_epi8(3));
     }
-    if (b % 2) {
-#pragma GCC unroll 8
-      for (size_t i = 0; i < 8; ++i) prefetch(rows.at[i] + b * kPlane);
+#pragma GCC unroll 4
+    for (size_t t = 0; t < T; ++t) {
+      const __m512i q = plane<Odd>(x + t * stride, f);
+#pragma GCC unroll 4
+      for (size_t r = 0; r < 4; ++r) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], codes[r], q);
     }
   }
-  for (size_t t = 0; t < T; ++t) sums[t] = sum_pairs(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
-}
-
-// Rows in pairs as above: 32 bytes of each at a time.
-template <size_t T>
-inline void int8_few(const Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
-  __m512i sum[T][4];
-  for (auto& of_token : sum) {
-    for (auto& of_pair : of_token) of_pair = _mm512_setzero_si512();
-  }
-  for (size_t k = 0; k < blocks * kBlock; k += 32) {
-#pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) {
-      const __m512i w = load_pair(rows.at[2 * i] + k, rows.at[2 * i + 1] + k);
-#pragma GCC unroll 4
-      for (size_t t = 0; t < T; ++t) {
-        const __m512i q = _mm512_broadcast_i64x4(load256(x + t * stride + k));
-        sum[t][i] = _mm512_dpbusd_epi32(sum[t][i], w, q);
-      }
-    }
-    if (k % 64) {
-#pragma GCC unroll 8
-      for (size_t i = 0; i < 8; ++i) prefetch(rows.at[i] + k);
-    }
-  }
-  for (size_t t = 0; t < T; ++t) sums[t] = sum_pairs(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
 }
 
 template <size_t T>
-inline void few(Format format, const Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
-  if (format == kInt8) return int8_few<T>(rows, x, stride, blocks, sums);
-  if (T == 1) {
+inline void clear(__m512i (*sum)[4]) {
+  for (size_t t = 0; t < T; ++t) {
+    for (size_t r = 0; r < 4; ++r) sum[t][r] = _mm512_setzero_si512();
+  }
+}
+
+template <size_t T>
+inline void ternary_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
+  __m512i sum[T][4];
+  clear<T>(sum);
+  size_t b = 0;
+  for (; b + 2 <= blocks; b += 2) {
+    rows.prefetch();
+    add_few<false, T>(rows, b, x + b * kBlock, stride, sum);
+  }
+  if (b < blocks) add_few<true, T>(rows, b, x + b * kBlock, stride, sum);
+  for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+}
+
+template <size_t T>
+inline void int8_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
+  __m512i sum[T][4];
+  clear<T>(sum);
+  for (size_t k = 0; k < blocks * kBlock; k += 64) {
+    rows.prefetch();
+#pragma GCC unroll 4
+    for (size_t t = 0; t < T; ++t) {
+      const __m512i q = load512(x + t * stride + k);
+#pragma GCC unroll 4
+      for (size_t r = 0; r < 4; ++r) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], load512(rows.at[r] + k), q);
+    }
+  }
+  for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+}
+
+template <size_t T>
+inline void few(Format format, Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
+  if (format == kInt8) {
+    int8_few<T>(rows, x, stride, blocks, sums);
+  } else if (T == 1) {
     sums[0] = ternary_one(rows, x, blocks);
   } else {
     ternary_few<T>(rows, x, stride, blocks, sums);
   }
 }
 
+inline void store(int32_t* out, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v); }
+
 template <size_t T>
 void gemv_tokens(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride,
                  size_t blocks, bool each, int32_t* sums) {
-  const size_t pieces = each ? blocks : 1, span = each ? 1 : blocks;
-  for (size_t r = 0; r < rows; r += 8) {
-    for (size_t p = 0; p < pieces; ++p) {
-      const Rows eight(w + p * block_bytes(format), row_bytes, r, rows);
+  // With `each`, the two halves are two pieces; kInt8's halves are of one block.
+  const size_t pieces = each ? blocks : 1, span = !each ? blocks : format == kTernary ? 2 : 1;
+  for (size_t r = 0; r < rows; r += 4) {
+    Rows four(w, row_bytes, r, rows);
+    for (size_t b = 0; b < blocks; b += span) {
       __m256i found[T];
-      few<T>(format, eight, x + p * kBlock, stride, span, found);
+      few<T>(format, four, x + b * kBlock, stride, span < blocks - b ? span : blocks - b, found);
       for (size_t t = 0; t < T; ++t) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + (t * pieces + p) * kGemvRows + r), found[t]);
+        int32_t* out = sums + (t * pieces + (each ? b : 0)) * kGemvRows + r;
+        const __m128i low = _mm256_castsi256_si128(found[t]), high = _mm256_extracti128_si256(found[t], 1);
+        if (each && format == kTernary) {
+          store(out, low);
+          if (b + 1 < blocks) store(out + kGemvRows, high);
+        } else {
+          store(out, _mm_add_epi32(low, high));
+        }
       }
+      for (const uint8_t*& row : four.at) row += span * block_bytes(format);
     }
   }
 }
@@ -168,7 +193,9 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
     case 2:
       return gemv_tokens<2>(format, w, row_bytes, rows, x, stride, blocks, each, sums);
     case 3:
-      return gemv_tokens<3>(format, w, row_bytes, rows, x, stride, blocks, each, sums);
+      gemv_tokens<2>(format, w, row_bytes, rows, x, stride, blocks, each, sums);
+      return gemv_tokens<1>(format, w, row_bytes, rows, x + 2 * stride, stride, blocks, each,
+                            sums + 2 * (each ? blocks : 1) * kGemvRows);
     default:
       return gemv_tokens<4>(format, w, row_bytes, rows, x, stride, blocks, each, sums);
   }

@@ -25,7 +25,7 @@ inline int16x8_t add_products(int16x8_t sum, uint8x16_t codes, int8x16_t x) {
   return vmlal_s8(sum, vget_high_s8(as_signed(codes)), vget_high_s8(x));
 }
 
-inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks) {
+inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
   const uint8x16_t mask = vdupq_n_u8(3);
   int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   for (size_t b = 0; b < blocks; ++b) {
@@ -42,13 +42,13 @@ inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_
         products = add_products(products, vshrq_n_u8(v, 6), vld1q_s8(q + 96 + 16 * h));
       }
       sum[r] = vpadalq_s16(sum[r], products);
-      if (b % 2) prefetch(rows[r] + b * kPlane);
     }
+    ahead = prefetch(ahead, kPlane);
   }
   return sum_rows(sum[0], sum[1], sum[2], sum[3]);
 }
 
-inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks) {
+inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
   int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   for (size_t k = 0; k < blocks * kBlock; k += 16) {
     const int8x16_t q = vld1q_s8(x + k);
@@ -57,8 +57,8 @@ inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t b
       const int8x16_t w = as_signed(signed_int8(vld1q_u8(rows[r] + k)));
       const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(q));
       sum[r] = vpadalq_s16(sum[r], vmlal_s8(low, vget_high_s8(w), vget_high_s8(q)));
-      if (k % 64 == 0) prefetch(rows[r] + k);
     }
+    ahead = prefetch(ahead, 16);
   }
   return sum_rows(sum[0], sum[1], sum[2], sum[3]);
 }
@@ -71,10 +71,11 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
       const uint8_t* at[4];
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
+      const uint8_t* ahead = w + (r + 4) * row_bytes + 4 * p * block_bytes(format) + kPrefetch;
       for (size_t t = 0; t < tokens; ++t) {
         const int8_t* q = x + t * stride + p * kBlock;
         vst1q_s32(sums + (t * pieces + p) * kGemvRows + r,
-                  format == kInt8 ? int8_rows(at, q, span) : ternary_rows(at, q, span));
+                  format == kInt8 ? int8_rows(at, q, span, ahead) : ternary_rows(at, q, span, ahead));
       }
     }
   }

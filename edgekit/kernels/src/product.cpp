@@ -9,7 +9,7 @@ namespace {
 constexpr size_t kMostGemvTokens = 8;  // with more, unpacking a panel once for all of them is faster (docs/kernels.md)
 constexpr size_t kTokens = 128;        // tokens for which a panel is unpacked once
 constexpr size_t kPanelBytes = 16384;  // of a panel: half of the smallest L1 cache in use
-constexpr size_t kSpan = 16;           // blocks that one gemv() call takes where each has a scale of its own
+constexpr size_t kSpan = 64;           // blocks that one gemv() call takes where each has a scale of its own
 constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
 constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
 constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out

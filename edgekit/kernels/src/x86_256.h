@@ -13,9 +13,14 @@ inline __m128i sum_rows(__m256i s0, __m256i s1, __m256i s2, __m256i s3) {
   return _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
 }
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetch, _MM_HINT_T0); }
+// Asks for as much as 32 bytes of four rows, one line of memory after the other (docs/kernels.md).
+inline const char* prefetch(const char* ahead) {
+  _mm_prefetch(ahead, _MM_HINT_T0);
+  _mm_prefetch(ahead + 64, _MM_HINT_T0);
+  return ahead + 128;
+}
 
-inline __m128i four_rows(Format format, const uint8_t* const* rows, const int8_t* x, size_t blocks) {
+inline __m128i four_rows(Format format, const uint8_t* const* rows, const int8_t* x, size_t blocks, const char* ahead) {
   __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
   if (format == kInt8) {
     for (size_t k = 0; k < blocks * kBlock; k += 32) {
@@ -23,8 +28,8 @@ inline __m128i four_rows(Format format, const uint8_t* const* rows, const int8_t
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i) {
         sum[i] = dot_int8(sum[i], load256(rows[i] + k), q);
-        if (k % 64) prefetch(rows[i] + k);
       }
+      ahead = prefetch(ahead);
     }
   } else {
     for (size_t b = 0; b < blocks; ++b) {
@@ -33,8 +38,8 @@ inline __m128i four_rows(Format format, const uint8_t* const* rows, const int8_t
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i) {
         sum[i] = dot_block(sum[i], load256(rows[i] + b * kPlane), x0, x1, x2, x3);
-        if (b % 2) prefetch(rows[i] + b * kPlane);
       }
+      ahead = prefetch(ahead);
     }
   }
   return sum_rows(sum[0], sum[1], sum[2], sum[3]);
@@ -48,8 +53,10 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
       const uint8_t* at[4];
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
+      const char* ahead =
+          reinterpret_cast<const char*>(w + (r + 4) * row_bytes + 4 * p * block_bytes(format)) + kPrefetch;
       for (size_t t = 0; t < tokens; ++t) {
-        const __m128i found = four_rows(format, at, x + t * stride + p * kBlock, span);
+        const __m128i found = four_rows(format, at, x + t * stride + p * kBlock, span, ahead);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + (t * pieces + p) * kGemvRows + r), found);
       }
     }
