@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from edgekit.errors import RuntimeUnavailable
+from edgekit.lowbit.library import CHOICE, load_library
 from edgekit.processor import processor_features
 
 FLOORS = {
@@ -72,7 +74,7 @@ class Examination:
 def examine() -> Examination:
     """Looks at this machine; imports neither torch nor onnxruntime."""
     findings = [_python(), *(_package(name) for name in FLOORS), *(_optional(name) for name in OPTIONAL)]
-    return Examination((*findings, _processor(), _memory(), _disk(), _telemetry()))
+    return Examination((*findings, _processor(), _operators(), _memory(), _disk(), _telemetry()))
 
 
 def _python() -> Finding:
@@ -116,6 +118,19 @@ def _processor() -> Finding:
     if platform.machine().lower() in ("x86_64", "amd64") and features and "avx2" not in features:
         return Finding("processor", found, "note", "no AVX2: quantized models will be slow here")
     return Finding("processor", found, "ok")
+
+
+def _operators() -> Finding:
+    try:
+        library = load_library()
+    except RuntimeUnavailable as error:
+        return Finding("operators", "not usable", "problem", str(error))
+    if library is None:
+        return Finding(
+            "operators", f"switched off ({CHOICE}=none)", "note", "ternary models run slower, rounded differently"
+        )
+    others = ", ".join(isa for isa in library.supported if isa != library.isa)
+    return Finding("operators", f"library {library.version}, {library.isa} (also {others})", "ok")
 
 
 def _memory() -> Finding:

@@ -9,17 +9,19 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
-from edgekit.errors import BundleError, CheckFailed, UnsupportedError
+from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
+from edgekit.lowbit.library import ABIS, NATIVE_FORMATS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.schema import build as from_dict
+from edgekit.schema import suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,17 +44,21 @@ def export(
     task: str | None = None,
     force: bool = False,
     allow_pickle: bool = False,
+    abis: Sequence[str] = SHIPPED,
     progress: Progress = lambda what, share: None,
 ) -> Bundle:
     """Exports a model as a bundle and proves that it loads and computes what the compressed PyTorch model does.
 
     ``source`` is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or ``package.module:factory``;
     ``recipe`` a shipped recipe's name, a YAML path or a Recipe; ``output`` the bundle directory to make; ``samples`` the
-    user's own real input (a text, a directory of images, an .npz). Nothing is left at ``output`` on failure.
+    user's own real input (a text, a directory of images, an .npz). A bundle with ternary layers carries the native
+    operator library for each of ``abis`` (edgekit.lowbit.library.ABIS). Nothing is left at ``output`` on failure.
 
     Raises SourceError, RecipeError, UnsupportedError for what cannot be exported; CheckFailed when the written model
-    does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set.
+    does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set, or
+    for an unknown ABI; RuntimeUnavailable when an operator library is not there.
     """
+    _check_abis(abis)
     chosen = Recipe.load(recipe) if isinstance(recipe, str) else recipe
     with BundleWriter(Path(output), force=force) as writer:
         from edgekit.frontend.source import load
@@ -65,7 +71,10 @@ def export(
         write_graph(model, writer.directory, progress)
         for asset in found.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
-        draft = writer.draft(_manifest(model, found, chosen, source))
+        described = _manifest(model, found, chosen, source)
+        if any(layer.format in NATIVE_FORMATS for layer in described.layers):
+            _add_libraries(abis, writer.directory)
+        draft = writer.draft(described)
         del model  # it refers to the weights
         manifest = _golden(found, draft, samples, progress)
         del found
@@ -74,6 +83,20 @@ def export(
         _check(writer.draft(manifest), chosen)
         progress("check in ONNX Runtime", 1.0)
         return writer.commit(manifest)
+
+
+def _check_abis(abis: Sequence[str]) -> None:
+    for abi in abis:
+        if abi not in ABIS:
+            raise UsageError(f"abi '{abi}': not one of {', '.join(ABIS)}{suggest(abi, ABIS)}")
+
+
+def _add_libraries(abis: Sequence[str], directory: Path) -> None:
+    """The operator library for each ABI, in ``ops/<abi>/``."""
+    for abi in abis:
+        library = built_library(abi)
+        (directory / "ops" / abi).mkdir(parents=True)
+        shutil.copyfile(library, directory / "ops" / abi / library.name)
 
 
 def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progress) -> ir.Model:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
+from edgekit.lowbit.library import ABIS, SHIPPED
 
 
 @click.command()
@@ -31,10 +32,19 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+@click.option(
+    "--abi",
+    "abis",
+    multiple=True,
+    type=click.Choice([*ABIS, "none"]),
+    default=SHIPPED,
+    help="Put the operator library for this system into the bundle (several times for several; ternary models only). "
+    f"[default: {', '.join(SHIPPED)}]",
+)
 @json_option
 def export(
     model: str, recipe: str, output: Path, samples: Path | None, task: str | None, force: bool, allow_pickle: bool,
-    as_json: bool,
+    abis: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Export MODEL as a bundle.
 
@@ -46,7 +56,8 @@ def export(
 
     with progress_bar() as progress:
         bundle = run(
-            model, recipe, output, samples=samples, task=task, force=force, allow_pickle=allow_pickle, progress=progress
-        )
+            model, recipe, output, samples=samples, task=task, force=force, allow_pickle=allow_pickle,
+            abis=[abi for abi in abis if abi != "none"], progress=progress,
+        )  # fmt: skip
     found = inspect(bundle)
     show(found.summary(), found.to_json(), as_json)

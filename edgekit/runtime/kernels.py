@@ -14,9 +14,9 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session
 
-TERNARY = "TernaryMatMul"
+NATIVE = ("TernaryMatMul", "Int8MatMul")
 HEAVY = (
-    TERNARY, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
+    *NATIVE, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 )  # fmt: skip
@@ -30,7 +30,7 @@ class Kernel:
     """One kind of kernel and how often it ran per inference."""
 
     op: str
-    settings: str  # "bits=4,block=32,acc=4", or nothing
+    settings: str  # "bits=4,block=32,acc=4"; a native operator's instruction set; or nothing
     body_of: str  # the function whose body it stands in, or nothing
     count: int
 
@@ -38,7 +38,9 @@ class Kernel:
         text = f"{self.op}({self.settings})" if self.settings else self.op
         if self.body_of:
             return f"{self.body_of}: function body ({text})×{self.count}"
-        return f"{text}: native operator×{self.count}" if self.op == TERNARY else f"{text}×{self.count}"
+        if self.op in NATIVE:
+            return f"{self.op}: native operator ({self.settings})×{self.count}"
+        return f"{text}×{self.count}"
 
 
 def kernels(bundle: Bundle, threads: int = 1) -> tuple[Kernel, ...]:
@@ -49,10 +51,10 @@ def kernels(bundle: Bundle, threads: int = 1) -> tuple[Kernel, ...]:
     if bundle.manifest.decoder is not None:
         decoder = Decoder(bundle, threads, max_length=1, profile=True)
         decoder.run(np.zeros((1, 1), np.int64))
-        return from_profile(bundle, decoder.session.profile_text())
+        return from_profile(bundle, decoder.session.profile_text(), decoder.session.isa)
     session = Session(bundle, threads, profile=True)
     session.run(feeds(bundle.vectors()[0][1]))
-    return from_profile(bundle, session.profile_text())
+    return from_profile(bundle, session.profile_text(), session.isa)
 
 
 def describe(found: tuple[Kernel, ...]) -> str:
@@ -60,8 +62,8 @@ def describe(found: tuple[Kernel, ...]) -> str:
     return ", ".join(str(kernel) for kernel in found) or "none that reads weights"
 
 
-def from_profile(bundle: Bundle, profile: str) -> tuple[Kernel, ...]:
-    """The heavy kernels in a profile of one run, commonest first."""
+def from_profile(bundle: Bundle, profile: str, isa: str = "") -> tuple[Kernel, ...]:
+    """The heavy kernels in a profile of one run, commonest first; ``isa`` is the operator library's."""
     settings, bodies = _settings(bundle)
     ran: Counter[tuple[str, str, str]] = Counter()
     for event in json.loads(profile):
@@ -72,7 +74,8 @@ def from_profile(bundle: Bundle, profile: str) -> tuple[Kernel, ...]:
             continue
         # ONNX Runtime names what it inlines "_inlfunc_<function>_...".
         body = next((f for f in bodies if name.startswith(f"_inlfunc_{f}_")), "")
-        ran[op, bodies[body].get(op, "") if body else settings.get(name, ""), body] += 1
+        shown = isa if op in NATIVE else settings.get(name, "")
+        ran[op, bodies[body].get(op, "") if body else shown, body] += 1
     return tuple(Kernel(*key, count) for key, count in ran.most_common())
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
+from edgekit.lowbit.library import NATIVE_FORMATS, Library, load_library, register_library
 
 OLDEST = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
@@ -42,7 +43,11 @@ def onnxruntime() -> Any:
 
 
 class Session:
-    """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``."""
+    """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``.
+
+    ``library`` is the native operator library that runs the low-bit layers; None when there are none, or when
+    ``EDGEKIT_OPS_LIBRARY=none`` asked for the function bodies in the model.
+    """
 
     def __init__(
         self,
@@ -63,7 +68,8 @@ class Session:
             prepack: False multiplies from the mapped weights instead of a second copy in ONNX Runtime's own layout; half
                 the memory for float32, far too slow for low-bit weights.
 
-        Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads.
+        Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads,
+        RuntimeUnavailable when the bundle needs the operator library and it is not there or does not take over.
         """
         if threads < 1:
             raise UsageError(f"threads: {threads} is less than 1; give the number of cores to use")
@@ -82,14 +88,23 @@ class Session:
         if self._scratch is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
+        native = any(layer.format in NATIVE_FORMATS for layer in bundle.manifest.layers)
+        self.library = register_library(options) if native else None
         try:
             self.ort = _load(ort, bundle, options, extra_outputs)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise BundleError(
                 f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error)}"
             ) from error
+        if self.library is not None:
+            _check_taken_over(bundle, self.library)
         self.inputs = [i.name for i in self.ort.get_inputs()]
         self.outputs = [o.name for o in self.ort.get_outputs()]
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the native operators; nothing where none run."""
+        return self.library.isa if self.library is not None else ""
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the graph; ``feeds`` and the result by name. Raises BundleError with ONNX Runtime's own words."""
@@ -112,6 +127,16 @@ class Session:
         text = Path(self.ort.end_profiling()).read_text(encoding="utf-8")
         self._scratch.cleanup()
         return text
+
+
+def _check_taken_over(bundle: Bundle, before: Library) -> None:
+    """A fallback to function bodies is silent in ONNX Runtime: the library's own count of nodes must have grown."""
+    after = load_library()
+    if after is None or after.nodes <= before.nodes:
+        raise RuntimeUnavailable(
+            f"{bundle.graph_path}: {before.path} was registered, but ONNX Runtime {onnxruntime().__version__} runs the "
+            "function bodies instead of its operators; please report it with the model's config.json"
+        )
 
 
 def _load(ort: Any, bundle: Bundle, options: Any, extra: Sequence[str]) -> Any:

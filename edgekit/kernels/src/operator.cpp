@@ -30,6 +30,9 @@ struct Node {
   Attributes attributes;
 };
 
+// Nodes created since the library was loaded: a runtime sees by it that the operators, not their function bodies, run.
+int64_t created = 0;
+
 const Operator& self(const OrtCustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
 
 OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** out) {
@@ -46,6 +49,7 @@ OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtK
   Node* node = static_cast<Node*>(memory);
   *node = Node{api, allocator, self(op).kernels, attributes};
   *out = node;
+  __atomic_fetch_add(&created, 1, __ATOMIC_RELAXED);
   return nullptr;
 }
 
@@ -156,14 +160,15 @@ EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptio
   return api.add_domain(options, domain);  // which keeps it; sessions need it for as long as they live
 }
 
-// "<version> <active instruction set> <those this processor has, best first>"; "none" when EDGEKIT_ISA names another.
+// "<version> <active instruction set> <those this processor has, best first>; <nodes created so far>". The active one
+// is "none" when EDGEKIT_ISA names one that is not there. Valid until the next call.
 EK_EXPORT const char* EdgekitOpsVersion() {
   using namespace edgekit;
   static Message text;
   const Kernels* kernels = choose();
   Message fresh;
   fresh << EK_VERSION << " " << (kernels ? kernels->name : "none") << " ";
-  list_supported(fresh);
+  list_supported(fresh) << "; " << __atomic_load_n(&created, __ATOMIC_RELAXED);
   text = fresh;
   return text.text();
 }
