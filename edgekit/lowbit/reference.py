@@ -32,7 +32,7 @@ def activation_codes(x: Floats, block_size: int) -> tuple[NDArray[np.int8], Floa
     blocks = padded.reshape(rows, count, block)
     largest = np.maximum(np.abs(blocks).max(axis=-1, initial=0), SMALLEST)
     codes = np.rint(blocks * (np.float32(127) / largest)[..., None]).astype(np.int8)
-    return codes.reshape(rows, -1)[:, :columns], largest / np.float32(127)
+    return codes.reshape(rows, count * block)[:, :columns], largest / np.float32(127)
 
 
 def quantize_activations(x: Floats, block_size: int) -> Floats:
@@ -53,17 +53,33 @@ def ternary_matmul(
     ``activation_block_size`` is 0 or 128.
     """
     assert weight.scales is not None
+    return _matmul(x, unpack_t2(weight).astype(np.int64), weight.scales, bias, activation_block_size)
+
+
+def _matmul(
+    x: Floats, weight: NDArray[np.int64], scales: Floats, bias: Floats | None, activation_block_size: int
+) -> Floats:
+    """``x`` by integers [N, K] and their scales [1], [N] or [N, blocks of 128]."""
     assert activation_block_size in (0, TERNARY_BLOCK)
     codes, steps = activation_codes(x, activation_block_size)
-    ternary = unpack_t2(weight).astype(np.int64)
     columns = x.shape[1]
-    grouped = weight.scales.ndim == 2
+    grouped = scales.ndim == 2
     piece = TERNARY_BLOCK if grouped or activation_block_size else max(1, columns)
     out = np.zeros((len(x), weight.shape[0]), np.float32)
     for index, start in enumerate(range(0, columns, piece)):
         part = slice(start, start + piece)
-        sums = codes[:, part].astype(np.int64) @ ternary[:, part].T
+        sums = codes[:, part].astype(np.int64) @ weight[:, part].T
         step = steps[:, index if activation_block_size else 0]
-        scale = weight.scales[:, index] if grouped else weight.scales
+        scale = scales[:, index] if grouped else scales
         out += sums.astype(np.float32) * (step[:, None] * scale)
     return out if bias is None else out + bias
+
+
+def int8_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, activation_block_size: int = 0) -> Floats:
+    """``ai.edgekit::Int8MatMul``: float32 [M, K] by int8 codes uint8 [N, blocks of 128, 128] -> float32 [M, N].
+
+    ``weight`` has scales [1] or [N]. The rules are those of :func:`ternary_matmul` with (code - 128) for (code - 1).
+    """
+    assert weight.scales is not None
+    signed = weight.data.reshape(weight.shape[0], -1)[:, : weight.shape[1]].astype(np.int64) - 128
+    return _matmul(x, signed, weight.scales, bias, activation_block_size)

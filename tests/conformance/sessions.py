@@ -1,8 +1,9 @@
-"""One-node ONNX models and the ONNX Runtime sessions that run them, one thread each."""
+"""One-node ONNX models and the ONNX Runtime sessions that run them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,10 @@ import onnxruntime
 
 from edgekit.lowbit.formats import FORMATS, PackedTensor
 from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY
+from edgekit.lowbit.library import load_library
+
+THREADS = 2
+"""Work is shared out wherever it can be; results must not depend on it."""
 
 Input = ir.Value | tuple[str, np.ndarray] | None
 """A graph input, a named constant, or an input left out."""
@@ -20,12 +25,19 @@ def graph_input(kind: ir.DataType, rank: int) -> ir.Value:
 
 
 def one_node(
-    domain: str, op: str, inputs: Sequence[Input], functions: Sequence[ir.Function] = (), **attributes: int
+    domain: str,
+    op: str,
+    inputs: Sequence[Input],
+    functions: Sequence[ir.Function] = (),
+    library: Path | None = None,
+    **attributes: int,
 ) -> onnxruntime.InferenceSession:
-    """A session for ``op(*inputs) -> Y`` float32."""
+    """A session for ``op(*inputs) -> Y`` of X's type, with the operator library registered where one is given."""
     values = [_constant(*i) if isinstance(i, tuple) else i for i in inputs]
     node = ir.Node(domain, op, values, [ir.AttrInt64(n, v) for n, v in attributes.items()], num_outputs=1, name="node")
-    node.outputs[0].name, node.outputs[0].type = "Y", ir.TensorType(ir.DataType.FLOAT)
+    half = values[0] is not None and values[0].dtype == ir.DataType.FLOAT16
+    node.outputs[0].name = "Y"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
     graph = ir.Graph(
         [v for v in values if v is not None and v.const_value is None], node.outputs, nodes=[node],
         initializers=[v for v in values if v is not None and v.const_value is not None],
@@ -33,10 +45,26 @@ def one_node(
     )  # fmt: skip
     model = ir.Model(graph, ir_version=10, functions=functions)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = THREADS
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def native(
+    op: str, x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int
+) -> onnxruntime.InferenceSession:
+    """``TernaryMatMul`` or ``Int8MatMul`` of the operator library, for X like ``x``."""
+    library = load_library()
+    assert weight.scales is not None
+    assert library is not None
+    kind = ir.DataType.FLOAT16 if x.dtype == np.float16 else ir.DataType.FLOAT
+    inputs: list[Input] = [graph_input(kind, x.ndim), ("W", weight.data), ("scales", weight.scales)]
+    inputs += [("bias", bias)] if bias is not None else []
+    sizes = {"K": weight.shape[1], "N": weight.shape[0]}
+    return one_node(DOMAIN, op, inputs, library=library.path, **sizes, activation_block_size=block)
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:

@@ -64,7 +64,9 @@ def sqnr(report: Report) -> float:
 @pytest.mark.parametrize("form", ["online", "autobitlinear", "bitlinear"])
 def test_every_form_of_bitnet(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint(tmp_path / "model", form)
-    bundle = export(str(source), "ternary", tmp_path / "t2")
+    bundle = export(str(source), "ternary", tmp_path / "t2", abis=["linux-x86_64", "android-arm64-v8a"])
+    carried = {f.path for f in bundle.manifest.files if f.path.startswith("ops/")}
+    assert carried == {f"ops/{abi}/libedgekit_ops.so" for abi in ("linux-x86_64", "android-arm64-v8a")}
     inner = [layer for layer in bundle.manifest.layers if "layers" in layer.name]
     assert len(inner) == 14
     assert {layer.format for layer in inner} == {"t2"}

@@ -60,6 +60,7 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
   for (size_t r = 0; r < rows; r += 4) {
     for (size_t p = 0; p < pieces; ++p) {
       const uint8_t* at[4];
+#pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
       const uint8_t* ahead = w + (r + 4) * row_bytes + 4 * p * block_bytes(format) + kPrefetch;
@@ -75,6 +76,7 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
 // Four rows of 16 bytes -> four vectors, word g of every row in the g-th.
 inline void transpose(const uint8_t* const* rows, size_t offset, uint8x16_t* words) {
   uint32x4_t v[4];
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) v[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + offset));
   const uint32x4x2_t a = vtrnq_u32(v[0], v[1]), b = vtrnq_u32(v[2], v[3]);
   words[0] = vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(a.val[0]), vget_low_u32(b.val[0])));

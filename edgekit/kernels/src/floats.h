@@ -44,6 +44,7 @@ inline int32_t round_block(const float* x, float inverse, bool planes, int8_t* c
   }
   uint32_t words[kPlane];
   __builtin_memcpy(words, ordered, kBlock);
+#pragma GCC unroll 4
   for (size_t f = 0; f < 4; ++f) {
     for (size_t j = 0; j < kPlane; ++j) codes[f * kPlane + j] = static_cast<int8_t>(words[j] >> (8 * f));
   }

@@ -32,9 +32,9 @@ constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock
 struct Kernels {
   const char* name;
 
-  size_t panel_rows;   // rows of W that pack() and tile() work on
-  size_t tile_tokens;  // tokens at most that tile() works on
-  int int8_zero;       // what the kernels below take a kInt8 code's zero for: 128 = the bytes as stored, 0 = signed
+  size_t panel_rows;  // rows of W that pack() and tile() work on
+  size_t gemv_most;   // tokens up to which gemv() is faster than pack() and tile() (measured: docs/kernels.md)
+  int int8_zero;      // what the kernels below take a kInt8 code's zero for: 128 = the bytes as stored, 0 = signed
 
   // Rounds a row of `count` floats to int8 codes, with step = absmax / 127 of the row or with `steps_each` of each
   // block. Stores whole blocks of codes, in planes or in order, and for the row or with `each` for each block the step

@@ -44,7 +44,7 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 #include "x86_256.h"
 
 namespace edgekit {
-const Kernels kAvx2 = {"avx2", kRows, kTokens, kInt8Zero, quantize, gemv, pack, tile, finish};
+const Kernels kAvx2 = {"avx2", kRows, 16, kInt8Zero, quantize, gemv, pack, tile, finish};
 }  // namespace edgekit
 
 EK_TARGET_END

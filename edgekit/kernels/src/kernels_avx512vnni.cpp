@@ -14,7 +14,6 @@ namespace {
 constexpr size_t kRows = 32;
 constexpr size_t kFar =
     12288;  // so fast a loop is ahead of its own requests to the first cache: these go to the second
-constexpr size_t kTokens = 12;  // 12 tokens x 32 rows: 24 of 32 registers are sums
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
@@ -40,10 +39,12 @@ struct Rows {
   const char* ahead;
   Rows(const uint8_t* w, size_t row_bytes, size_t first, size_t rows)
       : ahead(reinterpret_cast<const char*>(w + (first + 4) * row_bytes) + kFar) {
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) at[i] = w + (first + i < rows ? first + i : rows - 1) * row_bytes;
   }
   // As much as 64 bytes of each row.
   void prefetch() {
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
   }
 };
@@ -79,7 +80,9 @@ inline __m512i unscaled(const __m512i* plane) {
 
 inline __m256i ternary_one(Rows& rows, const int8_t* x, size_t blocks) {
   __m512i sum[4][4];
+#pragma GCC unroll 4
   for (auto& of_row : sum) {
+#pragma GCC unroll 4
     for (auto& of_plane : of_row) of_plane = _mm512_setzero_si512();
   }
   size_t b = 0;
@@ -113,7 +116,9 @@ inline void add_few(const Rows& rows, size_t b, const int8_t* x, size_t stride, 
 
 template <size_t T>
 inline void clear(__m512i (*sum)[4]) {
+#pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) {
+#pragma GCC unroll 4
     for (size_t r = 0; r < 4; ++r) sum[t][r] = _mm512_setzero_si512();
   }
 }
@@ -128,6 +133,7 @@ inline void ternary_few(Rows& rows, const int8_t* x, size_t stride, size_t block
     add_few<false, T>(rows, b, x + b * kBlock, stride, sum);
   }
   if (b < blocks) add_few<true, T>(rows, b, x + b * kBlock, stride, sum);
+#pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
 }
 
@@ -144,6 +150,7 @@ inline void int8_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, 
       for (size_t r = 0; r < 4; ++r) sum[t][r] = _mm512_dpbusd_epi32(sum[t][r], load512(rows.at[r] + k), q);
     }
   }
+#pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
 }
 
@@ -170,6 +177,7 @@ void gemv_tokens(Format format, const uint8_t* w, size_t row_bytes, size_t rows,
     for (size_t b = 0; b < blocks; b += span) {
       __m256i found[T];
       few<T>(format, four, x + b * kBlock, stride, span < blocks - b ? span : blocks - b, found);
+#pragma GCC unroll 12
       for (size_t t = 0; t < T; ++t) {
         int32_t* out = sums + (t * pieces + (each ? b : 0)) * kGemvRows + r;
         const __m128i low = _mm256_castsi256_si128(found[t]), high = _mm256_extracti128_si256(found[t], 1);
@@ -204,8 +212,10 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
 // 16 rows of 32 bytes -> eight vectors, word g of every row in the g-th.
 inline void transpose(const uint8_t* const* rows, size_t offset, __m512i* words) {
   __m512i pair[2][4];
+#pragma GCC unroll 2
   for (size_t h = 0; h < 2; ++h) {
     __m512i z[4];
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) z[i] = load_pair(rows[8 * h + i] + offset, rows[8 * h + 4 + i] + offset);
     const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
     const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
@@ -214,6 +224,7 @@ inline void transpose(const uint8_t* const* rows, size_t offset, __m512i* words)
     pair[h][2] = _mm512_unpacklo_epi64(b, d);
     pair[h][3] = _mm512_unpackhi_epi64(b, d);
   }
+#pragma GCC unroll 4
   for (size_t i = 0; i < 4; ++i) {
     words[i] = _mm512_shuffle_i32x4(pair[0][i], pair[1][i], 0x88);
     words[4 + i] = _mm512_shuffle_i32x4(pair[0][i], pair[1][i], 0xDD);
@@ -224,12 +235,14 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   const __m512i mask = _mm512_set1_epi8(3);
   for (size_t half = 0; half < 2; ++half) {
     const uint8_t* at[16];
+#pragma GCC unroll 16
     for (size_t i = 0; i < 16; ++i) at[i] = w + (half * 16 + i < rows ? half * 16 + i : rows - 1) * row_bytes;
     const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
     for (size_t p = 0; p < blocks * parts; ++p) {
       __m512i words[8];
       transpose(at, p * kPlane, words);
       uint8_t* out = panel + p * (kBlock / parts) * kRows + half * 64;
+#pragma GCC unroll 8
       for (size_t g = 0; g < 8; ++g, out += 4 * kRows) {
         if (format == kInt8) {
           _mm512_storeu_si512(out, words[g]);
@@ -244,6 +257,7 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   }
 }
 
+// 12 tokens by 32 rows: 24 of 32 registers are sums.
 template <size_t T>
 void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
   __m512i sum[T][2];
@@ -298,7 +312,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, kTokens, 128, quantize, gemv, pack, tile, finish};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 16, 128, quantize, gemv, pack, tile, finish};
 
 }  // namespace edgekit
 

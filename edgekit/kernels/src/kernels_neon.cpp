@@ -14,7 +14,6 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 8;
-constexpr size_t kTokens = 4;
 constexpr int kMostInt16 = 32767;
 constexpr size_t kTernaryChain = 64, kInt8Chain = 2;  // products that are added before they are widened
 static_assert(16 * 3 * 127 <= kMostInt16, "a block of a row: 16 products of a code and an activation in each lane");
@@ -69,6 +68,7 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
   for (size_t r = 0; r < rows; r += 4) {
     for (size_t p = 0; p < pieces; ++p) {
       const uint8_t* at[4];
+#pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
       const uint8_t* ahead = w + (r + 4) * row_bytes + 4 * p * block_bytes(format) + kPrefetch;
@@ -98,12 +98,14 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 template <size_t Chain, size_t T>
 void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
   int32x4_t sum[T][2];
+#pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) {
     sum[t][0] = vld1q_s32(sums + t * kRows);
     sum[t][1] = vld1q_s32(sums + t * kRows + 4);
   }
   for (size_t k = 0; k < blocks * kBlock; k += Chain) {
     int16x8_t products[T];
+#pragma GCC unroll 4
     for (auto& of_token : products) of_token = vdupq_n_s16(0);
     for (size_t i = k; i < k + Chain; ++i) {
       const int8x8_t w = vld1_s8(reinterpret_cast<const int8_t*>(panel) + i * kRows);
@@ -116,6 +118,7 @@ void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t bl
       sum[t][1] = vaddw_s16(sum[t][1], vget_high_s16(products[t]));
     }
   }
+#pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) {
     vst1q_s32(sums + t * kRows, sum[t][0]);
     vst1q_s32(sums + t * kRows + 4, sum[t][1]);
@@ -141,7 +144,7 @@ void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, s
 
 }  // namespace
 
-const Kernels kNeon = {"neon", kRows, kTokens, 0, quantize, gemv, pack, tile, finish};
+const Kernels kNeon = {"neon", kRows, 4, 0, quantize, gemv, pack, tile, finish};
 
 }  // namespace edgekit
 

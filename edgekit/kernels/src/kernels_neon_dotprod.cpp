@@ -13,20 +13,22 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 8;
-constexpr size_t kTokens = 8;  // 8 tokens x 8 rows: 16 of 32 registers are sums
 
 void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
   for (size_t half = 0; half < 2; ++half) {
     const uint8_t* at[4];
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) at[i] = w + (half * 4 + i < rows ? half * 4 + i : rows - 1) * row_bytes;
     for (size_t k = 0; k < blocks * block_bytes(format); k += 16) {
       uint8x16_t words[4];
       transpose(at, k, words);
+#pragma GCC unroll 4
       for (size_t g = 0; g < 4; ++g) {
         if (format == kInt8) {
           vst1q_u8(panel + (k / 4 + g) * 4 * kRows + 16 * half, signed_int8(words[g]));
           continue;
         }
+#pragma GCC unroll 4
         for (size_t f = 0; f < 4; ++f) {
           const size_t step = k / kPlane * kSteps + 8 * f + k % kPlane / 4 + g;
           vst1q_u8(panel + step * 4 * kRows + 16 * half, plane(words[g], static_cast<int>(f)));
@@ -47,6 +49,7 @@ inline void step(const uint8_t* panel, const int8x16_t* q, int32x4_t (*sum)[2]) 
   }
 }
 
+// 8 tokens by 8 rows: 16 of 32 registers are sums.
 template <size_t T>
 void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
   int32x4_t sum[T][2];
@@ -79,7 +82,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kNeonDotprod = {"neon_dotprod", kRows, kTokens, 0, quantize, gemv, pack, tile, finish};
+const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4, 0, quantize, gemv, pack, tile, finish};
 
 }  // namespace edgekit
 

@@ -27,6 +27,7 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
         vst1_u8(panel + ((k / 8 + 1) * kRows + r) * 8, vget_high_u8(codes));
         continue;
       }
+#pragma GCC unroll 4
       for (size_t f = 0; f < 4; ++f) {
         const uint8x16_t codes = plane(v, static_cast<int>(f));
         uint8_t* out = panel + ((k / kPlane * 16 + 4 * f + k % kPlane / 8) * kRows + r) * 8;
@@ -41,7 +42,9 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 template <size_t P>
 void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks, size_t count, int32_t* sums) {
   int32x4_t sum[4][P];
+#pragma GCC unroll 4
   for (auto& of_rows : sum) {
+#pragma GCC unroll 4
     for (auto& of_pair : of_rows) of_pair = vdupq_n_s32(0);
   }
   for (size_t k = 0; k < blocks * kBlock; k += 8, panel += 8 * kRows) {
@@ -55,7 +58,9 @@ void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks
       for (size_t p = 0; p < P; ++p) sum[i][p] = vmmlaq_s32(sum[i][p], w, q[p]);
     }
   }
+#pragma GCC unroll 4
   for (size_t p = 0; p < P; ++p) {
+#pragma GCC unroll 2
     for (size_t h = 0; h < 2; ++h) {
       const int32x4x2_t by_token = vuzpq_s32(sum[2 * h][p], sum[2 * h + 1][p]);
       for (size_t t = 0; t < 2 && 2 * p + t < count; ++t) {
@@ -70,6 +75,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
   for (size_t t = 0; t < tokens; t += kTokens) {
     const size_t count = tokens - t < kTokens ? tokens - t : kTokens;
     const int8_t* at[kTokens];
+#pragma GCC unroll 8
     for (size_t i = 0; i < kTokens; ++i) at[i] = x + (t + (i < count ? i : count - 1)) * stride;
     int32_t* out = sums + t * kRows;
     if (count > 4) {
@@ -84,7 +90,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kNeonI8mm = {"neon_i8mm", kRows, kTokens, 0, quantize, gemv, pack, tile, finish};
+const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4, 0, quantize, gemv, pack, tile, finish};
 
 }  // namespace edgekit
 

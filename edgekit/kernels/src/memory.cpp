@@ -27,4 +27,15 @@ EK_HIDDEN EK_AS_WRITTEN void* memmove(void* to, const void* from, size_t size) {
   }
   return to;
 }
+
+#if defined(__ARM_EABI__)
+// 32-bit ARM has names of its own for them, and memset's arguments in another order.
+EK_HIDDEN void __aeabi_memcpy(void* to, const void* from, size_t size) { memcpy(to, from, size); }
+EK_HIDDEN void __aeabi_memcpy4(void* to, const void* from, size_t size) { memcpy(to, from, size); }
+EK_HIDDEN void __aeabi_memcpy8(void* to, const void* from, size_t size) { memcpy(to, from, size); }
+EK_HIDDEN void __aeabi_memset(void* to, size_t size, int value) { memset(to, value, size); }
+EK_HIDDEN void __aeabi_memclr(void* to, size_t size) { memset(to, 0, size); }
+EK_HIDDEN void __aeabi_memclr4(void* to, size_t size) { memset(to, 0, size); }
+EK_HIDDEN void __aeabi_memclr8(void* to, size_t size) { memset(to, 0, size); }
+#endif
 }

@@ -6,7 +6,6 @@
 namespace edgekit {
 namespace {
 
-constexpr size_t kMostGemvTokens = 8;  // with more, unpacking a panel once for all of them is faster (docs/kernels.md)
 constexpr size_t kTokens = 128;        // tokens for which a panel is unpacked once
 constexpr size_t kPanelBytes = 16384;  // of a panel: half of the smallest L1 cache in use
 constexpr size_t kSpan = 64;           // blocks that one gemv() call takes where each has a scale of its own
@@ -34,6 +33,12 @@ struct Call {
 };
 
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+// count / width rounded up, for powers of two: 32-bit ARM divides by nothing else without a library.
+size_t parts(size_t count, size_t width) {
+  while (width > 1) count = (count + 1) / 2, width /= 2;
+  return count;
+}
 
 void quantize_row(void* data, size_t t) {
   Call& call = *static_cast<Call*>(data);
@@ -109,7 +114,7 @@ void gemm_part(void* data, size_t part) {
   const Arguments& a = call.a;
   const size_t width = call.kernels.panel_rows;
   const size_t first = part * width, rows = smaller(width, a.n - first);
-  const size_t span = kPanelBytes / (width * kBlock);
+  const size_t span = parts(kPanelBytes / kBlock, width);
   alignas(kAlignment) uint8_t panel[kPanelBytes];
   alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
   alignas(kAlignment) float y[kTokens * kMostPanelRows];
@@ -138,12 +143,6 @@ void gemm_part(void* data, size_t part) {
   }
 }
 
-size_t parts(size_t count, size_t width) {
-  // Widths are powers of two; 32-bit ARM divides by nothing else without a library.
-  while (width > 1) count = (count + 1) / 2, width /= 2;
-  return count;
-}
-
 // How many batches to offer the threads: by the work there is, never a spin or a thread of our own.
 size_t batches(const Call& call) {
   const size_t bytes = call.a.n * call.row_bytes * (call.a.m < 4 ? 1 : call.a.m / 4);
@@ -160,7 +159,7 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
     message << operator_name(call.format) << ": X holds NaN or infinity, which has no 8-bit code; ";
     return api.error(kInvalidArgument, (message << "look for the first layer whose output is not finite").text());
   }
-  const bool gemv = a.m <= kMostGemvTokens;
+  const bool gemv = a.m <= call.kernels.gemv_most;
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
   return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);
 }

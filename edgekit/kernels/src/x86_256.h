@@ -5,7 +5,6 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 16;
-constexpr size_t kTokens = 4;  // 4 tokens x 16 rows: 8 of 16 registers are sums
 
 // Four rows of eight lanes -> their four sums.
 inline __m128i sum_rows(__m256i s0, __m256i s1, __m256i s2, __m256i s3) {
@@ -51,6 +50,7 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
   for (size_t r = 0; r < rows; r += 4) {
     for (size_t p = 0; p < pieces; ++p) {
       const uint8_t* at[4];
+#pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
       const char* ahead =
@@ -66,8 +66,10 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
 // 8 rows of 32 bytes -> eight vectors, word g of every row in the g-th.
 inline void transpose(const uint8_t* const* rows, size_t offset, __m256i* words) {
   __m256i quad[2][4];
+#pragma GCC unroll 2
   for (size_t h = 0; h < 2; ++h) {
     __m256i z[4];
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) z[i] = load256(rows[4 * h + i] + offset);
     const __m256i a = _mm256_unpacklo_epi32(z[0], z[1]), b = _mm256_unpackhi_epi32(z[0], z[1]);
     const __m256i c = _mm256_unpacklo_epi32(z[2], z[3]), d = _mm256_unpackhi_epi32(z[2], z[3]);
@@ -76,6 +78,7 @@ inline void transpose(const uint8_t* const* rows, size_t offset, __m256i* words)
     quad[h][2] = _mm256_unpacklo_epi64(b, d);
     quad[h][3] = _mm256_unpackhi_epi64(b, d);
   }
+#pragma GCC unroll 4
   for (size_t i = 0; i < 4; ++i) {
     words[i] = _mm256_permute2x128_si256(quad[0][i], quad[1][i], 0x20);
     words[4 + i] = _mm256_permute2x128_si256(quad[0][i], quad[1][i], 0x31);
@@ -88,12 +91,14 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   const __m256i mask = _mm256_set1_epi8(3);
   for (size_t half = 0; half < kRows / 8; ++half) {
     const uint8_t* at[8];
+#pragma GCC unroll 8
     for (size_t i = 0; i < 8; ++i) at[i] = w + (half * 8 + i < rows ? half * 8 + i : rows - 1) * row_bytes;
     const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
     for (size_t p = 0; p < blocks * parts; ++p) {
       __m256i words[8];
       transpose(at, p * kPlane, words);
       uint8_t* out = panel + p * (kBlock / parts) * kRows + half * 32;
+#pragma GCC unroll 8
       for (size_t g = 0; g < 8; ++g, out += 4 * kRows) {
         if (format == kInt8) {
           store(out, words[g]);
@@ -108,6 +113,7 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   }
 }
 
+// 4 tokens by 16 rows: 8 of 16 registers are sums.
 template <Format F, size_t T>
 void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
   __m256i sum[T][2];

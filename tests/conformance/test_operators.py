@@ -1,0 +1,213 @@
+"""``ai.edgekit::TernaryMatMul`` and ``Int8MatMul``: one suite, each implementation against the integer-exact numpy reference.
+
+Every instruction set that this processor has is forced in turn and must give the reference's very bits. Other processors
+are covered in ``tests/native``, emulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.lowbit.formats import FORMATS, PackedTensor, pack_t2
+from edgekit.lowbit.functions import exact_function, ternary_function
+from edgekit.lowbit.library import load_library
+from edgekit.lowbit.reference import activation_codes, int8_matmul, quantize_activations, ternary_matmul
+from edgekit.metrics import tensor_distance
+from tests.conformance import sessions
+
+Run = Callable[[np.ndarray, PackedTensor, "np.ndarray | None", int], np.ndarray]
+
+
+def exact_body(x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int) -> np.ndarray:
+    """The operator's definition in standard operators, on ONNX Runtime."""
+    session = sessions.ternary(exact_function(bias is not None), weight, bias, block)
+    return np.asarray(session.run(None, {"X": x})[0])
+
+
+def function_body(x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int) -> np.ndarray:
+    """What a bundle carries: MatMulNBits with 2 bits, activations rounded in blocks of 128."""
+    return np.asarray(sessions.ternary(ternary_function(), weight, bias, block).run(None, {"X": x})[0])
+
+
+def native(isa: str, op: str = "TernaryMatMul") -> Run:
+    def run(x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int) -> np.ndarray:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EDGEKIT_ISA", isa)
+            session = sessions.native(op, x, weight, bias, block)
+        return np.asarray(session.run(None, {"X": x})[0])
+
+    return run
+
+
+@dataclass(frozen=True)
+class Implementation:
+    run: Run
+    blocks: tuple[int, ...]  # activation_block_size that it computes
+    scales: tuple[str, ...]  # kinds of scales that it takes
+    decibels: float | None  # least SQNR against the reference; None: the same bits
+
+
+def _supported() -> tuple[str, ...]:
+    library = load_library()
+    assert library is not None, "EDGEKIT_OPS_LIBRARY=none would leave nothing to test"
+    return library.supported
+
+
+ISAS = _supported()
+ALL = ("tensor", "row", "group")
+IMPLEMENTATIONS = {
+    "standard operators, exact": Implementation(exact_body, (0,), ("tensor", "row"), 120.0),
+    "function body, MatMulNBits": Implementation(function_body, (128,), ALL, 110.0),
+    **{f"native, {isa}": Implementation(native(isa), (0, 128), ALL, None) for isa in ISAS},
+}
+
+
+def agree(expected: np.ndarray, found: np.ndarray, decibels: float | None) -> None:
+    if decibels is None:
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
+    else:
+        assert tensor_distance(expected, found)["sqnr_db"] >= decibels
+
+
+def case(rows: int, n: int, k: int, kind: str, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray]:
+    random = np.random.default_rng(seed)
+    codes = random.integers(-1, 2, (n, k)).astype(np.int8)
+    shape = {"tensor": (1,), "row": (n,), "group": (n, -(-k // 128))}[kind]
+    scales = random.uniform(0.01, 2.0, shape).astype(np.float32)
+    x = (random.standard_normal((rows, k)) * random.uniform(0.01, 30)).astype(np.float32)
+    return x, pack_t2(codes, scales), random.standard_normal(n).astype(np.float32)
+
+
+def int8_case(rows: int, n: int, k: int, kind: str, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray]:
+    x, ternary, bias = case(rows, n, k, kind, seed)
+    data = np.full((n, -(-k // 128) * 128), 128, np.uint8)
+    data[:, :k] = np.random.default_rng(seed).integers(0, 256, (n, k))
+    return x, PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), ternary.scales), bias
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("with_bias", [False, True])
+@settings(max_examples=12, deadline=None)
+@given(rows=st.integers(1, 40), n=st.integers(1, 90), k=st.integers(1, 700), seed=st.integers(0, 999))
+def test_ternary_of_any_shape(name: str, kind: str, with_bias: bool, rows: int, n: int, k: int, seed: int) -> None:
+    one = IMPLEMENTATIONS[name]
+    x, weight, offset = case(rows, n, k, kind, seed)
+    bias = offset if with_bias else None
+    for block in one.blocks if kind in one.scales else ():
+        agree(ternary_matmul(x, weight, bias, block), one.run(x, weight, bias, block), one.decibels)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", [0, 128])
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 40), n=st.integers(1, 90), k=st.integers(1, 700), seed=st.integers(0, 999),
+    kind=st.sampled_from(["tensor", "row"]), with_bias=st.booleans(),
+)  # fmt: skip
+def test_int8_of_any_shape(
+    isa: str, block: int, rows: int, n: int, k: int, seed: int, kind: str, with_bias: bool
+) -> None:
+    x, weight, offset = int8_case(rows, n, k, kind, seed)
+    bias = offset if with_bias else None
+    agree(int8_matmul(x, weight, bias, block), native(isa, "Int8MatMul")(x, weight, bias, block), None)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-38, 1e-44, 1e30])
+@pytest.mark.parametrize("code", [-1, 0, 1])
+def test_extremes(name: str, value: float, code: int) -> None:
+    one = IMPLEMENTATIONS[name]
+    weight = pack_t2(np.full((3, 300), code, np.int8), np.full(1, 0.5, np.float32))
+    x = np.full((2, 300), value, np.float32)
+    for block in one.blocks:
+        found = one.run(x, weight, None, block)
+        np.testing.assert_allclose(found, ternary_matmul(x, weight, None, block), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 130])
+def test_sums_do_not_overflow(isa: str, rows: int) -> None:
+    """All codes at their limits over a long row: what 16-bit accumulators get wrong."""
+    k = 6912
+    x = np.full((rows, k), 3.0, np.float32)
+    ternary = pack_t2(np.ones((33, k), np.int8), np.ones(1, np.float32))
+    expected = np.float32(127 * k) * activation_codes(x, 0)[1][0, 0]
+    assert (native(isa)(x, ternary, None, 0) == expected).all()
+    int8 = PackedTensor("int8", (33, k), 128, np.zeros((33, k // 128, 128), np.uint8), np.ones(1, np.float32))
+    expected = np.float32(-128 * 127 * k) * activation_codes(x, 0)[1][0, 0]
+    assert (native(isa, "Int8MatMul")(x, int8, None, 0) == expected).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_float16(isa: str, rows: int) -> None:
+    """X widened exactly, Y rounded to nearest; what is too large becomes infinity."""
+    x, weight, bias = case(rows, 40, 300, "row", 3)
+    half = x.astype(np.float16)
+    with np.errstate(over="ignore"):
+        expected = (ternary_matmul(half.astype(np.float32), weight, bias) * np.float32(1)).astype(np.float16)
+    agree(expected, native(isa)(half, weight, bias, 0), None)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(0, 300), (2, 0, 300), (2, 3, 300), (300,)])
+def test_leading_dimensions(isa: str, shape: tuple[int, ...]) -> None:
+    x, weight, bias = case(6, 40, 300, "row", 4)
+    given_x = np.resize(x, shape).astype(np.float32)
+    found = native(isa)(given_x, weight, bias, 0)
+    assert found.shape == (*shape[:-1], 40)
+    agree(ternary_matmul(given_x.reshape(-1, 300), weight, bias).reshape(found.shape), found, None)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_what_is_not_finite_is_refused(isa: str, value: float, rows: int) -> None:
+    x, weight, _ = case(rows, 40, 300, "row", 5)
+    x[-1, 299] = value
+    message = "TernaryMatMul: X holds NaN or infinity, which has no 8-bit code; look for the first layer"
+    with pytest.raises(Exception, match=message):
+        native(isa)(x, weight, None, 0)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = load_library()
+    assert library is not None
+    monkeypatch.setenv("EDGEKIT_ISA", "sve9")
+    options = onnxruntime.SessionOptions()
+    message = f"EDGEKIT_ISA=sve9: this processor cannot run it; it has {' '.join(ISAS)}. Unset EDGEKIT_ISA"
+    with pytest.raises(Exception, match=message):
+        options.register_custom_ops_library(str(library.path))
+
+
+@pytest.mark.parametrize("format_name", ["int8", "int4"])
+@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 2, 64])
+def test_matmul_nbits_rounds_as_the_reference_says(format_name: str, block: int, rows: int) -> None:
+    """What the compressed PyTorch model is built on: dequantized weights times rounded activations."""
+    random = np.random.default_rng(0)
+    weight = FORMATS[format_name].quantize(random.standard_normal((96, 576)).astype(np.float32), block)
+    x = random.standard_normal((rows, 576)).astype(np.float32)
+    found = sessions.matmul_nbits(weight).run(None, {"X": x})[0]
+    expected = quantize_activations(x, block) @ FORMATS[format_name].dequantize(weight).T
+    assert tensor_distance(expected, found)["sqnr_db"] >= 110
+
+
+@pytest.mark.parametrize("format_name", ["int8", "int4"])
+@pytest.mark.parametrize("block", [32, 64])
+def test_lookup_reads_the_bytes_of_the_product(format_name: str, block: int) -> None:
+    weight = FORMATS[format_name].quantize(
+        np.random.default_rng(0).standard_normal((50, 576)).astype(np.float32), block
+    )
+    ids = np.array([0, 49, 7, 7], np.int64)
+    found = sessions.gather_quantized(weight).run(None, {"X": ids})[0]
+    np.testing.assert_array_equal(found, FORMATS[format_name].dequantize(weight)[ids])
