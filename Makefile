@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.edgekit-setup
 OPTIMUM := .venv-optimum/bin
 OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
+ORT_ANDROID := build/ort-android/aar.sha256
 
-.PHONY: setup demo test test-optimum lint bench clean
+.PHONY: setup kernels demo test test-optimum lint bench clean
 
 setup: $(STAMP)
 
@@ -22,10 +23,19 @@ $(OPTIMUM_STAMP): pyproject.toml tools/make_venv.sh
 	$(OPTIMUM)/pip install --quiet -e ".[optimum]" "pytest>=8" "hypothesis>=6.100"
 	@touch $(OPTIMUM_STAMP)
 
-demo: setup
+# The operator library for all eight systems, about 12 s; a library that is newer than its sources is kept. Installing
+# builds it too: this is for who edits edgekit/kernels.
+kernels: setup
+	@$(BIN)/python -m tools.build_kernels --all
+
+# Headers for a test of the kernels, and what Android's libraries are run against: without npm those tests are skipped.
+$(ORT_ANDROID): $(STAMP) tools/fetch_ort_android.py
+	-$(BIN)/python -m tools.fetch_ort_android
+
+demo: setup kernels
 	$(BIN)/python -m tools.demo
 
-test: setup
+test: setup kernels $(ORT_ANDROID)
 	$(BIN)/python -m pytest
 
 test-optimum: $(OPTIMUM_STAMP)
@@ -37,7 +47,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup
+bench: setup kernels
 	$(BIN)/python -m benchmarks.decoder_peers
 
 clean:

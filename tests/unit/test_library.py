@@ -94,7 +94,8 @@ def test_a_system_it_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_shipped_library_is_built() -> None:
     assert set(SHIPPED) < set(ABIS)
     for abi in ABIS:
-        assert 0 < built_library(abi).stat().st_size <= 64 << 10
+        limit = 96 if abi.startswith("macos") else 64  # KiB; macOS pads segments to 16
+        assert 0 < built_library(abi).stat().st_size <= limit << 10
 
 
 def test_a_session_that_fell_back_is_refused() -> None:

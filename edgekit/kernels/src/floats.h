@@ -83,13 +83,25 @@ inline float difference(int32_t sum, int32_t correction) {
   return static_cast<float>(static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(correction)));
 }
 
-void finish(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
-            float* y) {
+template <bool Add>
+inline void finish_rows(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale,
+                        size_t rows, float* y) {
   if (one_scale) {
     const float factor = step * scales[0];
-    for (size_t r = 0; r < rows; ++r) y[r] += difference(sums[r], correction) * factor;
+    for (size_t r = 0; r < rows; ++r) y[r] = (Add ? y[r] : 0.0f) + difference(sums[r], correction) * factor;
   } else {
-    for (size_t r = 0; r < rows; ++r) y[r] += difference(sums[r], correction) * (step * scales[r]);
+    for (size_t r = 0; r < rows; ++r) {
+      y[r] = (Add ? y[r] : 0.0f) + difference(sums[r], correction) * (step * scales[r]);
+    }
+  }
+}
+
+void finish(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
+            bool add, float* y) {
+  if (add) {
+    finish_rows<true>(sums, correction, step, scales, one_scale, rows, y);
+  } else {
+    finish_rows<false>(sums, correction, step, scales, one_scale, rows, y);
   }
 }
 

@@ -51,13 +51,15 @@ struct Kernels {
   // tile() reads it; missing rows become any value.
   void (*pack)(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel);
 
-  // sums[t * panel_rows + r] += the same sum over a panel's `blocks`, for `tokens` tokens.
+  // sums[t * panel_rows + r] = the same sum over a panel's `blocks`, for `tokens` tokens; with `add` added to what is
+  // there.
   void (*tile)(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks,
-               int32_t* sums);
+               bool add, int32_t* sums);
 
-  // y[r] += float(sums[r] - correction) * (step * scale of r), scales one for all rows or one a row.
+  // y[r] = float(sums[r] - correction) * (step * scale of r), scales one for all rows or one a row; with `add` added to
+  // what is there.
   void (*finish)(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
-                 float* y);
+                 bool add, float* y);
 };
 
 // One table an instruction set, defined where the compiler's target has it.

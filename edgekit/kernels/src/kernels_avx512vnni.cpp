@@ -259,12 +259,12 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 
 // 12 tokens by 32 rows: 24 of 32 registers are sums.
 template <size_t T>
-void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
+void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, bool add, int32_t* sums) {
   __m512i sum[T][2];
 #pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) {
-    sum[t][0] = load512(sums + t * kRows);
-    sum[t][1] = load512(sums + t * kRows + 16);
+    sum[t][0] = add ? load512(sums + t * kRows) : _mm512_setzero_si512();
+    sum[t][1] = add ? load512(sums + t * kRows + 16) : _mm512_setzero_si512();
   }
   for (size_t s = 0; s < blocks * kSteps; ++s) {
     const __m512i w0 = load512(panel + s * 4 * kRows), w1 = load512(panel + s * 4 * kRows + 64);
@@ -284,24 +284,25 @@ void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t bl
   }
 }
 
-void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+          int32_t* sums) {
   while (tokens) {
     size_t taken = tokens >= 12 ? 12 : tokens >= 8 ? 8 : tokens >= 4 ? 4 : tokens >= 2 ? 2 : 1;
     switch (taken) {
       case 12:
-        tile_tokens<12>(panel, x, stride, blocks, sums);
+        tile_tokens<12>(panel, x, stride, blocks, add, sums);
         break;
       case 8:
-        tile_tokens<8>(panel, x, stride, blocks, sums);
+        tile_tokens<8>(panel, x, stride, blocks, add, sums);
         break;
       case 4:
-        tile_tokens<4>(panel, x, stride, blocks, sums);
+        tile_tokens<4>(panel, x, stride, blocks, add, sums);
         break;
       case 2:
-        tile_tokens<2>(panel, x, stride, blocks, sums);
+        tile_tokens<2>(panel, x, stride, blocks, add, sums);
         break;
       default:
-        tile_tokens<1>(panel, x, stride, blocks, sums);
+        tile_tokens<1>(panel, x, stride, blocks, add, sums);
         break;
     }
     tokens -= taken;

@@ -96,12 +96,12 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 }
 
 template <size_t Chain, size_t T>
-void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
+void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, bool add, int32_t* sums) {
   int32x4_t sum[T][2];
 #pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) {
-    sum[t][0] = vld1q_s32(sums + t * kRows);
-    sum[t][1] = vld1q_s32(sums + t * kRows + 4);
+    sum[t][0] = add ? vld1q_s32(sums + t * kRows) : vdupq_n_s32(0);
+    sum[t][1] = add ? vld1q_s32(sums + t * kRows + 4) : vdupq_n_s32(0);
   }
   for (size_t k = 0; k < blocks * kBlock; k += Chain) {
     int16x8_t products[T];
@@ -126,19 +126,20 @@ void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t bl
 }
 
 template <size_t Chain>
-void tile_chain(const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+void tile_chain(const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+                int32_t* sums) {
   for (; tokens >= 4; tokens -= 4, x += 4 * stride, sums += 4 * kRows) {
-    tile_tokens<Chain, 4>(panel, x, stride, blocks, sums);
+    tile_tokens<Chain, 4>(panel, x, stride, blocks, add, sums);
   }
-  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<Chain, 1>(panel, x, stride, blocks, sums);
+  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<Chain, 1>(panel, x, stride, blocks, add, sums);
 }
 
-void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks,
+void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
           int32_t* sums) {
   if (format == kInt8) {
-    tile_chain<kInt8Chain>(panel, x, stride, tokens, blocks, sums);
+    tile_chain<kInt8Chain>(panel, x, stride, tokens, blocks, add, sums);
   } else {
-    tile_chain<kTernaryChain>(panel, x, stride, tokens, blocks, sums);
+    tile_chain<kTernaryChain>(panel, x, stride, tokens, blocks, add, sums);
   }
 }
 

@@ -51,12 +51,12 @@ inline void step(const uint8_t* panel, const int8x16_t* q, int32x4_t (*sum)[2]) 
 
 // 8 tokens by 8 rows: 16 of 32 registers are sums.
 template <size_t T>
-void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
+void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, bool add, int32_t* sums) {
   int32x4_t sum[T][2];
 #pragma GCC unroll 8
   for (size_t t = 0; t < T; ++t) {
-    sum[t][0] = vld1q_s32(sums + t * kRows);
-    sum[t][1] = vld1q_s32(sums + t * kRows + 4);
+    sum[t][0] = add ? vld1q_s32(sums + t * kRows) : vdupq_n_s32(0);
+    sum[t][1] = add ? vld1q_s32(sums + t * kRows + 4) : vdupq_n_s32(0);
   }
   for (size_t s = 0; s < blocks * kSteps; s += 4, panel += 16 * kRows) {
     int8x16_t q[T];
@@ -74,10 +74,13 @@ void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t bl
   }
 }
 
-void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
-  for (; tokens >= 8; tokens -= 8, x += 8 * stride, sums += 8 * kRows) tile_tokens<8>(panel, x, stride, blocks, sums);
-  for (; tokens >= 4; tokens -= 4, x += 4 * stride, sums += 4 * kRows) tile_tokens<4>(panel, x, stride, blocks, sums);
-  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<1>(panel, x, stride, blocks, sums);
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+          int32_t* sums) {
+  for (; tokens >= 8; tokens -= 8, x += 8 * stride, sums += 8 * kRows)
+    tile_tokens<8>(panel, x, stride, blocks, add, sums);
+  for (; tokens >= 4; tokens -= 4, x += 4 * stride, sums += 4 * kRows)
+    tile_tokens<4>(panel, x, stride, blocks, add, sums);
+  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<1>(panel, x, stride, blocks, add, sums);
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 
 // Lanes of a sum: row 0 token 0, row 0 token 1, row 1 token 0, row 1 token 1.
 template <size_t P>
-void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks, size_t count, int32_t* sums) {
+void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks, size_t count, bool add,
+                int32_t* sums) {
   int32x4_t sum[4][P];
 #pragma GCC unroll 4
   for (auto& of_rows : sum) {
@@ -65,13 +66,14 @@ void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks
       const int32x4x2_t by_token = vuzpq_s32(sum[2 * h][p], sum[2 * h + 1][p]);
       for (size_t t = 0; t < 2 && 2 * p + t < count; ++t) {
         int32_t* out = sums + (2 * p + t) * kRows + 4 * h;
-        vst1q_s32(out, vaddq_s32(vld1q_s32(out), by_token.val[t]));
+        vst1q_s32(out, add ? vaddq_s32(vld1q_s32(out), by_token.val[t]) : by_token.val[t]);
       }
     }
   }
 }
 
-void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+          int32_t* sums) {
   for (size_t t = 0; t < tokens; t += kTokens) {
     const size_t count = tokens - t < kTokens ? tokens - t : kTokens;
     const int8_t* at[kTokens];
@@ -79,11 +81,11 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
     for (size_t i = 0; i < kTokens; ++i) at[i] = x + (t + (i < count ? i : count - 1)) * stride;
     int32_t* out = sums + t * kRows;
     if (count > 4) {
-      tile_pairs<4>(panel, at, blocks, count, out);
+      tile_pairs<4>(panel, at, blocks, count, add, out);
     } else if (count > 2) {
-      tile_pairs<2>(panel, at, blocks, count, out);
+      tile_pairs<2>(panel, at, blocks, count, add, out);
     } else {
-      tile_pairs<1>(panel, at, blocks, count, out);
+      tile_pairs<1>(panel, at, blocks, count, add, out);
     }
   }
 }

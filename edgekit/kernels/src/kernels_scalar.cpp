@@ -51,10 +51,11 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   }
 }
 
-void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+          int32_t* sums) {
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < kRows; ++r) {
-      uint32_t sum = static_cast<uint32_t>(sums[t * kRows + r]);
+      uint32_t sum = add ? static_cast<uint32_t>(sums[t * kRows + r]) : 0;
       for (size_t s = 0; s < blocks * kSteps; ++s) {
         for (size_t i = 0; i < 4; ++i) {
           sum += static_cast<uint32_t>(panel[(s * kRows + r) * 4 + i] * x[t * stride + 4 * s + i]);

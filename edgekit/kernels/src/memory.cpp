@@ -9,13 +9,25 @@
 #endif
 #define EK_HIDDEN __attribute__((visibility("hidden"), used))
 
+namespace {
+typedef unsigned char Sixteen __attribute__((vector_size(16), aligned(1), may_alias));
+}
+
 extern "C" {
 EK_HIDDEN EK_AS_WRITTEN void* memcpy(void* to, const void* from, size_t size) {
-  for (size_t i = 0; i < size; ++i) static_cast<char*>(to)[i] = static_cast<const char*>(from)[i];
+  char* a = static_cast<char*>(to);
+  const char* b = static_cast<const char*>(from);
+  for (; size >= 16; size -= 16, a += 16, b += 16) {
+    *reinterpret_cast<Sixteen*>(a) = *reinterpret_cast<const Sixteen*>(b);
+  }
+  for (size_t i = 0; i < size; ++i) a[i] = b[i];
   return to;
 }
 EK_HIDDEN EK_AS_WRITTEN void* memset(void* to, int value, size_t size) {
-  for (size_t i = 0; i < size; ++i) static_cast<char*>(to)[i] = static_cast<char>(value);
+  char* a = static_cast<char*>(to);
+  const Sixteen filled = static_cast<unsigned char>(value) - Sixteen{};
+  for (; size >= 16; size -= 16, a += 16) *reinterpret_cast<Sixteen*>(a) = filled;
+  for (size_t i = 0; i < size; ++i) a[i] = static_cast<char>(value);
   return to;
 }
 EK_HIDDEN EK_AS_WRITTEN void* memmove(void* to, const void* from, size_t size) {

@@ -58,18 +58,17 @@ void gather_scales(const Arguments& a, size_t first, size_t rows, size_t block, 
   }
 }
 
-void store(const Arguments& a, size_t t, size_t first, size_t rows, const float* y) {
-  float biased[kGemvRows];
-  const size_t at = t * a.n + first;
+// Where a part's sums for a token are made: in Y itself, or where Y is float16 in `local`.
+float* destination(const Arguments& a, size_t t, size_t first, float* local) {
+  return a.half ? local : static_cast<float*>(a.y) + t * a.n + first;
+}
+
+// Adds the bias, and narrows where Y is float16.
+void complete(const Arguments& a, size_t t, size_t first, size_t rows, float* y) {
   if (a.bias != nullptr) {
-    for (size_t r = 0; r < rows; ++r) biased[r] = y[r] + a.bias[first + r];
-    y = biased;
+    for (size_t r = 0; r < rows; ++r) y[r] += a.bias[first + r];
   }
-  if (a.half) {
-    to_half(y, rows, static_cast<uint16_t*>(a.y) + at);
-  } else {
-    __builtin_memcpy(static_cast<float*>(a.y) + at, y, rows * sizeof(float));
-  }
+  if (a.half) to_half(y, rows, static_cast<uint16_t*>(a.y) + t * a.n + first);
 }
 
 // The rest of a piece's arithmetic for one token and the rows of a part.
@@ -77,7 +76,8 @@ void finish_piece(const Call& call, const int32_t* sums, size_t t, size_t piece,
                   float* y) {
   const size_t at = t * call.pieces + piece;
   const uint32_t correction = static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(call.code_sums[at]);
-  call.kernels.finish(sums, static_cast<int32_t>(correction), call.steps[at], scales, call.a.one_scale, rows, y);
+  call.kernels.finish(sums, static_cast<int32_t>(correction), call.steps[at], scales, call.a.one_scale, rows, piece > 0,
+                      y);
 }
 
 // Rows of W straight from where they are, for a few tokens.
@@ -90,7 +90,7 @@ void gemv_part(void* data, size_t part) {
   float gathered[kSpan * kGemvRows];
   for (size_t t = 0; t < a.m; t += kGemvTokens) {
     const size_t tokens = smaller(kGemvTokens, a.m - t);
-    float y[kGemvTokens * kGemvRows] = {};
+    float local[kGemvTokens * kGemvRows];
     for (size_t b = 0; b < a.blocks; b += span) {
       const size_t blocks = smaller(span, a.blocks - b), pieces = a.each ? blocks : 1;
       call.kernels.gemv(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
@@ -100,11 +100,20 @@ void gemv_part(void* data, size_t part) {
         for (size_t p = 0; p < pieces; ++p) {
           const float* scales = a.scales_each ? gathered + p * kGemvRows : a.scales + (a.one_scale ? 0 : first);
           finish_piece(call, sums + (i * pieces + p) * kGemvRows, t + i, a.each ? b + p : 0, scales, rows,
-                       y + i * kGemvRows);
+                       destination(a, t + i, first, local + i * kGemvRows));
         }
       }
     }
-    for (size_t i = 0; i < tokens; ++i) store(a, t + i, first, rows, y + i * kGemvRows);
+    for (size_t i = 0; i < tokens; ++i) {
+      complete(a, t + i, first, rows, destination(a, t + i, first, local + i * kGemvRows));
+    }
+  }
+}
+
+// Asks for the weights that are unpacked next, while those at hand are multiplied.
+void prefetch_rows(const Call& call, const uint8_t* w, size_t rows, size_t blocks) {
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < blocks * block_bytes(call.format); i += 64) __builtin_prefetch(w + r * call.row_bytes + i);
   }
 }
 
@@ -117,29 +126,33 @@ void gemm_part(void* data, size_t part) {
   const size_t span = parts(kPanelBytes / kBlock, width);
   alignas(kAlignment) uint8_t panel[kPanelBytes];
   alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
-  alignas(kAlignment) float y[kTokens * kMostPanelRows];
+  alignas(kAlignment) float local[kTokens * kMostPanelRows];
   float gathered[kMostPanelRows];
   const float* scales = a.scales_each ? gathered : a.scales + (a.one_scale ? 0 : first);
   for (size_t t = 0; t < a.m; t += kTokens) {
     const size_t tokens = smaller(kTokens, a.m - t);
-    __builtin_memset(y, 0, tokens * width * sizeof(float));
-    __builtin_memset(sums, 0, tokens * width * sizeof(int32_t));
     for (size_t b = 0; b < a.blocks; b += span) {
       const size_t blocks = smaller(span, a.blocks - b), step = a.each ? 1 : blocks;
       call.kernels.pack(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
                         blocks, panel);
+      if (b + span < a.blocks) {
+        prefetch_rows(call, a.w + first * call.row_bytes + (b + span) * block_bytes(call.format), rows, span);
+      } else if (first + 2 * width <= a.n) {
+        prefetch_rows(call, a.w + (first + width) * call.row_bytes, width, span);
+      }
       for (size_t p = 0; p < blocks; p += step) {
         call.kernels.tile(call.format, panel + p * kBlock * width, call.codes + t * call.stride + (b + p) * kBlock,
-                          call.stride, tokens, step, sums);
+                          call.stride, tokens, step, !a.each && b > 0, sums);
         if (!a.each && b + span < a.blocks) continue;
         if (a.scales_each) gather_scales(a, first, rows, b + p, 1, width, gathered);
         for (size_t i = 0; i < tokens; ++i) {
-          finish_piece(call, sums + i * width, t + i, a.each ? b + p : 0, scales, rows, y + i * width);
+          finish_piece(call, sums + i * width, t + i, a.each ? b + p : 0, scales, rows,
+                       destination(a, t + i, first, local + i * width));
         }
-        __builtin_memset(sums, 0, tokens * width * sizeof(int32_t));
       }
     }
-    for (size_t i = 0; i < tokens; ++i) store(a, t + i, first, rows, y + i * width);
+    for (size_t i = 0; i < tokens; ++i)
+      complete(a, t + i, first, rows, destination(a, t + i, first, local + i * width));
   }
 }
 

@@ -115,12 +115,12 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
 
 // 4 tokens by 16 rows: 8 of 16 registers are sums.
 template <Format F, size_t T>
-void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, int32_t* sums) {
+void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t blocks, bool add, int32_t* sums) {
   __m256i sum[T][2];
 #pragma GCC unroll 4
   for (size_t t = 0; t < T; ++t) {
-    sum[t][0] = load256(sums + t * kRows);
-    sum[t][1] = load256(sums + t * kRows + 8);
+    sum[t][0] = add ? load256(sums + t * kRows) : _mm256_setzero_si256();
+    sum[t][1] = add ? load256(sums + t * kRows + 8) : _mm256_setzero_si256();
   }
   for (size_t s = 0; s < blocks * kSteps; ++s) {
     const __m256i w0 = load256(panel + s * 4 * kRows), w1 = load256(panel + s * 4 * kRows + 32);
@@ -141,19 +141,20 @@ void tile_tokens(const uint8_t* panel, const int8_t* x, size_t stride, size_t bl
 }
 
 template <Format F>
-void tile_format(const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, int32_t* sums) {
+void tile_format(const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
+                 int32_t* sums) {
   for (; tokens >= 4; tokens -= 4, x += 4 * stride, sums += 4 * kRows) {
-    tile_tokens<F, 4>(panel, x, stride, blocks, sums);
+    tile_tokens<F, 4>(panel, x, stride, blocks, add, sums);
   }
-  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<F, 1>(panel, x, stride, blocks, sums);
+  for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<F, 1>(panel, x, stride, blocks, add, sums);
 }
 
-void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks,
+void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks, bool add,
           int32_t* sums) {
   if (format == kInt8) {
-    tile_format<kInt8>(panel, x, stride, tokens, blocks, sums);
+    tile_format<kInt8>(panel, x, stride, tokens, blocks, add, sums);
   } else {
-    tile_format<kTernary>(panel, x, stride, tokens, blocks, sums);
+    tile_format<kTernary>(panel, x, stride, tokens, blocks, add, sums);
   }
 }
 
