@@ -20,8 +20,8 @@ Input = ir.Value | tuple[str, np.ndarray] | None
 """A graph input, a named constant, or an input left out."""
 
 
-def graph_input(kind: ir.DataType, rank: int) -> ir.Value:
-    return ir.Value(name="X", type=ir.TensorType(kind), shape=ir.Shape([f"d{i}" for i in range(rank)]))
+def graph_input(kind: ir.DataType, rank: int, name: str = "X") -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape([f"{name}{i}" for i in range(rank)]))
 
 
 def one_node(

@@ -6,10 +6,16 @@ are covered in ``tests/native``, emulated.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -21,6 +27,7 @@ from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import activation_codes, int8_matmul, quantize_activations, ternary_matmul
 from edgekit.metrics import tensor_distance
 from tests.conformance import sessions
+from tests.native import golden
 
 Run = Callable[[np.ndarray, PackedTensor, "np.ndarray | None", int], np.ndarray]
 
@@ -177,6 +184,76 @@ def test_what_is_not_finite_is_refused(isa: str, value: float, rows: int) -> Non
     message = "TernaryMatMul: X holds NaN or infinity, which has no 8-bit code; look for the first layer"
     with pytest.raises(Exception, match=message):
         native(isa)(x, weight, None, 0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_golden_vectors(isa: str, tmp_path: Path) -> None:
+    """The bits that every implementation in every language gives; in a process that knows nothing of edgekit."""
+    golden.write_model(tmp_path)
+    library = load_library()
+    assert library is not None
+    script = Path(golden.__file__).with_name("replay_golden.py")
+    command = [sys.executable, str(script), str(tmp_path), str(library.path), "2"]
+    environment = {**os.environ, "EDGEKIT_ISA": isa, "ORT_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    found = json.loads(done.stdout)
+    assert found["version"].split()[1] == isa
+    assert (found["cases"], found["differing"]) == (len(golden.golden()), [])
+
+
+def refusal(op: str, arrays: dict[str, np.ndarray], **attributes: int) -> str:
+    """What the operator says of these inputs, given when it runs (ONNX Runtime cannot check them before)."""
+    library = load_library()
+    assert library is not None
+    kinds = {name: ir.tensor(array).dtype for name, array in arrays.items()}
+    inputs = [sessions.graph_input(kind, arrays[name].ndim, name) for name, kind in kinds.items()]
+    with pytest.raises(Exception, match=op) as caught:
+        session = sessions.one_node("ai.edgekit", op, inputs, library=library.path, **attributes)
+        session.run(None, arrays)
+    return str(caught.value)
+
+
+GOOD = {
+    "X": np.zeros((2, 300), np.float32), "W": np.zeros((40, 3, 32), np.uint8), "scales": np.ones(1, np.float32),
+    "bias": np.zeros(40, np.float32),
+}  # fmt: skip
+SIZES = {"K": 300, "N": 40, "activation_block_size": 0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"X": np.zeros((2, 299), np.float32)}, "TernaryMatMul: X [2, 299] has 299 columns, 300 expected (attribute K)"),
+        ({"W": np.zeros((40, 2, 32), np.uint8)}, "TernaryMatMul: W is [40, 2, 32], [40, 3, 32] expected (N, K/128 rounded up, bytes of a block)"),
+        ({"W": np.zeros((39, 3, 32), np.uint8)}, "TernaryMatMul: W is [39, 3, 32], [40, 3, 32] expected"),
+        ({"W": np.zeros((40, 96), np.uint8)}, "TernaryMatMul: W is [40, 96], [40, 3, 32] expected"),
+        ({"scales": np.ones(39, np.float32)}, "TernaryMatMul: scales are [39], [1], [40] or [40, 3] expected"),
+        ({"scales": np.ones((40, 2), np.float32)}, "TernaryMatMul: scales are [40, 2], [1], [40] or [40, 3] expected"),
+        ({"bias": np.zeros(41, np.float32)}, "TernaryMatMul: bias is [41], [40] expected"),
+    ],
+)  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(changed: dict[str, np.ndarray], message: str) -> None:
+    assert message in refusal("TernaryMatMul", {**GOOD, **changed}, **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"K": 0}, "TernaryMatMul: attribute K is 0, 1 to 4194304 expected"),
+        ({"K": 1 << 23}, "TernaryMatMul: attribute K is 8388608, 1 to 4194304 expected"),
+        ({"K": -5}, "TernaryMatMul: attribute K is -5, 1 to 4194304 expected"),
+        ({"N": 0}, "TernaryMatMul: attribute N is 0, 1 to 2^31 - 1 expected"),
+        ({"N": 1 << 40}, "TernaryMatMul: attribute N is 1099511627776, 1 to 2^31 - 1 expected"),
+        ({"activation_block_size": 64}, "TernaryMatMul: attribute activation_block_size is 64, 0 (per token) or 128 expected"),
+    ],
+)  # fmt: skip
+def test_attributes_out_of_range_are_refused(changed: dict[str, int], message: str) -> None:
+    assert message in refusal("TernaryMatMul", GOOD, **{**SIZES, **changed})
+
+
+def test_int8_refuses_scales_of_blocks() -> None:
+    arrays = {**GOOD, "W": np.zeros((40, 3, 128), np.uint8), "scales": np.ones((40, 3), np.float32)}
+    assert "Int8MatMul: scales are [40, 3], [1], [40] expected" in refusal("Int8MatMul", arrays, **SIZES)
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+// libFuzzer on what a model or a caller can hand to the operators. Whatever the bytes say, the outcome is an error with
+// a message or the very bits that the scalar kernels give, and nothing is left over; also when any call of ONNX Runtime
+// fails.
+#include <algorithm>
+#include <cstdio>
+
+#include "fake_ort.h"
+
+extern "C" edgekit::OrtStatus* RegisterCustomOps(edgekit::OrtSessionOptions* options, const edgekit::OrtApiBase* base);
+
+using namespace edgekit;
+
+namespace {
+
+constexpr size_t kMostBytes = 1 << 20;  // of a tensor: larger shapes are claimed, never filled
+
+// Draws numbers from the fuzzer's bytes, zeros when they are used up.
+struct Source {
+  const uint8_t* at;
+  size_t left;
+  uint8_t byte() { return left ? --left, *at++ : 0; }
+  int64_t number() {
+    const uint8_t kind = byte();
+    if (kind < 200) return kind % 100;
+    if (kind < 250) return byte() * 5 + kind % 5;
+    int64_t wild = 0;
+    for (int i = 0; i < 8; ++i) wild = wild << 8 | byte();
+    return wild;
+  }
+};
+
+const OrtCustomOpDomain& operators(const char* isa) {
+  setenv("EDGEKIT_ISA", isa, 1);
+  static OrtSessionOptions scalar, best;
+  OrtSessionOptions& options = *isa ? scalar : best;
+  if (options.domain == nullptr && RegisterCustomOps(&options, fake::base()) != nullptr) std::abort();
+  return *options.domain;
+}
+
+// A tensor of the wanted shape, or now and then of another.
+OrtValue tensor(Source& source, ElementType type, std::vector<int64_t> dims) {
+  const uint8_t oddity = source.byte();
+  if (oddity == 255) type = static_cast<ElementType>(source.byte() % 12);
+  if (oddity == 254) dims.push_back(source.number());
+  if (oddity == 253 && !dims.empty()) dims.pop_back();
+  if (oddity == 252 && !dims.empty()) dims[source.byte() % dims.size()] = source.number();
+  size_t bytes = type == kFloat ? 4 : type == kFloat16 ? 2 : 1;
+  bool whole = true;
+  for (int64_t d : dims) {
+    whole &= d >= 0 && (d == 0 || bytes <= kMostBytes / static_cast<size_t>(d));
+    bytes = whole ? bytes * static_cast<size_t>(d) : 0;
+  }
+  OrtValue value{{type, dims}, std::malloc(whole && bytes ? bytes : 1)};
+  const uint8_t seed = source.byte();
+  for (size_t i = 0; whole && i < bytes; ++i) {
+    static_cast<uint8_t*>(value.data)[i] = static_cast<uint8_t>(i < 64 ? source.byte() : (i * 37 + seed) & 0x3F);
+  }
+  return value;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
+  Source source{bytes, size};
+  const uint8_t choice = source.byte();
+  const bool int8 = choice & 1, half = choice & 2, bias = choice & 4;
+  const OrtKernelInfo info{source.number(), source.number(), choice & 8 ? 128 : choice & 16 ? source.number() : 0};
+  const int64_t blocks = info.k > 0 && info.k < (int64_t{1} << 40) ? (info.k + 127) / 128 : 1;
+  const int64_t m = source.byte() % 40;
+  const uint8_t scales = source.byte() % 3;
+  std::vector<int64_t> scale_dims{scales == 0 ? 1 : info.n};
+  if (scales == 2) scale_dims.push_back(blocks);
+  OrtValue inputs[] = {tensor(source, half ? kFloat16 : kFloat, {m, info.k}),
+                       tensor(source, kUint8, {info.n, blocks, int8 ? 128 : 32}), tensor(source, kFloat, scale_dims),
+                       tensor(source, kFloat, {info.n})};
+  // A shape too large to be filled is only good for a refusal: what is claimed must then not be read.
+  size_t claimed = 1;
+  for (const OrtValue& value : inputs) {
+    size_t bytes_of = 4;
+    for (int64_t d : value.info.dims) {
+      bytes_of = d < 0 || (d > 0 && bytes_of > kMostBytes / static_cast<size_t>(d)) ? kMostBytes + 1
+                                                                                    : bytes_of * static_cast<size_t>(d);
+    }
+    claimed = std::max(claimed, bytes_of);
+  }
+  if (claimed <= kMostBytes && info.n <= 4096) {
+    std::string messages[2];
+    std::vector<uint8_t> results[2];
+    for (int i = 0; i < 2; ++i) {
+      OrtKernelContext context{{&inputs[0], &inputs[1], &inputs[2]}, {}};
+      if (bias) context.inputs.push_back(choice & 32 ? nullptr : &inputs[3]);
+      if (choice & 64) context.inputs.resize(source.byte() % 5, nullptr);
+      const OrtCustomOp* op = operators(i ? "scalar" : "").ops[(int8 ? 2 : 0) + (half ? 1 : 0)];
+      fake::calls = 0;
+      fake::fail_at = choice & 128 ? source.byte() % 48 : -1;
+      messages[i] = fake::run(op, info, context);
+      fake::fail_at = -1;
+      size_t count = half ? 2 : 4;
+      for (int64_t d : context.output.info.dims) count *= static_cast<size_t>(d);
+      if (context.output.data && messages[i].empty()) {
+        const uint8_t* first = static_cast<uint8_t*>(context.output.data);
+        results[i].assign(first, first + count);
+      }
+      std::free(context.output.data);
+    }
+    const bool failing = choice & 128 || choice & 64;
+    if (!failing && (messages[0] != messages[1] || results[0] != results[1])) {
+      std::fprintf(stderr, "differs from scalar: '%s', '%s'\n", messages[0].c_str(), messages[1].c_str());
+      std::abort();
+    }
+  }
+  for (OrtValue& value : inputs) std::free(value.data);
+  if (fake::held != 0) {
+    std::fprintf(stderr, "%d objects were not given back\n", fake::held);
+    std::abort();
+  }
+  return 0;
+}

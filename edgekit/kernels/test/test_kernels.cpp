@@ -1,0 +1,229 @@
+// Every instruction set that this processor has against the scalar kernels, bit for bit, with inputs that end where
+// memory ends and outputs between guard bytes. Arguments: names of instruction sets that must have run.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+#include "processor.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+unsigned long (*const kKept)(unsigned long) = &getauxval;  // weak in the library; a static program would leave it out
+#endif
+
+using namespace edgekit;
+
+namespace {
+
+int checks = 0, failures = 0;
+
+void check(bool ok, const char* isa, const char* what, size_t a, size_t b, size_t c) {
+  ++checks;
+  if (!ok && ++failures <= 10) std::printf("%s: %s differs (%zu, %zu, %zu)\n", isa, what, a, b, c);
+}
+
+// Memory whose last byte is followed by a page that cannot be read.
+class Fenced {
+ public:
+  explicit Fenced(size_t size) : size_(size) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    total_ = (size + page - 1) / page * page + page;
+    base_ = static_cast<uint8_t*>(mmap(nullptr, total_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED || mprotect(base_ + total_ - page, page, PROT_NONE) != 0) std::abort();
+    data_ = base_ + total_ - page - size;
+  }
+  ~Fenced() { munmap(base_, total_); }
+  Fenced(const Fenced&) = delete;
+  Fenced& operator=(const Fenced&) = delete;
+  uint8_t* data() { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  size_t size_, total_;
+  uint8_t *base_, *data_;
+};
+
+// An output with guard words on both sides.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(size_t count) : memory_(count + 32, T(77)), count_(count) {}
+  T* data() { return memory_.data() + 16; }
+  bool intact() const {
+    for (size_t i = 0; i < 16; ++i) {
+      if (memory_[i] != T(77) || memory_[16 + count_ + i] != T(77)) return false;
+    }
+    return true;
+  }
+
+ private:
+  std::vector<T> memory_;
+  size_t count_;
+};
+
+void fill(Fenced& memory, Format format, int kind) {
+  for (size_t i = 0; i < memory.size(); ++i) {
+    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? std::rand() : format == kInt8 ? (std::rand() & 1) * 255 : 0xFF);
+  }
+}
+
+void fill_codes(Fenced& memory, int kind) {
+  for (size_t i = 0; i < memory.size(); ++i) {
+    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? std::rand() % 255 - 127 : (std::rand() & 1) ? 127 : -127);
+  }
+}
+
+// What the caller subtracts: kernels may take a kInt8 code's zero as 128 or as 0.
+int32_t correction(const Kernels& kernels, Format format, const int8_t* x, size_t count) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < count; ++i) sum += x[i];
+  return format == kInt8 ? (kScalar.int8_zero - kernels.int8_zero) * sum : 0;
+}
+
+struct Shape {
+  Format format;
+  size_t blocks, rows, tokens;
+  int kind;
+};
+
+void test_gemv(const Kernels& kernels, const Shape& s, bool each) {
+  const size_t row_bytes = s.blocks * block_bytes(s.format), stride = s.blocks * kBlock, pieces = each ? s.blocks : 1;
+  Fenced w(s.rows * row_bytes), x(s.tokens * stride);
+  fill(w, s.format, s.kind);
+  fill_codes(x, s.kind);
+  const int8_t* codes = reinterpret_cast<const int8_t*>(x.data());
+  Guarded<int32_t> expected(s.tokens * pieces * kGemvRows), found(s.tokens * pieces * kGemvRows);
+  kScalar.gemv(s.format, w.data(), row_bytes, s.rows, codes, stride, s.tokens, s.blocks, each, expected.data());
+  kernels.gemv(s.format, w.data(), row_bytes, s.rows, codes, stride, s.tokens, s.blocks, each, found.data());
+  check(found.intact(), kernels.name, "memory around gemv's sums", s.blocks, s.rows, s.tokens);
+  for (size_t t = 0; t < s.tokens; ++t) {
+    for (size_t p = 0; p < pieces; ++p) {
+      const int32_t less = correction(kernels, s.format, codes + t * stride + p * kBlock, each ? kBlock : stride);
+      for (size_t r = 0; r < s.rows; ++r) {
+        const size_t at = (t * pieces + p) * kGemvRows + r;
+        check(expected.data()[at] - less == found.data()[at], kernels.name, "gemv", s.blocks, s.rows, s.tokens);
+      }
+    }
+  }
+}
+
+void test_tile(const Kernels& kernels, const Shape& s, bool add) {
+  const size_t row_bytes = s.blocks * block_bytes(s.format), stride = s.blocks * kBlock;
+  const size_t rows = s.rows < kernels.panel_rows ? s.rows : kernels.panel_rows, tokens = s.tokens * 9 + s.kind;
+  Fenced w(rows * row_bytes), x(tokens * stride);
+  fill(w, s.format, s.kind);
+  fill_codes(x, s.kind);
+  const int8_t* codes = reinterpret_cast<const int8_t*>(x.data());
+  Guarded<uint8_t> panel(kernels.panel_rows * stride);
+  Guarded<int32_t> sums(tokens * kernels.panel_rows);
+  for (size_t i = 0; i < tokens * kernels.panel_rows; ++i) sums.data()[i] = 1000;
+  kernels.pack(s.format, w.data(), row_bytes, rows, s.blocks, panel.data());
+  kernels.tile(s.format, panel.data(), codes, stride, tokens, s.blocks, add, sums.data());
+  check(panel.intact() && sums.intact(), kernels.name, "memory around the panel or its sums", s.blocks, rows, tokens);
+  for (size_t t = 0; t < tokens; ++t) {
+    const int32_t less = correction(kernels, s.format, codes + t * stride, stride) - (add ? 1000 : 0);
+    for (size_t r = 0; r < rows; ++r) {
+      int32_t one[kGemvRows];
+      kScalar.gemv(s.format, w.data() + r * row_bytes, row_bytes, 1, codes + t * stride, stride, 1, s.blocks, false,
+                   one);
+      check(one[0] - less == sums.data()[t * kernels.panel_rows + r], kernels.name, "tile", s.blocks, rows, tokens);
+    }
+  }
+}
+
+void test_products(const Kernels& kernels) {
+  for (Format format : {kTernary, kInt8}) {
+    for (size_t blocks : {1, 2, 3, 7, 54}) {
+      for (size_t rows : {1, 2, 3, 4, 5, 8, 13, 31, 32}) {
+        for (size_t tokens : {1, 2, 3, 4}) {
+          for (int kind : {0, 1}) {
+            const Shape shape{format, blocks, rows, tokens, kind};
+            test_gemv(kernels, shape, false);
+            test_gemv(kernels, shape, true);
+            if (blocks < 54) test_tile(kernels, shape, tokens % 2 != 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_quantize(const Kernels& kernels, size_t count, float scale, int mode) {
+  const bool each = mode & 1, steps_each = (mode & 2) != 0 && each, planes = (mode & 4) != 0;
+  const size_t blocks = (count + kBlock - 1) / kBlock, pieces = each ? blocks : 1;
+  Fenced memory(count * sizeof(float));
+  float* x = reinterpret_cast<float*>(memory.data());
+  for (size_t i = 0; i < count; ++i) x[i] = (static_cast<float>(std::rand()) / 2147483648.0f - 0.5f) * scale;
+  Guarded<int8_t> codes(blocks * kBlock), expected_codes(blocks * kBlock);
+  Guarded<float> steps(pieces), expected_steps(pieces);
+  Guarded<int32_t> sums(pieces), expected_sums(pieces);
+  bool ok = kScalar.quantize(x, count, steps_each, each, planes, expected_codes.data(), expected_steps.data(),
+                             expected_sums.data());
+  ok &= kernels.quantize(x, count, steps_each, each, planes, codes.data(), steps.data(), sums.data());
+  ok &= codes.intact() && steps.intact() && sums.intact();
+  ok &= std::memcmp(codes.data(), expected_codes.data(), blocks * kBlock) == 0;
+  ok &= std::memcmp(steps.data(), expected_steps.data(), pieces * sizeof(float)) == 0;
+  ok &= std::memcmp(sums.data(), expected_sums.data(), pieces * sizeof(int32_t)) == 0;
+  check(ok, kernels.name, "quantize", count, static_cast<size_t>(mode), 0);
+  const uint32_t bad[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001};
+  for (uint32_t bits : bad) {
+    std::memcpy(x + count - 1, &bits, sizeof bits);
+    ok = kernels.quantize(x, count, steps_each, each, planes, codes.data(), steps.data(), sums.data());
+    check(!ok, kernels.name, "quantize of what is not finite", count, static_cast<size_t>(mode), bits);
+  }
+}
+
+void test_finish(const Kernels& kernels, size_t rows, bool one_scale, bool add) {
+  std::vector<int32_t> sums(rows);
+  std::vector<float> scales(rows), expected(rows), found(rows);
+  for (size_t r = 0; r < rows; ++r) {
+    sums[r] = std::rand() - RAND_MAX / 2;
+    scales[r] = static_cast<float>(std::rand()) / 2147483648.0f;
+    expected[r] = found[r] = static_cast<float>(std::rand()) / 1e5f;
+  }
+  kScalar.finish(sums.data(), 12345, 0.37f, scales.data(), one_scale, rows, add, expected.data());
+  kernels.finish(sums.data(), 12345, 0.37f, scales.data(), one_scale, rows, add, found.data());
+  const bool same = std::memcmp(expected.data(), found.data(), rows * sizeof(float)) == 0;
+  check(same, kernels.name, "finish", rows, one_scale, add);
+}
+
+void test_all(const Kernels& kernels) {
+  const int before = checks, failed = failures;
+  test_products(kernels);
+  for (size_t count : {1, 5, 127, 128, 129, 300, 2560}) {
+    for (float scale : {8.0f, 1e-42f, 0.0f, 1e38f}) {
+      for (int mode = 0; mode < 8; ++mode) test_quantize(kernels, count, scale, mode);
+    }
+  }
+  for (size_t rows = 1; rows <= kMostPanelRows; ++rows) {
+    for (int mode = 0; mode < 4; ++mode) test_finish(kernels, rows, (mode & 1) != 0, (mode & 2) != 0);
+  }
+  std::printf("%s: %d checks, %s\n", kernels.name, checks - before, failures == failed ? "exact" : "FAILED");
+}
+
+}  // namespace
+
+int main(int count, char** names) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  std::vector<const char*> ran;
+  for (size_t i = 0; i < kCandidateCount; ++i) {
+    if (!kCandidates[i].supported()) continue;
+    test_all(*kCandidates[i].kernels);
+    ran.push_back(kCandidates[i].kernels->name);
+  }
+#if defined(EDGEKIT_TEST_EVEX)
+  std::printf("in AVX512's encoding: ");
+  test_all(kAvxVnni);
+#endif
+  for (int i = 1; i < count; ++i) {
+    bool found = false;
+    for (const char* name : ran) found |= same_text(name, names[i]);
+    if (!found) ++failures, std::printf("%s: was not run, this processor has none\n", names[i]);
+  }
+  return failures != 0;
+}

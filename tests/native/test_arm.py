@@ -1,0 +1,73 @@
+"""The Linux arm64 library in the real aarch64 ONNX Runtime, on emulated processors: the golden vectors, bit for bit.
+
+Emulation shows what is computed and which instructions are used, never how fast.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.lowbit.library import built_library
+from tests.native import golden
+from tests.native.tooling import need
+from tools import arm_rootfs
+from tools.make_vectors import write
+
+BEST = {"cortex-a72": "neon", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
+FORCED = [
+    ("cortex-a72", "scalar"), ("cortex-a76", "neon"), ("max", "neon_dotprod"), ("max", "neon"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("qemu-aarch64-static", "mmdebstrap")
+    directory = tmp_path_factory.mktemp("golden")
+    golden.write_model(directory)
+    return directory
+
+
+def replay(model: Path, cpu: str, threads: int, environment: dict[str, str]) -> dict[str, Any]:
+    script = Path(__file__).parent / "replay_golden.py"
+    arguments = [str(script), str(model), str(built_library("linux-aarch64")), str(threads)]
+    done = arm_rootfs.run(cpu, arguments, environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("cpu", BEST)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_best_instruction_set_is_chosen_and_exact(model: Path, cpu: str, threads: int) -> None:
+    found = replay(model, cpu, threads, {})
+    assert found["version"].split()[1] == BEST[cpu]
+    assert found["cases"] == len(golden.golden())
+    assert found["differing"] == []
+    assert found["version"].endswith(f"; {found['cases']}")  # the operators ran, as many as there are nodes
+
+
+@pytest.mark.parametrize(("cpu", "isa"), FORCED)
+def test_a_forced_instruction_set_is_exact(model: Path, cpu: str, isa: str) -> None:
+    found = replay(model, cpu, 1, {"EDGEKIT_ISA": isa})
+    assert found["version"].split()[1] == isa
+    assert found["differing"] == []
+
+
+@pytest.mark.parametrize(("cpu", "isa"), [("cortex-a72", "neon_dotprod"), ("cortex-a76", "neon_i8mm")])
+def test_what_the_processor_lacks_is_refused_not_a_crash(model: Path, cpu: str, isa: str) -> None:
+    script = Path(__file__).parent / "replay_golden.py"
+    arguments = [str(script), str(model), str(built_library("linux-aarch64")), "1"]
+    done = arm_rootfs.run(cpu, arguments, {"EDGEKIT_ISA": isa})
+    assert done.returncode == 1
+    assert f"EDGEKIT_ISA={isa}: this processor cannot run it; it has neon" in done.stderr
+
+
+def test_vectors_are_what_the_reference_says(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("index.json", "vectors.bin"):
+        assert (tmp_path / name).read_bytes() == (golden.VECTORS / name).read_bytes(), (
+            "run python -m tools.make_vectors"
+        )

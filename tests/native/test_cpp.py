@@ -1,0 +1,131 @@
+"""The kernels on their own, in C++: every instruction set against the scalar one, sanitized, fuzzed, emulated, and broken.
+
+The last test plants faults: a suite that passes with them would prove nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekit.lowbit.library import load_library
+from tests.native.tooling import ROOT, need
+
+KERNELS = ROOT / "edgekit" / "kernels"
+COMMON = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra")
+SANITIZED = ("-O1", "-g", "-fno-sanitize-recover=all")
+ZIG = (sys.executable, "-m", "ziglang", "c++", "-O2", "-fno-sanitize=undefined")
+# Zig builds a C++ library of its own first; any clang does for a fault that is to be found.
+ANY = ("clang++-19", "-O1") if shutil.which("clang++-19") else ZIG
+on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 kernels")
+
+
+def build(compiler: tuple[str, ...], sources: Path, made: Path, *more: str) -> Path:
+    """test_kernels from ``sources``, a directory like edgekit/kernels/src."""
+    files = [*sources.glob("kernels_*.cpp"), sources / "processor.cpp", KERNELS / "test" / "test_kernels.cpp"]
+    command = [*compiler, *COMMON, *more, f"-I{sources}", *map(str, files), "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def run(*command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def test_every_instruction_set_is_exact_and_stays_in_its_memory(tmp_path: Path) -> None:
+    need("clang++-19")
+    library = load_library()
+    assert library is not None
+    compiler = ("clang++-19", *SANITIZED, "-fsanitize=address,undefined")
+    done = run(str(build(compiler, KERNELS / "src", tmp_path / "test")), *library.supported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(library.supported)
+    assert done.stdout.count("exact") == len(library.supported)
+
+
+@on_x86
+def test_avx_vnni_where_only_avx512_is(tmp_path: Path) -> None:
+    library = load_library()
+    assert library is not None
+    if "avx512vnni" not in library.supported:
+        pytest.skip("no AVX512-VNNI to run AVX-VNNI's kernels on")
+    done = run(str(build(ZIG, KERNELS / "src", tmp_path / "test", "-DEDGEKIT_TEST_EVEX")))
+    assert done.returncode == 0, done.stdout
+    assert "in AVX512's encoding: avxvnni: " in done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def for_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("qemu-aarch64-static")
+    made = tmp_path_factory.mktemp("arm64") / "test"
+    return build((*ZIG, "-target", "aarch64-linux-musl", "-static"), KERNELS / "src", made)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "isas"),
+    [
+        ("cortex-a72", ["neon", "scalar"]),
+        ("cortex-a76", ["neon_dotprod", "neon", "scalar"]),
+        ("max", ["neon_i8mm", "neon_dotprod", "neon", "scalar"]),
+    ],
+)
+def test_arm64(for_arm64: Path, cpu: str, isas: list[str]) -> None:
+    """Raspberry Pi 4, Raspberry Pi 5 and newest phones: exact, and nothing is run that the processor lacks."""
+    done = run("qemu-aarch64-static", "-cpu", cpu, str(for_arm64), *isas)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == isas
+
+
+def test_arm32(tmp_path: Path) -> None:
+    need("qemu-arm-static")
+    compiler = (*ZIG, "-target", "arm-linux-musleabihf", "-mcpu=cortex_a9", "-static")
+    done = run("qemu-arm-static", str(build(compiler, KERNELS / "src", tmp_path / "test")), "neon", "scalar")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_fuzzing_the_operator_finds_nothing(tmp_path: Path) -> None:
+    need("clang++-19")
+    sources = [s for s in (KERNELS / "src").glob("*.cpp") if s.name != "memory.cpp"]
+    command = ["clang++-19", *COMMON, *SANITIZED, "-fsanitize=fuzzer,address,undefined", f"-I{KERNELS / 'src'}"]
+    built = run(*command, *map(str, sources), str(KERNELS / "test" / "fuzz_operator.cpp"), "-o", str(tmp_path / "fuzz"))
+    assert built.returncode == 0, built.stderr
+    (tmp_path / "corpus").mkdir()
+    limits = ("-max_total_time=20", "-max_len=2000", "-len_control=0", "-seed=1")
+    done = run(str(tmp_path / "fuzz"), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = int(done.stderr.split("Done ")[1].split(" runs")[0])
+    assert runs > 1000
+
+
+PLANTED = [
+    # file, what stands there, what is written instead
+    ("x86_256.h", "_mm256_srli_epi16(words[g], 4)", "_mm256_srli_epi16(words[g], 2)"),
+    ("kernels_avx2.cpp", "_mm256_srli_epi16(w, 6)", "_mm256_srli_epi16(w, 4)"),
+    ("kernels_avx2.cpp", "_mm256_set1_epi8(static_cast<char>(0x80))", "_mm256_set1_epi8(static_cast<char>(0x40))"),
+    ("x86_256.h", "s < blocks * kSteps", "s + 1 < blocks * kSteps"),
+    ("x86_256.h", "_mm256_permute2x128_si256(quad[0][i], quad[1][i], 0x31)", "quad[0][i]"),
+    ("floats.h", "0x4B400000", "0x4B400001"),
+    ("kernels_scalar.cpp", "(each ? b : 0)", "0"),
+]
+
+
+@on_x86
+@pytest.mark.parametrize("fault", range(len(PLANTED)))
+def test_a_planted_fault_is_found(fault: int, tmp_path: Path) -> None:
+    name, right, wrong = PLANTED[fault]
+    shutil.copytree(KERNELS / "src", tmp_path / "src")
+    text = (tmp_path / "src" / name).read_text(encoding="utf-8")
+    assert right in text, f"{name} no longer has {right!r}: plant another fault"
+    (tmp_path / "src" / name).write_text(text.replace(right, wrong, 1), encoding="utf-8")
+    if name == "floats.h":  # shared by all instruction sets: only the scalar side is broken
+        scalar = tmp_path / "src" / "kernels_scalar.cpp"
+        shutil.copy(tmp_path / "src" / name, tmp_path / "src" / "broken.h")
+        (tmp_path / "src" / name).write_text(text, encoding="utf-8")
+        scalar.write_text(scalar.read_text(encoding="utf-8").replace('"floats.h"', '"broken.h"'), encoding="utf-8")
+    assert run(str(build(ANY, tmp_path / "src", tmp_path / "test"))).returncode != 0

@@ -1,0 +1,93 @@
+"""Golden vectors of the operators: ``python -m tools.make_vectors`` writes tests/vectors/operators, the same bytes always.
+
+``index.json`` lists cases: operator, attributes, and for each array its name, dtype, shape and place in ``vectors.bin``
+(little-endian, one after the other). Y is what the reference in numpy computes; every implementation gives those bits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.lowbit.formats import PackedTensor, pack_t2
+from edgekit.lowbit.reference import int8_matmul, ternary_matmul
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product and its result."""
+
+    name: str
+    op: str
+    attributes: dict[str, int]
+    arrays: dict[str, np.ndarray]  # X, W, scales, perhaps bias, and Y
+
+
+def cases() -> list[Case]:
+    """Every kind of scales, rounding, bias and element type, over shapes that fit no block and no panel."""
+    shapes = (
+        (1, 1, 1), (1, 5, 130), (1, 33, 200), (2, 40, 128), (3, 7, 257), (5, 18, 384), (8, 31, 100), (17, 34, 130), (40, 9, 300),
+    )  # fmt: skip
+    made = []
+    for index, (m, n, k) in enumerate(shapes):
+        for kind, block in (("tensor", 0), ("row", 0), ("group", 128), ("row", 128)):
+            half = (index + block // 128) % 3 == 2
+            made.append(_case("TernaryMatMul", m, n, k, kind, block, index % 2 == 1, half, len(made)))
+        made.append(_case("Int8MatMul", m, n, k, "row", 0, index % 2 == 0, index % 3 == 1, len(made)))
+    for value in (0.0, 1e-44, 1e30):
+        made.append(_case("TernaryMatMul", 2, 6, 200, "tensor", 0, False, False, len(made), value))
+        made.append(_case("Int8MatMul", 2, 6, 200, "tensor", 0, False, False, len(made), value))
+    return made
+
+
+def _case(
+    op: str, m: int, n: int, k: int, kind: str, block: int, with_bias: bool, half: bool, seed: int, value: float | None = None
+) -> Case:  # fmt: skip
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal((m, k)) * 3).astype(np.float16 if half else np.float32)
+    if value is not None:
+        x[:] = value
+    scales = random.uniform(0.01, 1.0, {"tensor": (1,), "row": (n,), "group": (n, -(-k // 128))}[kind]).astype(
+        np.float32
+    )
+    bias = random.standard_normal(n).astype(np.float32) if with_bias else None
+    weight = _weight(op, random, n, k, scales)
+    reference = ternary_matmul if op == "TernaryMatMul" else int8_matmul
+    y = reference(x.astype(np.float32), weight, bias, block).astype(x.dtype)
+    arrays = {"X": x, "W": weight.data, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
+    name = f"{seed:02}-{op}-{m}x{n}x{k}-{kind}-{block}{'-bias' * with_bias}{'-half' * half}"
+    return Case(name, op, {"K": k, "N": n, "activation_block_size": block}, arrays)
+
+
+def _weight(op: str, random: np.random.Generator, n: int, k: int, scales: np.ndarray) -> PackedTensor:
+    if op == "TernaryMatMul":
+        return pack_t2(random.integers(-1, 2, (n, k)).astype(np.int8), scales)
+    data = np.full((n, -(-k // 128) * 128), 128, np.uint8)
+    data[:, :k] = random.integers(0, 256, (n, k))
+    return PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), scales)
+
+
+def write(directory: Path) -> None:
+    """index.json and vectors.bin."""
+    directory.mkdir(parents=True, exist_ok=True)
+    listed: list[dict[str, Any]] = []
+    with (directory / "vectors.bin").open("wb") as file:
+        for case in cases():
+            arrays = {}
+            for name, array in case.arrays.items():
+                arrays[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "offset": file.tell()}
+                file.write(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+            listed.append({"name": case.name, "op": case.op, "attributes": case.attributes, "arrays": arrays})
+    text = json.dumps({"format": 1, "cases": listed}, indent=1) + "\n"
+    (directory / "index.json").write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write(DIRECTORY)
+    print(f"{len(cases())} cases, {(DIRECTORY / 'vectors.bin').stat().st_size} bytes in {DIRECTORY}")
