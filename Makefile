@@ -42,6 +42,7 @@ test-optimum: $(OPTIMUM_STAMP)
 	$(OPTIMUM)/python -m pytest tests/optimum tests/e2e/test_decoder_architectures.py
 
 lint: setup
+	$(BIN)/clang-format --dry-run --Werror edgekit/kernels/src/*.cpp edgekit/kernels/src/*.h edgekit/kernels/test/*.cpp edgekit/kernels/test/*.h
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -49,6 +50,9 @@ lint: setup
 
 bench: setup kernels
 	$(BIN)/python -m benchmarks.decoder_peers
+	$(BIN)/python benchmarks/ops.py --output build/ops.json
+	$(BIN)/python -m benchmarks.ops_memory
+	$(BIN)/python -m benchmarks.ops_neighbour
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,7 +5,8 @@
 One sample is one session.run with bound memory, repeated for 5 ms or more; it includes ONNX Runtime's own 2 us or so a
 run, the same for all. Implementations of a cell take turns, round by round, in an order that turns too; medians and
 minima are over rounds. ``cold`` rows run a model with 200 MB of weights, so that each product reads its own from memory;
-times are for one product. ``read`` reads the bytes of ``ternary`` once and does nothing else. gb_per_s counts weights and
+times are for one product. ``read`` reads the file of ``ternary`` as it is mapped and does nothing else (huge pages, which a
+file has not, would read faster). gb_per_s counts weights and
 scales as stored. EDGEKIT_ISA forces ours to an instruction set; ONNX Runtime's kernels cannot be forced.
 """
 
@@ -107,9 +108,10 @@ def cell(
     """Rows of all implementations for one M, thread count and place of the weights."""
     x = np.random.default_rng(1).standard_normal((m, k)).astype(np.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        subjects = [_subject(name, p, x, n, threads, cold, Path(scratch)) for name, p in ways.items()]
-        read_bytes = next((p.nbytes for name, p in ways.items() if name == "ternary"), n * k // 4)
-        subjects.append(limits.reader(read_bytes, threads, cold))
+        copies = {name: -(-COLD_BYTES // p.nbytes) if cold else 1 for name, p in ways.items()}
+        subjects = [subject(name, p, x, n, threads, copies[name], Path(scratch)) for name, p in ways.items()]
+        if "ternary" in ways:
+            subjects.append(limits.reader(Path(scratch) / f"ternary-{threads}.data", copies["ternary"], threads))
         times = _turns(subjects, rounds)
     macs = m * n * k
     return [
@@ -141,9 +143,9 @@ def _turns(subjects: list[Subject], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def _subject(name: str, product: Product, x: np.ndarray, n: int, threads: int, cold: bool, scratch: Path) -> Subject:
-    copies = -(-COLD_BYTES // product.nbytes) if cold else 1
-    path = scratch / f"{name.replace('+', '-')}.onnx"
+def subject(name: str, product: Product, x: np.ndarray, n: int, threads: int, copies: int, scratch: Path) -> Subject:
+    """A session with bound memory that runs ``copies`` products of ``x`` in a row; ours are checked first."""
+    path = scratch / f"{name.replace('+', '-')}-{threads}.onnx"
     write_model(product, x.shape[1], copies, path)
     ort = onnxruntime()
     options = ort.SessionOptions()
@@ -190,25 +192,22 @@ class Limits:
         subprocess.run([*command, "-o", str(made)], check=True)
         self._library = ctypes.CDLL(str(made))
         self._library.read_once.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self._pools = {n: ThreadPoolExecutor(n) for n in (1, 2, 4, 8)}
-        self._memory: np.ndarray | None = None
 
-    def reader(self, nbytes: int, threads: int, cold: bool) -> Subject:
-        """Reads as many bytes as a product has, each thread its share."""
-        copies = -(-COLD_BYTES // nbytes) if cold else 1
-        total = nbytes * copies // (512 * threads) * (512 * threads)
-        if self._memory is None or self._memory.nbytes < total:
-            self._memory = np.ones(max(total, 1 << 20) // 8 + 512, np.uint64)
-        start, share = self._memory.ctypes.data, total // threads
-        pool = self._pools.get(threads) or self._pools.setdefault(threads, ThreadPoolExecutor(threads))
+    def reader(self, file: Path, products_: int, threads: int) -> Subject:
+        """Reads the mapped weights of a model once, each thread its share."""
+        data = np.memmap(file, np.uint64, "r", shape=file.stat().st_size // 8)
+        total = data.nbytes // (512 * threads) * (512 * threads)
+        start, share = data.ctypes.data, total // threads
+        pool = ThreadPoolExecutor(threads)
 
         def run() -> None:
+            assert data is not None  # kept mapped
             if threads == 1:
                 self._library.read_once(start, total)
             else:
                 list(pool.map(lambda i: self._library.read_once(start + i * share, share), range(threads)))
 
-        return Subject("read", run, copies, nbytes)
+        return Subject("read", run, products_, data.nbytes // products_)
 
     def facts(self) -> dict[str, Any]:
         """The most products of bytes a second that one core does, where it has vpdpbusd."""
