@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.tooling import require
 from tools.build_kernels import KERNELS
 from tools.fetch_ort_android import TARGET
 
@@ -16,10 +17,11 @@ HEADERS = TARGET / "headers"
 OWN = KERNELS / "src" / "ort_abi.h"
 COMPILER = next((name for name in ("g++", "clang++", "clang++-19") if shutil.which(name)), None)
 
-pytestmark = [
-    pytest.mark.skipif(not HEADERS.is_dir(), reason="no build/ort-android: python -m tools.fetch_ort_android"),
-    pytest.mark.skipif(COMPILER is None, reason="no g++ or clang++"),
-]
+
+@pytest.fixture(autouse=True)
+def tools() -> None:
+    require(HEADERS.is_dir(), "no build/ort-android: python -m tools.fetch_ort_android (needs npm)")
+    require(COMPILER is not None, "no g++ or clang++")
 
 
 def indices() -> dict[str, int]:
