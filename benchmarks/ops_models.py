@@ -1,19 +1,31 @@
-"""The same matrix product in every form that ONNX Runtime's CPU offers, as models whose weights are mapped from a file."""
+"""The same matrix product in every form that ONNX Runtime's CPU offers, as models whose weights are mapped from a file.
+
+What ONNX Runtime 1.32 makes of the stock forms (seen in its optimized graphs): MatMulNBits stays;
+DynamicQuantizeLinear, MatMulInteger, Cast and Mul become one DynamicQuantizeMatMul; the QDQ form becomes QuantizeLinear
+and MatMulIntegerToFloat.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from edgekit.lowbit.formats import FORMATS, PackedTensor, pack_t2
+from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY, ternary_function
 
-OURS = "ai.edgekit"
-MICROSOFT = "com.microsoft"
+NAMES = (
+    "ternary", "ternary-g128", "int8", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-8",
+    "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8", "MatMul-fp32",
+)  # fmt: skip
+"""Every implementation; the first three are ours."""
 PAGE = 4096
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
@@ -24,7 +36,8 @@ class Product:
 
     nodes: Callable[[str, dict[str, str], str], list[onnx.NodeProto]]  # of X's name, the arrays' names, Y's name
     arrays: dict[str, np.ndarray]
-    weight: PackedTensor | None = None  # for ours: to check the result with
+    weight: PackedTensor | None = None  # for ours: what the result is checked with
+    activation_block: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -32,21 +45,29 @@ class Product:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def products(n: int, k: int, seed: int = 0) -> dict[str, Product]:
-    """Every implementation of an N x K product by name, made of random weights."""
-    random = np.random.default_rng(seed)
+def product(name: str, n: int, k: int) -> Product:
+    """The implementation ``name`` of an N x K product, made of random weights that are the same on every call."""
+    random = np.random.default_rng(0)
+    blocks = -(-k // 128)
+    if name == "int8":
+        return _ours("Int8MatMul", _int8(random, n, k), 0)
+    if name == "MatMulNBits-4":
+        return _nbits(4, _random_packed(random, "int4", n, k))
+    if name == "MatMulNBits-8":
+        return _nbits(8, _random_packed(random, "int8", n, k))
+    if name == "DynamicQuantizeLinear+MatMulInteger":
+        return _dynamic(random, n, k)
+    if name == "QDQ-int8":
+        return _qdq(random, n, k)
+    if name == "MatMul-fp32":
+        return _float(random, n, k)
     codes = random.integers(-1, 2, (n, k), dtype=np.int8)
-    return {
-        "ternary": _ours("TernaryMatMul", pack_t2(codes, np.full(1, 0.02, np.float32)), 0),
-        "ternary-g128": _ours("TernaryMatMul", pack_t2(codes, random.uniform(0.01, 0.1, (n, -(-k // 128))).astype(np.float32)), 128),
-        "int8": _ours("Int8MatMul", _int8(random, n, k), 0),
-        "MatMulNBits-2": _nbits(2, pack_t2(codes, np.full((n, -(-k // 128)), 0.02, np.float32))),
-        "MatMulNBits-4": _nbits(4, _random_packed(random, "int4", n, k)),
-        "MatMulNBits-8": _nbits(8, _random_packed(random, "int8", n, k)),
-        "DynamicQuantizeLinear+MatMulInteger": _dynamic(random, n, k),
-        "QDQ-int8": _qdq(random, n, k),
-        "MatMul-fp32": _float(random, n, k),
-    }  # fmt: skip
+    if name == "ternary":
+        return _ours(TERNARY, pack_t2(codes, np.full(1, 0.02, np.float32)), 0)
+    if name == "ternary-g128":
+        return _ours(TERNARY, pack_t2(codes, random.uniform(0.01, 0.1, (n, blocks)).astype(np.float32)), 128)
+    assert name == "MatMulNBits-2", name
+    return _nbits(2, pack_t2(codes, np.full((n, blocks), 0.02, np.float32)))
 
 
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
@@ -54,10 +75,10 @@ def _ours(op: str, weight: PackedTensor, block: int) -> Product:
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]
-        return [helper.make_node(op, inputs, [y], domain=OURS, K=k, N=n, activation_block_size=block)]
+        return [helper.make_node(op, inputs, [y], domain=DOMAIN, K=k, N=n, activation_block_size=block)]
 
     assert weight.scales is not None
-    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight)
+    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block)
 
 
 def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
@@ -80,7 +101,7 @@ def _nbits(bits: int, weight: PackedTensor) -> Product:
         arrays["zero"] = np.full((n, -(-weight.data.shape[1] // 4)), 0x55, np.uint8)
 
     def nodes(x: str, names: dict[str, str], y: str) -> list[onnx.NodeProto]:
-        settings = {"K": k, "N": n, "bits": bits, "block_size": 128, "accuracy_level": 4}
+        settings: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": 128, "accuracy_level": 4}
         return [helper.make_node("MatMulNBits", [x, *names.values()], [y], domain=MICROSOFT, **settings)]
 
     return Product(nodes, arrays)
@@ -89,7 +110,7 @@ def _nbits(bits: int, weight: PackedTensor) -> Product:
 def _dynamic(random: np.random.Generator, n: int, k: int) -> Product:
     """Stock int8: activations u8 per tensor, weights s8 with one scale a channel."""
     w = random.integers(-127, 128, (k, n), dtype=np.int8)
-    arrays = {"w": w, "zero": np.zeros((), np.int8), "scales": np.full(n, 0.01, np.float32)}
+    arrays: dict[str, np.ndarray] = {"w": w, "zero": np.zeros((), np.int8), "scales": np.full(n, 0.01, np.float32)}
 
     def nodes(x: str, names: dict[str, str], y: str) -> list[onnx.NodeProto]:
         q, step, zero, sums, floats, scale = (
@@ -108,7 +129,7 @@ def _dynamic(random: np.random.Generator, n: int, k: int) -> Product:
 
 def _qdq(random: np.random.Generator, n: int, k: int) -> Product:
     """Static int8 with a known range of X."""
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "w": random.integers(-127, 128, (k, n), dtype=np.int8), "scales": np.full(n, 0.01, np.float32),
         "w_zero": np.zeros(n, np.int8), "step": np.array(0.03, np.float32), "zero": np.array(128, np.uint8),
     }  # fmt: skip
@@ -134,39 +155,86 @@ def _float(random: np.random.Generator, n: int, k: int) -> Product:
     return Product(nodes, {"w": w})
 
 
-def write_model(product: Product, k: int, copies: int, path: Path) -> None:
-    """A model of ``copies`` products of one X, each with weights of its own, mapped from ``path``.data.
+def write_products(product: Product, n: int, k: int, count: int, distinct: bool, path: Path) -> None:
+    """A model of ``count`` products Xi -> Yi, their weights mapped from ``path``.data.
 
-    Weights differ from copy to copy (rows are rotated): ONNX Runtime keeps equal prepacked weights once.
+    Each product has an input of its own, so that no two nodes are equal and none is merged with another. With
+    ``distinct`` each has weights of its own, the first one's with their rows rotated: ONNX Runtime keeps equal
+    prepacked weights once. Without, all read one array.
     """
-    initializers, nodes, outputs = [], [], []
-    with path.with_suffix(".data").open("wb") as file:
-        for copy in range(copies):
-            names = {name: f"{name}{copy}" for name in product.arrays}
-            for name, array in product.arrays.items():
-                turned = np.roll(array, copy, axis=0) if array.ndim > 1 else array
-                initializers.append(_external(names[name], turned, file, path))
-            nodes += product.nodes("X", names, f"Y{copy}")
-            outputs.append(helper.make_tensor_value_info(f"Y{copy}", TensorProto.FLOAT, ["M", "N"]))
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["M", k])
-    graph = helper.make_graph(nodes, "products", [x], outputs, initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(OURS, 1), helper.make_opsetid(MICROSOFT, 1)]
-    path.write_bytes(helper.make_model(graph, ir_version=10, opset_imports=opsets).SerializeToString())
+    nodes: list[onnx.NodeProto] = []
+    with _Data(path) as data:
+        for i in range(count):
+            turn = i if distinct else 0
+            names = {name: f"{name}{turn}" for name in product.arrays}
+            if turn == i:
+                for name, array in product.arrays.items():
+                    data.add(names[name], np.roll(array, turn, axis=0) if array.ndim else array)
+            nodes += product.nodes(f"X{i}", names, f"Y{i}")
+    inputs = [helper.make_tensor_value_info(f"X{i}", TensorProto.FLOAT, ["M", k]) for i in range(count)]
+    outputs = [helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, ["M", n]) for i in range(count)]
+    _write(path, nodes, inputs, outputs, data.initializers)
 
 
-def _external(name: str, array: np.ndarray, file, path: Path) -> onnx.TensorProto:  # type: ignore[no-untyped-def]
-    if array.nbytes < PAGE:
-        return onnx.numpy_helper.from_array(array, name)
-    file.write(b"\0" * (-file.tell() % PAGE))
-    place = {"location": path.with_suffix(".data").name, "offset": file.tell(), "length": array.nbytes}
-    file.write(np.ascontiguousarray(array).tobytes())
-    tensor = onnx.TensorProto(name=name, data_type=TYPES[str(array.dtype)], dims=array.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+def write_chain(layers: int, size: int, path: Path) -> None:
+    """A model X0 -> Y of ``layers`` ternary products size x size one after another, as a bundle holds them.
+
+    It carries the function body, so it also runs where the operator library is not registered.
+    """
+    one = product("ternary", size, size)
+    nodes: list[onnx.NodeProto] = []
+    with _Data(path) as data:
+        for i in range(layers):
+            names = {name: f"{name}{i}" for name in one.arrays}
+            for name, array in one.arrays.items():
+                data.add(names[name], np.roll(array, i, axis=0))
+            nodes += one.nodes(f"X{i}", names, "Y" if i == layers - 1 else f"X{i + 1}")
+    inputs = [helper.make_tensor_value_info("X0", TensorProto.FLOAT, ["M", size])]
+    outputs = [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["M", size])]
+    _write(path, nodes, inputs, outputs, data.initializers, [ir.to_proto(ternary_function())])
 
 
-def names_of(copies: int) -> list[str]:
-    """The outputs of a model with so many products."""
-    return [f"Y{copy}" for copy in range(copies)]
+class _Data:
+    """The file beside a model that holds its large arrays, each from the start of a page."""
+
+    def __init__(self, path: Path) -> None:
+        self.initializers: list[onnx.TensorProto] = []
+        self._path = path.with_suffix(".data")
+        self._file: BinaryIO
+
+    def __enter__(self) -> _Data:
+        self._file = self._path.open("wb")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # On the disk before anything is timed: writing back takes time from whatever runs then.
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        if array.nbytes < PAGE:
+            self.initializers.append(onnx.numpy_helper.from_array(array, name))
+            return
+        self._file.write(b"\0" * (-self._file.tell() % PAGE))
+        place = {"location": self._path.name, "offset": self._file.tell(), "length": array.nbytes}
+        self._file.write(np.ascontiguousarray(array).data)
+        tensor = onnx.TensorProto(name=name, data_type=TYPES[str(array.dtype)], dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.initializers.append(tensor)
+
+
+def _write(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    initializers: list[onnx.TensorProto],
+    functions: list[onnx.FunctionProto] | None = None,
+) -> None:
+    graph = helper.make_graph(nodes, "products", inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(MICROSOFT, 1)]
+    model = helper.make_model(graph, ir_version=10, opset_imports=opsets, functions=functions or [])
+    path.write_bytes(model.SerializeToString())

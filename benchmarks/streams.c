@@ -5,11 +5,14 @@
 #include <immintrin.h>
 #endif
 
-// Reads `size` bytes, a multiple of 512, once; returns something that depends on all of them.
-uint64_t read_once(const uint64_t* data, size_t size) {
+// Reads `size` bytes, a multiple of 512, `times` times; returns something that depends on all of them.
+uint64_t read_repeatedly(const uint64_t* data, size_t size, size_t times) {
   uint64_t sums[64] = {0};
-  for (size_t i = 0; i < size / 8; i += 64) {
-    for (int j = 0; j < 64; ++j) sums[j] += data[i + j];
+  for (size_t t = 0; t < times; ++t) {
+    for (size_t i = 0; i < size / 8; i += 64) {
+      for (int j = 0; j < 64; ++j) sums[j] += data[i + j];
+    }
+    __asm__ volatile("" : : : "memory");  // or the compiler reads once and multiplies
   }
   uint64_t total = 0;
   for (int j = 0; j < 64; ++j) total += sums[j];

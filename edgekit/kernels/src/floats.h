@@ -84,8 +84,8 @@ inline float difference(int32_t sum, int32_t correction) {
 }
 
 template <bool Add>
-inline void finish_rows(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale,
-                        size_t rows, float* y) {
+inline void finish_piece(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale,
+                         size_t rows, float* y) {
   if (one_scale) {
     const float factor = step * scales[0];
     for (size_t r = 0; r < rows; ++r) y[r] = (Add ? y[r] : 0.0f) + difference(sums[r], correction) * factor;
@@ -96,12 +96,15 @@ inline void finish_rows(const int32_t* sums, int32_t correction, float step, con
   }
 }
 
-void finish(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
-            bool add, float* y) {
-  if (add) {
-    finish_rows<true>(sums, correction, step, scales, one_scale, rows, y);
-  } else {
-    finish_rows<false>(sums, correction, step, scales, one_scale, rows, y);
+void finish(const int32_t* sums, size_t sum_stride, size_t pieces, const int32_t* corrections, const float* steps,
+            const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y) {
+  for (size_t p = 0; p < pieces; ++p) {
+    const int32_t* own = sums + p * sum_stride;
+    if (add || p > 0) {
+      finish_piece<true>(own, corrections[p], steps[p], scales + p * scale_stride, one_scale, rows, y);
+    } else {
+      finish_piece<false>(own, corrections[p], steps[p], scales + p * scale_stride, one_scale, rows, y);
+    }
   }
 }
 

@@ -56,10 +56,10 @@ struct Kernels {
   void (*tile)(Format format, const uint8_t* panel, const int8_t* x, size_t stride, size_t tokens, size_t blocks,
                bool add, int32_t* sums);
 
-  // y[r] = float(sums[r] - correction) * (step * scale of r), scales one for all rows or one a row; with `add` added to
-  // what is there.
-  void (*finish)(const int32_t* sums, int32_t correction, float step, const float* scales, bool one_scale, size_t rows,
-                 bool add, float* y);
+  // y[r] = the sum over pieces p, in order, of float(sums[p * sum_stride + r] - corrections[p]) * (steps[p] * scale),
+  // where scale is scales[p * scale_stride + r], or with `one_scale` scales[0]; with `add` added to what is there.
+  void (*finish)(const int32_t* sums, size_t sum_stride, size_t pieces, const int32_t* corrections, const float* steps,
+                 const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y);
 };
 
 // One table an instruction set, defined where the compiler's target has it.

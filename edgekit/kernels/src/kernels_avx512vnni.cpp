@@ -23,6 +23,8 @@ inline __m512i load_pair(const void* a, const void* b) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
 }
 
+inline void store(int32_t* out, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v); }
+
 // Sums of four rows, 16 lanes each -> four sums over the lower halves, then four over the upper.
 inline __m256i sum_halves(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
   const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(s0, s1), _mm512_unpackhi_epi32(s0, s1));
@@ -137,6 +139,23 @@ inline void ternary_few(Rows& rows, const int8_t* x, size_t stride, size_t block
   for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
 }
 
+// One token, a sum for every block: nothing is added up over K, so codes are moved down to be added up at once.
+inline void ternary_each(Rows& rows, const int8_t* x, size_t blocks, int32_t* sums) {
+  for (size_t b = 0; b < blocks; b += 2) {
+    rows.prefetch();
+    __m512i sum[1][4];
+    clear<1>(sum);
+    if (b + 1 == blocks) {
+      add_few<true, 1>(rows, b, x + b * kBlock, 0, sum);
+    } else {
+      add_few<false, 1>(rows, b, x + b * kBlock, 0, sum);
+    }
+    const __m256i found = sum_halves(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
+    store(sums + b * kGemvRows, _mm256_castsi256_si128(found));
+    if (b + 1 < blocks) store(sums + (b + 1) * kGemvRows, _mm256_extracti128_si256(found, 1));
+  }
+}
+
 template <size_t T>
 inline void int8_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, __m256i* sums) {
   __m512i sum[T][4];
@@ -165,8 +184,6 @@ inline void few(Format format, Rows& rows, const int8_t* x, size_t stride, size_
   }
 }
 
-inline void store(int32_t* out, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v); }
-
 template <size_t T>
 void gemv_tokens(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride,
                  size_t blocks, bool each, int32_t* sums) {
@@ -174,6 +191,10 @@ void gemv_tokens(Format format, const uint8_t* w, size_t row_bytes, size_t rows,
   const size_t pieces = each ? blocks : 1, span = !each ? blocks : format == kTernary ? 2 : 1;
   for (size_t r = 0; r < rows; r += 4) {
     Rows four(w, row_bytes, r, rows);
+    if (T == 1 && each && format == kTernary) {
+      ternary_each(four, x, blocks, sums + r);
+      continue;
+    }
     for (size_t b = 0; b < blocks; b += span) {
       __m256i found[T];
       few<T>(format, four, x + b * kBlock, stride, span < blocks - b ? span : blocks - b, found);

@@ -25,7 +25,7 @@ struct Call {
   float* floats;     // X as float32 where it is float16
   int8_t* codes;
   float* steps;
-  int32_t* code_sums;
+  int32_t* corrections;
   bool finite = true;
 
   const float* row(size_t t) const { return a.half ? floats + t * a.k : static_cast<const float*>(a.x) + t * a.k; }
@@ -46,15 +46,43 @@ void quantize_row(void* data, size_t t) {
   if (a.half) to_float(static_cast<const uint16_t*>(a.x) + t * a.k, a.k, call.floats + t * a.k);
   const bool ok = call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary,
                                         call.codes + t * call.stride, call.steps + t * call.pieces,
-                                        call.code_sums + t * call.pieces);
-  if (!ok) __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
+                                        call.corrections + t * call.pieces);
+  if (!ok) {
+    __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
+    return;
+  }
+  // What every sum over codes is too large by, as codes are stored without a sign.
+  for (size_t p = 0; p < call.pieces; ++p) {
+    int32_t& correction = call.corrections[t * call.pieces + p];
+    correction = static_cast<int32_t>(static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(correction));
+  }
 }
 
-// Scales of `rows` rows from `first`, blocks from `block`: one after the other for each block.
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+
+// A square of 4 x 4 floats, rows `in_stride` apart, to its transpose.
+void transpose(const float* in, size_t in_stride, float* out, size_t out_stride) {
+  Four v[4];
+  for (size_t i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const Four*>(in + i * in_stride);
+  const Four a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7), d = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+  *reinterpret_cast<Four*>(out) = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  *reinterpret_cast<Four*>(out + out_stride) = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  *reinterpret_cast<Four*>(out + 2 * out_stride) = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  *reinterpret_cast<Four*>(out + 3 * out_stride) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// Scales of `rows` rows from `first`, blocks from `block`: one after the other for each block. In squares: one by one
+// this takes a quarter of a product with one token.
 void gather_scales(const Arguments& a, size_t first, size_t rows, size_t block, size_t blocks, size_t width,
                    float* out) {
-  for (size_t b = 0; b < blocks; ++b) {
-    for (size_t r = 0; r < rows; ++r) out[b * width + r] = a.scales[(first + r) * a.blocks + block + b];
+  const float* in = a.scales + first * a.blocks + block;
+  const size_t whole_rows = rows & ~size_t{3}, whole_blocks = blocks & ~size_t{3};
+  for (size_t r = 0; r < whole_rows; r += 4) {
+    for (size_t b = 0; b < whole_blocks; b += 4) transpose(in + r * a.blocks + b, a.blocks, out + b * width + r, width);
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t b = r < whole_rows ? whole_blocks : 0; b < blocks; ++b) out[b * width + r] = in[r * a.blocks + b];
   }
 }
 
@@ -71,13 +99,12 @@ void complete(const Arguments& a, size_t t, size_t first, size_t rows, float* y)
   if (a.half) to_half(y, rows, static_cast<uint16_t*>(a.y) + t * a.n + first);
 }
 
-// The rest of a piece's arithmetic for one token and the rows of a part.
-void finish_piece(const Call& call, const int32_t* sums, size_t t, size_t piece, const float* scales, size_t rows,
-                  float* y) {
+// The rest of the arithmetic for one token, the rows of a part, and pieces from `piece`.
+void finish(const Call& call, const int32_t* sums, size_t sum_stride, size_t t, size_t piece, size_t pieces,
+            const float* scales, size_t scale_stride, size_t rows, float* y) {
   const size_t at = t * call.pieces + piece;
-  const uint32_t correction = static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(call.code_sums[at]);
-  call.kernels.finish(sums, static_cast<int32_t>(correction), call.steps[at], scales, call.a.one_scale, rows, piece > 0,
-                      y);
+  call.kernels.finish(sums, sum_stride, pieces, call.corrections + at, call.steps + at, scales, scale_stride,
+                      call.a.one_scale, rows, piece > 0, y);
 }
 
 // Rows of W straight from where they are, for a few tokens.
@@ -88,6 +115,8 @@ void gemv_part(void* data, size_t part) {
   const size_t span = a.each ? kSpan : a.blocks;
   int32_t sums[kGemvTokens * kSpan * kGemvRows];
   float gathered[kSpan * kGemvRows];
+  const float* scales = a.scales_each ? gathered : a.scales + (a.one_scale ? 0 : first);
+  const size_t scale_stride = a.scales_each ? kGemvRows : 0;
   for (size_t t = 0; t < a.m; t += kGemvTokens) {
     const size_t tokens = smaller(kGemvTokens, a.m - t);
     float local[kGemvTokens * kGemvRows];
@@ -97,11 +126,8 @@ void gemv_part(void* data, size_t part) {
                         call.codes + t * call.stride + b * kBlock, call.stride, tokens, blocks, a.each, sums);
       if (a.scales_each) gather_scales(a, first, rows, b, blocks, kGemvRows, gathered);
       for (size_t i = 0; i < tokens; ++i) {
-        for (size_t p = 0; p < pieces; ++p) {
-          const float* scales = a.scales_each ? gathered + p * kGemvRows : a.scales + (a.one_scale ? 0 : first);
-          finish_piece(call, sums + (i * pieces + p) * kGemvRows, t + i, a.each ? b + p : 0, scales, rows,
-                       destination(a, t + i, first, local + i * kGemvRows));
-        }
+        finish(call, sums + i * pieces * kGemvRows, kGemvRows, t + i, a.each ? b : 0, pieces, scales, scale_stride,
+               rows, destination(a, t + i, first, local + i * kGemvRows));
       }
     }
     for (size_t i = 0; i < tokens; ++i) {
@@ -146,8 +172,8 @@ void gemm_part(void* data, size_t part) {
         if (!a.each && b + span < a.blocks) continue;
         if (a.scales_each) gather_scales(a, first, rows, b + p, 1, width, gathered);
         for (size_t i = 0; i < tokens; ++i) {
-          finish_piece(call, sums + i * width, t + i, a.each ? b + p : 0, scales, rows,
-                       destination(a, t + i, first, local + i * width));
+          finish(call, sums + i * width, 0, t + i, a.each ? b + p : 0, 1, scales, 0, rows,
+                 destination(a, t + i, first, local + i * width));
         }
       }
     }
@@ -172,7 +198,7 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
     message << operator_name(call.format) << ": X holds NaN or infinity, which has no 8-bit code; ";
     return api.error(kInvalidArgument, (message << "look for the first layer whose output is not finite").text());
   }
-  const bool gemv = a.m <= call.kernels.gemv_most;
+  const bool gemv = a.m <= (a.each ? smaller(kGemvTokens, call.kernels.gemv_most) : call.kernels.gemv_most);
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
   return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);
 }

@@ -179,15 +179,18 @@ void test_quantize(const Kernels& kernels, size_t count, float scale, int mode) 
 }
 
 void test_finish(const Kernels& kernels, size_t rows, bool one_scale, bool add) {
-  std::vector<int32_t> sums(rows);
-  std::vector<float> scales(rows), expected(rows), found(rows);
-  for (size_t r = 0; r < rows; ++r) {
-    sums[r] = std::rand() - RAND_MAX / 2;
-    scales[r] = static_cast<float>(std::rand()) / 2147483648.0f;
-    expected[r] = found[r] = static_cast<float>(std::rand()) / 1e5f;
-  }
-  kScalar.finish(sums.data(), 12345, 0.37f, scales.data(), one_scale, rows, add, expected.data());
-  kernels.finish(sums.data(), 12345, 0.37f, scales.data(), one_scale, rows, add, found.data());
+  constexpr size_t kPieces = 3;
+  std::vector<int32_t> sums(kPieces * kGemvRows), corrections(kPieces);
+  std::vector<float> scales(kPieces * kGemvRows), steps(kPieces), expected(rows), found(rows);
+  for (int32_t& sum : sums) sum = std::rand() - RAND_MAX / 2;
+  for (int32_t& correction : corrections) correction = std::rand();
+  for (float& scale : scales) scale = static_cast<float>(std::rand()) / 2147483648.0f;
+  for (float& step : steps) step = static_cast<float>(std::rand()) / 2147483648.0f;
+  for (size_t r = 0; r < rows; ++r) expected[r] = found[r] = static_cast<float>(std::rand()) / 1e5f;
+  kScalar.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), kGemvRows, one_scale,
+                 rows, add, expected.data());
+  kernels.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), kGemvRows, one_scale,
+                 rows, add, found.data());
   const bool same = std::memcmp(expected.data(), found.data(), rows * sizeof(float)) == 0;
   check(same, kernels.name, "finish", rows, one_scale, add);
 }
