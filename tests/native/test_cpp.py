@@ -17,6 +17,7 @@ from edgekit.lowbit.library import load_library
 from tests.native.tooling import ROOT, need
 
 KERNELS = ROOT / "edgekit" / "kernels"
+VECTORS = ROOT / "tests" / "vectors" / "operators"
 COMMON = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra")
 SANITIZED = ("-O1", "-g", "-fno-sanitize-recover=all")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-O2", "-fno-sanitize=undefined")
@@ -29,6 +30,16 @@ def build(compiler: tuple[str, ...], sources: Path, made: Path, *more: str) -> P
     """test_kernels from ``sources``, a directory like edgekit/kernels/src."""
     files = [*sources.glob("kernels_*.cpp"), sources / "processor.cpp", KERNELS / "test" / "test_kernels.cpp"]
     command = [*compiler, *COMMON, *more, f"-I{sources}", *map(str, files), "-o", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def build_operator(compiler: tuple[str, ...], sources: Path, made: Path) -> Path:
+    """test_operator from ``sources``: all of the library but memory.cpp, which stands in for the C library it has here."""
+    files = [path for path in sources.glob("*.cpp") if path.name != "memory.cpp"]
+    files += [KERNELS / "test" / "test_operator.cpp", KERNELS / "test" / "golden.cpp"]
+    command = [*compiler, *COMMON, f"-I{sources}", *map(str, files), "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return made
@@ -47,6 +58,32 @@ def test_every_instruction_set_is_exact_and_stays_in_its_memory(tmp_path: Path) 
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(library.supported)
     assert done.stdout.count("exact") == len(library.supported)
+
+
+def test_the_operator_refuses_word_for_word_keeps_nothing_and_is_exact(tmp_path: Path) -> None:
+    need("clang++-19")
+    library = load_library()
+    assert library is not None
+    compiler = ("clang++-19", *SANITIZED, "-fsanitize=address,undefined")
+    made = build_operator(compiler, KERNELS / "src", tmp_path / "test")
+    done = run(str(made), str(VECTORS), *library.supported)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("exact") == len(library.supported)
+
+
+def test_the_operator_on_a_fake_of_onnx_runtime(tmp_path: Path) -> None:
+    """Every refusal word for word, every call of the API failing in turn with nothing leaked, threads, golden vectors."""
+    need("clang++-19")
+    library = load_library()
+    assert library is not None
+    sources = [s for s in (KERNELS / "src").glob("*.cpp") if s.name != "memory.cpp"]
+    sources += [KERNELS / "test" / name for name in ("test_operator.cpp", "golden.cpp")]
+    compiler = ["clang++-19", *COMMON, *SANITIZED, "-fsanitize=address,undefined", f"-I{KERNELS / 'src'}"]
+    built = run(*compiler, *map(str, sources), "-o", str(tmp_path / "test"))
+    assert built.returncode == 0, built.stderr
+    done = run(str(tmp_path / "test"), str(ROOT / "tests" / "vectors" / "operators"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()[:-1]] == list(library.supported)
 
 
 @on_x86
@@ -86,6 +123,15 @@ def test_arm32(tmp_path: Path) -> None:
     need("qemu-arm-static")
     compiler = (*ZIG, "-target", "arm-linux-musleabihf", "-mcpu=cortex_a9", "-static")
     done = run("qemu-arm-static", str(build(compiler, KERNELS / "src", tmp_path / "test")), "neon", "scalar")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operator_on_arm32(tmp_path: Path) -> None:
+    """Nothing else runs it there: 32-bit sizes, and division without a library."""
+    need("qemu-arm-static")
+    compiler = (*ZIG, "-target", "arm-linux-musleabihf", "-mcpu=cortex_a9", "-static")
+    made = build_operator(compiler, KERNELS / "src", tmp_path / "test")
+    done = run("qemu-arm-static", str(made), str(VECTORS), "neon", "scalar")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -129,3 +175,36 @@ def test_a_planted_fault_is_found(fault: int, tmp_path: Path) -> None:
         (tmp_path / "src" / name).write_text(text, encoding="utf-8")
         scalar.write_text(scalar.read_text(encoding="utf-8").replace('"floats.h"', '"broken.h"'), encoding="utf-8")
     assert run(str(build(ANY, tmp_path / "src", tmp_path / "test"))).returncode != 0
+
+
+PLANTED_IN_THE_OPERATOR = [
+    ("floats.h", "kRounder = 12582912.0f", "kRounder = 12582914.0f"),
+    ("floats.h", "largest < kSmallest ? kSmallest : largest", "largest"),
+    ("floats.h", "largest / 127.0f", "largest * (1.0f / 127.0f)"),
+    ("floats.h", "(step * scales[r])", "step * scales[r]"),
+    ("half.h", "(magnitude >> 13 & 1u)", "1u"),
+    ("product.cpp", "format == kTernary ? 1 : kernels.int8_zero", "format == kTernary ? 1 : 128"),
+    ("product.cpp", "a.each && b > 0, sums", "a.each && b > span, sums"),
+    ("product.cpp", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),
+    ("product.cpp", "if (freed != nullptr) api.release_status(freed);", ""),
+    ("arguments.cpp", "w.dims[1] == static_cast<int64_t>(blocks)", "w.dims[1] <= static_cast<int64_t>(blocks)"),
+    ("arguments.cpp", "if (x.dims[i] < 0 || x.dims[i] >= kMostRows)", "if (x.dims[i] >= kMostRows)"),
+    ("arguments.cpp", "  api.release_info(info);", ""),
+    ("operator.cpp", "  node.api.release_allocator(node.allocator);", ""),
+]
+HARMLESS = [
+    ("kernels.h", "kPrefetch = 4096", "kPrefetch = 0"),
+    ("product.cpp", "__builtin_prefetch(w + r * call.row_bytes + i)", "(void)(w + r + i)"),
+]
+
+
+@on_x86
+@pytest.mark.parametrize(("name", "right", "wrong"), PLANTED_IN_THE_OPERATOR + HARMLESS)
+def test_a_fault_planted_in_the_operator_is_found(name: str, right: str, wrong: str, tmp_path: Path) -> None:
+    """What is asked for ahead of time may change: that must not be taken for a fault."""
+    shutil.copytree(KERNELS / "src", tmp_path / "src")
+    text = (tmp_path / "src" / name).read_text(encoding="utf-8")
+    assert right in text, f"{name} no longer has {right!r}: plant another fault"
+    (tmp_path / "src" / name).write_text(text.replace(right, wrong, 1), encoding="utf-8")
+    done = run(str(build_operator(ANY, tmp_path / "src", tmp_path / "test")), str(VECTORS))
+    assert (done.returncode == 0) == ((name, right, wrong) in HARMLESS), done.stdout

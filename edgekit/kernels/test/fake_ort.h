@@ -2,6 +2,7 @@
 // that a sanitizer sees what is read or written beyond it; everything handed out is counted; any call can be made to
 // fail.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -107,7 +108,7 @@ inline OrtStatus* input(const OrtKernelContext* context, size_t index, const Ort
 }
 inline OrtStatus* output(OrtKernelContext* context, size_t, const int64_t* shape, size_t rank, OrtValue** out) {
   if (OrtStatus* status = outcome()) return status;
-  size_t bytes = 4;
+  size_t bytes = context->inputs[0]->info.type == kFloat16 ? 2 : 4;  // Y has the type of X
   for (size_t i = 0; i < rank; ++i) bytes *= static_cast<size_t>(shape[i]);
   context->output.info.dims.assign(shape, shape + rank);
   context->output.data = std::realloc(context->output.data, bytes ? bytes : 1);

@@ -1,0 +1,581 @@
+// The operators from registration to destruction on fake_ort.h: every refusal word for word, empty batches, nothing
+// kept when any call of ONNX Runtime fails, and the golden vectors bit for bit on every instruction set of this
+// processor. Arguments: the directory of the golden vectors, then names of instruction sets that must have run.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <thread>
+
+#include "fake_ort.h"
+#include "golden.h"
+#include "half.h"
+#include "processor.h"
+
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+extern "C" edgekit::OrtStatus* RegisterCustomOps(edgekit::OrtSessionOptions* options, const edgekit::OrtApiBase* base);
+extern "C" const char* EdgekitOpsVersion();
+
+using namespace edgekit;
+
+namespace {
+
+#if defined(__linux__) && defined(__aarch64__)
+// Weak in the library: a static program would leave it out.
+[[maybe_unused]] unsigned long (*const volatile kKept)(unsigned long) = &getauxval;
+#endif
+
+constexpr size_t kMostOutput = 1 << 20;  // bytes; an output of a larger shape is claimed, not allocated
+int checks = 0, failures = 0;
+
+void check(bool ok, const std::string& what) {
+  ++checks;
+  if (!ok && ++failures <= 20) std::printf("FAILED: %s\n", what.c_str());
+}
+
+void same(const std::string& found, const std::string& expected, const std::string& where) {
+  check(found == expected, where + ":\n  found    " + found + "\n  expected " + expected);
+}
+
+size_t element_bytes(ElementType type) { return type == kFloat ? 4 : type == kFloat16 ? 2 : 1; }
+
+// What the fake does otherwise than fake_ort.h: exact outputs, threads, and a failing AllocatorFree.
+namespace here {
+
+bool threads = false, free_fails = false, old_runtime = false;
+std::vector<std::unique_ptr<OrtCustomOpDomain>> domains;  // the library never gives one back
+
+OrtStatus* create_domain(const char* name, OrtCustomOpDomain** out) {
+  OrtStatus* status = fake::create_domain(name, out);
+  if (status == nullptr) domains.emplace_back(*out);
+  same(name, "ai.edgekit", "the domain's name");
+  return status;
+}
+
+OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank, OrtValue** out) {
+  check(index == 0, "the operator has one output");
+  if (OrtStatus* status = fake::outcome()) return status;
+  OrtValue& value = context->output;
+  value.info.dims.assign(shape, shape + rank);
+  size_t bytes = element_bytes(value.info.type);
+  for (int64_t d : value.info.dims) {
+    bytes = d > 0 && bytes > kMostOutput / static_cast<size_t>(d) ? 0 : bytes * static_cast<size_t>(d);
+  }
+  value.data = std::malloc(bytes);  // exactly: what is written beyond it is found
+  *out = &value;
+  return nullptr;
+}
+
+OrtStatus* deallocate(OrtAllocator*, void* memory) {
+  --fake::held, std::free(memory);
+  return free_fails ? fake::create_status(kFail, "AllocatorFree failed") : nullptr;
+}
+
+// As ONNX Runtime does it: each batch is a range of neighbours, on a thread of its own.
+OrtStatus* parallel_for(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total, size_t batches,
+                        void* data) {
+  if (!threads) return fake::parallel_for(context, body, total, batches, data);
+  std::vector<std::thread> running;
+  for (size_t b = 0; b < batches; ++b) {
+    running.emplace_back([=] {
+      for (size_t i = b * total / batches; i < (b + 1) * total / batches; ++i) body(data, i);
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  return fake::outcome();
+}
+
+const OrtApi* api(uint32_t version) {
+  if (old_runtime) return nullptr;
+  static void* table[kApiKernelInfoGetAllocator + 1];
+  const OrtApi* usual = fake::api(version);
+  if (usual == nullptr) return nullptr;
+  std::memcpy(table, usual, sizeof table);
+  fake::set(table, kApiCreateCustomOpDomain, create_domain);
+  fake::set(table, kApiKernelContext_GetOutput, output);
+  fake::set(table, kApiAllocatorFree, deallocate);
+  fake::set(table, kApiKernelContext_ParallelFor, parallel_for);
+  return reinterpret_cast<const OrtApi*>(table);
+}
+
+const OrtApiBase kBase{[](uint32_t version) { return api(version); }, [] { return "1.18.0"; }};
+
+}  // namespace here
+
+// An input: what it claims to be, and its bytes.
+struct Input {
+  ElementType type;
+  std::vector<int64_t> dims;
+  std::vector<uint8_t> bytes;
+  bool present = true;
+};
+
+struct Setup {
+  bool int8, half;
+  OrtKernelInfo info;
+  std::vector<Input> inputs;  // X, W, scales, bias
+};
+
+enum Position { kX, kW, kScales, kBias };
+
+// The library's operators for an instruction set; "" is its own choice.
+const OrtCustomOpDomain& operators(const std::string& isa) {
+  static std::map<std::string, OrtSessionOptions> known;
+  OrtSessionOptions& options = known[isa];
+  if (options.domain == nullptr) {
+    setenv("EDGEKIT_ISA", isa.c_str(), 1);
+    check(RegisterCustomOps(&options, &here::kBase) == nullptr, "registration for '" + isa + "'");
+    unsetenv("EDGEKIT_ISA");
+  }
+  return *options.domain;
+}
+
+// Runs an operator once; the error's text, or nothing and the bytes of Y.
+std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>* y, std::vector<int64_t>* shape) {
+  std::vector<OrtValue> values(setup.inputs.size());
+  OrtKernelContext context;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const Input& input = setup.inputs[i];
+    values[i].info = {input.type, input.dims};
+    values[i].data = std::malloc(input.bytes.size());
+    if (!input.bytes.empty()) std::memcpy(values[i].data, input.bytes.data(), input.bytes.size());
+    context.inputs.push_back(input.present ? &values[i] : nullptr);
+  }
+  context.output.info.type = setup.half ? kFloat16 : kFloat;
+  const OrtCustomOp* op = operators(isa).ops[(setup.int8 ? 2 : 0) + (setup.half ? 1 : 0)];
+  void* kernel = nullptr;
+  OrtStatus* status = op->CreateKernelV2(op, here::api(kApiVersion), &setup.info, &kernel);
+  if (status == nullptr) {
+    status = op->KernelComputeV2(kernel, &context);
+    op->KernelDestroy(kernel);
+  }
+  const std::string message = status ? status->message : "";
+  if (status) fake::release_status(status);
+  if (message.empty()) {
+    size_t bytes = element_bytes(context.output.info.type);
+    for (int64_t d : context.output.info.dims) bytes *= static_cast<size_t>(d);
+    const uint8_t* first = static_cast<const uint8_t*>(context.output.data);
+    if (y) y->assign(first, first + bytes);
+    if (shape) *shape = context.output.info.dims;
+  }
+  std::free(context.output.data);
+  for (OrtValue& value : values) std::free(value.data);
+  check(fake::held == 0, std::to_string(fake::held) + " objects kept after '" + message + "'");
+  fake::held = 0;
+  return message;
+}
+
+std::string run(const Setup& setup) { return run(setup, "", nullptr, nullptr); }
+
+// A call that is accepted: X [2, 130] of ones, W [5, 130], a scale for each row, and a bias.
+Setup accepted(bool int8, bool half, int64_t block) {
+  const size_t x = 2 * 130, w = 5 * 2 * (int8 ? 128 : 32);
+  Setup setup{int8, half, {130, 5, block}, {}};
+  std::vector<uint8_t> ones(x * (half ? 2 : 4));
+  for (size_t i = 0; i < x; ++i) {
+    const uint32_t one = half ? 0x3C00 : 0x3F800000;
+    std::memcpy(ones.data() + i * (half ? 2 : 4), &one, half ? 2 : 4);
+  }
+  setup.inputs = {{half ? kFloat16 : kFloat, {2, 130}, ones},
+                  {kUint8, {5, 2, int8 ? 128 : 32}, std::vector<uint8_t>(w, 0x55)},
+                  {kFloat, {5}, std::vector<uint8_t>(20)},
+                  {kFloat, {5}, std::vector<uint8_t>(20)}};
+  return setup;
+}
+
+// The message when one input claims another type or shape; its bytes are taken away, so that none can be read.
+std::string claiming(Setup setup, Position input, ElementType type, std::vector<int64_t> dims) {
+  setup.inputs[input] = {type, std::move(dims), {}};
+  return run(setup);
+}
+
+std::string with_attributes(Setup setup, int64_t k, int64_t n, int64_t block) {
+  setup.info = {k, n, block};
+  return run(setup);
+}
+
+std::vector<int64_t> repeated(size_t count, int64_t value) { return std::vector<int64_t>(count, value); }
+
+void test_attributes(bool int8, bool half) {
+  const Setup good = accepted(int8, half, 0);
+  const std::string op = int8 ? "Int8MatMul: " : "TernaryMatMul: ";
+  const std::string most = int8 ? "131072" : "4194304";
+  const int64_t least = INT64_MIN, huge = INT64_MAX;
+  for (int64_t k : {int64_t{0}, int64_t{-1}, least, huge, (int64_t{1} << (int8 ? 17 : 22)) + 1}) {
+    same(with_attributes(good, k, 5, 0), op + "attribute K is " + std::to_string(k) + ", 1 to " + most + " expected",
+         "K");
+  }
+  for (int64_t n : {int64_t{0}, int64_t{-7}, least, huge, int64_t{1} << 31}) {
+    same(with_attributes(good, 130, n, 0), op + "attribute N is " + std::to_string(n) + ", 1 to 2^31 - 1 expected",
+         "N");
+  }
+  for (int64_t block : {int64_t{-1}, int64_t{1}, int64_t{64}, int64_t{129}, least, huge}) {
+    same(with_attributes(good, 130, 5, block),
+         op + "attribute activation_block_size is " + std::to_string(block) + ", 0 (per token) or 128 expected",
+         "activation_block_size");
+  }
+}
+
+void test_claims_of_x(bool int8, bool half) {
+  const Setup good = accepted(int8, half, 0);
+  const std::string x = int8 ? "Int8MatMul: X " : "TernaryMatMul: X ", few = " is too large: fewer than 2^31 rows";
+  const ElementType type = half ? kFloat16 : kFloat;
+  same(claiming(good, kX, type, {2, 129}), x + "[2, 129] has 129 columns, 130 expected (attribute K)", "K of X");
+  same(claiming(good, kX, type, {130, 2}), x + "[130, 2] has 2 columns, 130 expected (attribute K)", "X transposed");
+  same(claiming(good, kX, type, {}), x + "has 0 dimensions, 1 to 16 expected", "rank 0");
+  same(claiming(good, kX, type, repeated(17, 1)), x + "has 17 dimensions, 1 to 16 expected", "rank 17");
+  same(claiming(good, kX, half ? kFloat : kFloat16, {2, 130}),
+       x + "has element type " + (half ? "1, float16 expected" : "10, float32 expected"), "type of X");
+  same(claiming(good, kX, type, {-1, 130}), x + "[-1, 130]" + few, "a negative dimension");
+  same(claiming(good, kX, type, {2, -1}), x + "[2, -1] has -1 columns, 130 expected (attribute K)", "negative K");
+  same(claiming(good, kX, type, {int64_t{1} << 31, 130}), x + "[2147483648, 130]" + few, "2^31 rows");
+  same(claiming(good, kX, type, {65536, 32768, 130}), x + "[65536, 32768, 130]" + few, "2^31 rows of two dimensions");
+  same(claiming(good, kX, type, {INT64_MAX, INT64_MAX, 130}),
+       x + "[9223372036854775807, 9223372036854775807, 130]" + few, "a product beyond 64 bits");
+}
+
+// X of 2^31 - 1 rows is allowed, the memory for its codes is not: neither is touched.
+void test_rows_too_many(bool int8, bool half) {
+  Setup setup = accepted(int8, half, 0);
+  setup.info = {int8 ? int64_t{1} << 17 : int64_t{1} << 22, 1, 0};
+  setup.inputs[kX] = {half ? kFloat16 : kFloat, {(int64_t{1} << 31) - 1, setup.info.k}, {}};
+  setup.inputs[kW] = {kUint8, {1, setup.info.k / 128, int8 ? 128 : 32}, {}};
+  setup.inputs[kScales] = setup.inputs[kBias] = {kFloat, {1}, {}};
+  same(run(setup),
+       std::string(int8 ? "Int8MatMul" : "TernaryMatMul") + ": X has 2147483647 rows, too many for one call",
+       "memory for X");
+}
+
+void test_claims_of_weights(bool int8, bool half) {
+  const Setup good = accepted(int8, half, 0);
+  const std::string op = int8 ? "Int8MatMul: " : "TernaryMatMul: ", bytes = int8 ? "128" : "32";
+  const std::string right = ", [5, 2, " + bytes + "] expected (N, K/128 rounded up, bytes of a block)";
+  const int64_t b = int8 ? 128 : 32;
+  same(claiming(good, kW, kUint8, {5, 1, b}), op + "W is [5, 1, " + bytes + "]" + right, "short W");
+  same(claiming(good, kW, kUint8, {4, 2, b}), op + "W is [4, 2, " + bytes + "]" + right, "W of another N");
+  same(claiming(good, kW, kUint8, {5, 2, b - 1}), op + "W is [5, 2, " + std::to_string(b - 1) + "]" + right,
+       "W of other blocks");
+  same(claiming(good, kW, kUint8, {5, 2 * b}), op + "W is [5, " + std::to_string(2 * b) + "]" + right, "W of rank 2");
+  same(claiming(good, kW, kUint8, {}), op + "W is []" + right, "W of rank 0");
+  same(claiming(good, kW, kUint8, {5, 2, b, 1}), op + "W is [5, 2, " + bytes + ", 1]" + right, "W of rank 4");
+  same(claiming(good, kW, kUint8, {INT64_MIN, INT64_MAX, -1}),
+       op + "W is [-9223372036854775808, 9223372036854775807, -1]" + right, "W of impossible dimensions");
+  same(claiming(good, kW, static_cast<ElementType>(3), {5, 2, b}), op + "W has element type 3, uint8 expected",
+       "int8 W");
+  const std::string forms = int8 ? ", [1], [5] expected" : ", [1], [5] or [5, 2] expected";
+  for (const auto& [dims, text] : std::vector<std::pair<std::vector<int64_t>, std::string>>{{{4}, "[4]"},
+                                                                                            {{}, "[]"},
+                                                                                            {{1, 5}, "[1, 5]"},
+                                                                                            {{5, 1}, "[5, 1]"},
+                                                                                            {{5, 3}, "[5, 3]"},
+                                                                                            {{0}, "[0]"},
+                                                                                            {{5, 2, 1}, "[5, 2, 1]"},
+                                                                                            {{-1}, "[-1]"}}) {
+    same(claiming(good, kScales, kFloat, dims), op + "scales are " + text + forms, "scales " + text);
+  }
+  if (int8) same(claiming(good, kScales, kFloat, {5, 2}), op + "scales are [5, 2]" + forms, "scales of blocks");
+  same(claiming(good, kScales, kFloat16, {5}), op + "scales have element type 10, float32 expected", "half scales");
+  for (const auto& [dims, text] : std::vector<std::pair<std::vector<int64_t>, std::string>>{
+           {{4}, "[4]"}, {{1}, "[1]"}, {{}, "[]"}, {{1, 5}, "[1, 5]"}, {{-5}, "[-5]"}}) {
+    same(claiming(good, kBias, kFloat, dims), op + "bias is " + text + ", [5] expected", "bias " + text);
+  }
+  same(claiming(good, kBias, kFloat16, {5}), op + "bias has element type 10, float32 expected", "half bias");
+}
+
+void test_missing(bool int8, bool half) {
+  const std::string op = int8 ? "Int8MatMul: " : "TernaryMatMul: ";
+  const char* messages[] = {"X is missing", "W is missing", "scales are missing", ""};
+  for (size_t i = 0; i < 4; ++i) {
+    Setup left_out = accepted(int8, half, 0), ended = left_out;
+    left_out.inputs[i].present = false;
+    ended.inputs.resize(i);
+    const std::string expected = *messages[i] ? op + messages[i] : "";
+    same(run(left_out), expected, "input " + std::to_string(i) + " left out");
+    same(run(ended), expected, "only " + std::to_string(i) + " inputs");
+  }
+}
+
+void test_not_finite(bool int8, bool half, int64_t block) {
+  const std::string expected = std::string(int8 ? "Int8MatMul" : "TernaryMatMul") +
+                               ": X holds NaN or infinity, which has no 8-bit code; look for the first layer whose "
+                               "output is not finite";
+  const uint32_t floats[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001};
+  const uint16_t halves[] = {0x7C00, 0xFC00, 0x7E00, 0xFE00, 0x7C01};
+  for (size_t kind = 0; kind < 5; ++kind) {
+    for (size_t at : {0, 127, 128, 129, 130, 259}) {
+      Setup setup = accepted(int8, half, block);
+      uint8_t* x = setup.inputs[kX].bytes.data();
+      if (half) std::memcpy(x + 2 * at, halves + kind, 2);
+      if (!half) std::memcpy(x + 4 * at, floats + kind, 4);
+      same(run(setup), expected, "X not finite at " + std::to_string(at));
+    }
+  }
+}
+
+void test_empty(bool int8, bool half, int64_t block) {
+  for (const std::vector<int64_t>& dims :
+       std::vector<std::vector<int64_t>>{{0, 130}, {3, 0, 130}, {0, 3, 130}, {0, 2147483647, 2147483647, 130}}) {
+    Setup setup = accepted(int8, half, block);
+    setup.inputs[kX] = {half ? kFloat16 : kFloat, dims, {}};
+    std::vector<uint8_t> y(1);
+    std::vector<int64_t> shape, expected = dims;
+    expected.back() = 5;
+    same(run(setup, "", &y, &shape), "", "an empty batch");
+    check(y.empty() && shape == expected, "an empty batch gives an empty Y of its shape");
+  }
+}
+
+void test_ranks(bool int8, bool half) {
+  Setup setup = accepted(int8, half, 0);
+  std::vector<uint8_t> expected, found;
+  std::vector<int64_t> shape;
+  same(run(setup, "", &expected, nullptr), "", "rank 2");
+  setup.inputs[kX].dims = repeated(16, 1);
+  setup.inputs[kX].dims[3] = 2;
+  setup.inputs[kX].dims[15] = 130;
+  same(run(setup, "", &found, &shape), "", "rank 16");
+  check(found == expected && shape.size() == 16 && shape[3] == 2 && shape[15] == 5, "rank 16 as rank 2");
+  setup.inputs[kX].dims = {130};
+  setup.inputs[kX].bytes.resize(setup.inputs[kX].bytes.size() / 2);
+  same(run(setup, "", &found, &shape), "", "rank 1");
+  expected.resize(expected.size() / 2);
+  check(found == expected && shape == std::vector<int64_t>{5}, "rank 1 as the first row");
+}
+
+// Every call of ONNX Runtime fails once: its status comes out and nothing is kept (run() counts).
+void test_injected_failures(bool int8, bool half, int64_t block, bool with_bias) {
+  Setup setup = accepted(int8, half, block);
+  if (!with_bias) setup.inputs.resize(3);
+  fake::calls = 0;
+  same(run(setup), "", "before failures are injected");
+  const int calls = fake::calls;
+  check(calls >= 20, "calls of ONNX Runtime are counted");
+  for (int i = 0; i < calls; ++i) {
+    fake::calls = 0, fake::fail_at = i;
+    same(run(setup), "injected failure", "call " + std::to_string(i) + " of " + std::to_string(calls) + " fails");
+  }
+  fake::fail_at = -1;
+  here::free_fails = true;
+  same(run(setup), "AllocatorFree failed", "memory cannot be given back");
+  std::memset(setup.inputs[kX].bytes.data(), 0xFF, setup.inputs[kX].bytes.size());
+  check(run(setup).find("X holds NaN") != std::string::npos, "the first error is the one told");
+  here::free_fails = false;
+}
+
+// Registration: each call fails once. A domain that was made is not given back, statuses are.
+void test_registration() {
+  for (int i = -1; i < 6; ++i) {
+    OrtSessionOptions options;
+    fake::calls = 0, fake::fail_at = i;
+    OrtStatus* status = RegisterCustomOps(&options, &here::kBase);
+    fake::fail_at = -1;
+    same(status ? status->message : "", i < 0 ? "" : "injected failure", "registration, call " + std::to_string(i));
+    check(i >= 0 || (fake::calls == 6 && options.domain->ops.size() == 4), "four operators are registered");
+    if (status) fake::release_status(status);
+    check(fake::held == 0, "registration keeps no status");
+  }
+  OrtSessionOptions options;
+  here::old_runtime = true;
+  check(RegisterCustomOps(&options, &here::kBase) == nullptr && options.domain == nullptr, "ONNX Runtime before 1.18");
+  here::old_runtime = false;
+}
+
+void test_instruction_set_by_name(const std::vector<std::string>& supported) {
+  std::string listed;
+  for (const std::string& isa : supported) listed += (listed.empty() ? "" : " ") + isa;
+  for (const std::string& wrong :
+       {std::string("sve9"), std::string("AVX2"), std::string("scala"), std::string(900, 'x')}) {
+    setenv("EDGEKIT_ISA", wrong.c_str(), 1);
+    OrtSessionOptions options;
+    OrtStatus* status = RegisterCustomOps(&options, &here::kBase);
+    const std::string expected = "EDGEKIT_ISA=" + wrong + ": this processor cannot run it; it has " + listed +
+                                 ". Unset EDGEKIT_ISA to let the library choose";
+    same(status ? status->message : "", expected.substr(0, 399), "an unknown instruction set");
+    if (status) fake::release_status(status);
+    const std::string version = EdgekitOpsVersion();
+    check(version.find(" none " + listed + "; ") != std::string::npos, "version: " + version);
+  }
+  for (const std::string& isa : supported) {
+    setenv("EDGEKIT_ISA", isa.c_str(), 1);
+    const std::string version = EdgekitOpsVersion();
+    check(version.find(" " + isa + " " + listed + "; ") != std::string::npos, "version: " + version);
+  }
+  unsetenv("EDGEKIT_ISA");
+}
+
+void test_description() {
+  const std::vector<const OrtCustomOp*>& ops = operators("").ops;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const OrtCustomOp* op = ops[i];
+    const ElementType x = i % 2 ? kFloat16 : kFloat;
+    same(op->GetName(op), i < 2 ? "TernaryMatMul" : "Int8MatMul", "name");
+    same(op->GetExecutionProviderType(op), "CPUExecutionProvider", "provider");
+    check(op->GetInputTypeCount(op) == 4 && op->GetOutputTypeCount(op) == 1, "numbers of inputs and outputs");
+    check(op->GetInputType(op, 0) == x && op->GetOutputType(op, 0) == x, "types of X and Y");
+    check(op->GetInputType(op, 1) == kUint8 && op->GetInputType(op, 2) == kFloat, "types of W and scales");
+    check(op->GetInputType(op, 3) == kFloat && op->GetInputCharacteristic(op, 3) == kOptional, "bias is optional");
+    for (size_t j = 0; j < 3; ++j) check(op->GetInputCharacteristic(op, j) == kRequired, "others are not");
+  }
+}
+
+uint16_t half_of(float x) {
+  uint16_t half;
+  to_half(&x, 1, &half);
+  return half;
+}
+
+// Every float16 there and back, and what lies between it and the next: the nearer one, and from the middle the even
+// one.
+void test_half() {
+  int wrong = 0;
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const uint16_t both[] = {static_cast<uint16_t>(bits), static_cast<uint16_t>(bits + 1)};
+    float value[2];
+    to_float(both, 2, value);
+    const int exponent = static_cast<int>(bits >> 10);
+    const uint32_t fraction = (bits & 0x3FF) | (exponent ? 0x400 : 0);
+    wrong += value[0] != std::ldexp(static_cast<float>(fraction), (exponent ? exponent : 1) - 25);
+    if (bits == 0x7BFF) value[1] = 65536.0f;  // where infinity stands when it is rounded to
+    const float middle = value[0] + (value[1] - value[0]) / 2;
+    const uint16_t even = both[bits & 1];
+    wrong += half_of(value[0]) != both[0] || half_of(middle) != even;
+    wrong += half_of(std::nextafter(middle, 0.0f)) != both[0] || half_of(std::nextafter(middle, 1e9f)) != both[1];
+    wrong += half_of(-value[0]) != (both[0] | 0x8000) || half_of(-middle) != (even | 0x8000);
+  }
+  check(wrong == 0, "float16: " + std::to_string(wrong) + " conversions are wrong");
+  check(half_of(1e30f) == 0x7C00 && half_of(-1e30f) == 0xFC00, "float16: what is too large is infinite");
+  check(half_of(INFINITY) == 0x7C00 && half_of(-NAN) == 0xFE00 && half_of(NAN) == 0x7E00, "float16: not finite");
+  check(half_of(1e-30f) == 0 && half_of(-1e-30f) == 0x8000, "float16: what is too small is zero");
+}
+
+// Below 1e-30 the step stops getting smaller: 1e-31 is 12.7 of 127 steps, 1e-38 none; 127 / 1e-38 would be infinite.
+void test_tiny(const std::string& isa) {
+  for (int64_t block : {0, 128}) {
+    for (const auto& [value, code] : {std::pair{1e-31f, 13}, {1e-38f, 0}, {1e-44f, 0}, {0.0f, 0}, {1e-30f, 127}}) {
+      Setup setup = accepted(false, false, block);
+      for (size_t i = 0; i < 260; ++i) std::memcpy(setup.inputs[kX].bytes.data() + 4 * i, &value, 4);
+      std::fill(setup.inputs[kW].bytes.begin(), setup.inputs[kW].bytes.end(), uint8_t{0xAA});  // weights of 1
+      const float one = 1.0f, step = 1e-30f / 127.0f;
+      setup.inputs[kScales] = {kFloat, {1}, std::vector<uint8_t>(4)};
+      std::memcpy(setup.inputs[kScales].bytes.data(), &one, 4);
+      const float whole = static_cast<float>(130 * code) * step;
+      const float parts = static_cast<float>(128 * code) * step + static_cast<float>(2 * code) * step;
+      std::vector<uint8_t> y, expected(40);
+      for (size_t i = 0; i < 10; ++i) std::memcpy(expected.data() + 4 * i, block ? &parts : &whole, 4);
+      same(run(setup, isa, &y, nullptr), "", "tiny X");
+      check(y == expected, isa + ": X of " + std::to_string(std::log10(value)) + " in powers of ten");
+    }
+  }
+}
+
+Setup setup_of(const GoldenCase& golden) {
+  const auto attribute = [&](const char* name) { return golden.attributes.at(name); };
+  Setup setup{golden.op == "Int8MatMul",
+              golden.arrays.at("X").dtype == "float16",
+              {attribute("K"), attribute("N"), attribute("activation_block_size")},
+              {}};
+  for (const char* name : {"X", "W", "scales", "bias"}) {
+    const auto found = golden.arrays.find(name);
+    if (found == golden.arrays.end()) continue;
+    const GoldenArray& array = found->second;
+    const ElementType type = array.dtype == "float32" ? kFloat : array.dtype == "float16" ? kFloat16 : kUint8;
+    setup.inputs.push_back({type, array.shape, array.bytes});
+  }
+  return setup;
+}
+
+void test_golden(const std::vector<GoldenCase>& cases, const std::string& isa) {
+  const int failed = failures;
+  for (bool threads : {false, true}) {
+    here::threads = threads;
+    for (const GoldenCase& golden : cases) {
+      std::vector<uint8_t> y;
+      std::vector<int64_t> shape;
+      const std::string where = isa + ", " + golden.name + (threads ? ", threads" : "");
+      same(run(setup_of(golden), isa, &y, &shape), "", where);
+      check(y == golden.arrays.at("Y").bytes && shape == golden.arrays.at("Y").shape, where + ": other bits");
+    }
+  }
+  here::threads = false;
+  std::printf("%s: %zu golden cases, %s\n", isa.c_str(), cases.size(), failures == failed ? "exact" : "FAILED");
+}
+
+// A product that is worth several batches, in threads and alone, by gemv() and by tile().
+void test_threads(bool int8, bool half, const std::string& isa) {
+  for (int64_t m : {int64_t{1}, int64_t{4}, int64_t{33}, int64_t{150}}) {
+    const int64_t k = 1300, n = 1030, blocks = 11, bytes = int8 ? 128 : 32;
+    Setup setup{int8, half, {k, n, int8 ? 0 : 128}, {}};
+    Input x{half ? kFloat16 : kFloat, {m, k}, std::vector<uint8_t>(static_cast<size_t>(m * k) * (half ? 2 : 4))};
+    Input w{kUint8, {n, blocks, bytes}, std::vector<uint8_t>(static_cast<size_t>(n * blocks * bytes))};
+    uint32_t state = 1;
+    for (uint8_t& byte : x.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 26);
+    for (uint8_t& byte : w.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 24);
+    const float scale = 0.25f;
+    Input scales{kFloat, {1}, std::vector<uint8_t>(4)};
+    std::memcpy(scales.bytes.data(), &scale, 4);
+    setup.inputs = {x, w, scales};
+    std::vector<uint8_t> alone, shared, reference;
+    same(run(setup, isa, &alone, nullptr), "", "alone");
+    here::threads = true;
+    same(run(setup, isa, &shared, nullptr), "", "in threads");
+    here::threads = false;
+    same(run(setup, "scalar", &reference, nullptr), "", "scalar");
+    check(alone == shared, isa + ": threads change bits, " + std::to_string(m) + " rows");
+    check(alone == reference, isa + ": other bits than scalar, " + std::to_string(m) + " rows");
+  }
+}
+
+void test_refusals() {
+  for (bool int8 : {false, true}) {
+    for (bool half : {false, true}) {
+      test_attributes(int8, half);
+      test_claims_of_x(int8, half);
+      test_claims_of_weights(int8, half);
+      test_rows_too_many(int8, half);
+      test_missing(int8, half);
+      test_ranks(int8, half);
+      for (int64_t block : {0, 128}) {
+        same(run(accepted(int8, half, block)), "", "the call that the others spoil");
+        test_not_finite(int8, half, block);
+        test_empty(int8, half, block);
+        for (bool bias : {false, true}) test_injected_failures(int8, half, block, bias);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  if (count < 2) return std::printf("usage: test_operator tests/vectors/operators [instruction sets]\n"), 2;
+  unsetenv("EDGEKIT_ISA");
+  if (std::getenv("EDGEKIT_ISA") != nullptr) return 2;  // also keeps getenv, weak in the library, in a static program
+  const std::vector<GoldenCase> cases = read_golden(arguments[1]);
+  std::vector<std::string> supported;
+  for (size_t i = 0; i < kCandidateCount; ++i) {
+    if (kCandidates[i].supported()) supported.push_back(kCandidates[i].kernels->name);
+  }
+  test_half();
+  test_description();
+  test_registration();
+  test_instruction_set_by_name(supported);
+  test_refusals();
+  check(!cases.empty(), "there are golden cases");
+  for (const std::string& isa : supported) {
+    test_golden(cases, isa);
+    test_tiny(isa);
+    for (bool int8 : {false, true}) {
+      for (bool half : {false, true}) test_threads(int8, half, isa);
+    }
+  }
+  for (int i = 2; i < count; ++i) {
+    const bool ran = std::find(supported.begin(), supported.end(), arguments[i]) != supported.end();
+    check(ran, std::string(arguments[i]) + " was not run: this processor has none");
+  }
+  std::printf("%d checks, %d failed\n", checks, failures);
+  return failures != 0;
+}
