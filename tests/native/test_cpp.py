@@ -71,21 +71,6 @@ def test_the_operator_refuses_word_for_word_keeps_nothing_and_is_exact(tmp_path:
     assert done.stdout.count("exact") == len(library.supported)
 
 
-def test_the_operator_on_a_fake_of_onnx_runtime(tmp_path: Path) -> None:
-    """Every refusal word for word, every call of the API failing in turn with nothing leaked, threads, golden vectors."""
-    need("clang++-19")
-    library = load_library()
-    assert library is not None
-    sources = [s for s in (KERNELS / "src").glob("*.cpp") if s.name != "memory.cpp"]
-    sources += [KERNELS / "test" / name for name in ("test_operator.cpp", "golden.cpp")]
-    compiler = ["clang++-19", *COMMON, *SANITIZED, "-fsanitize=address,undefined", f"-I{KERNELS / 'src'}"]
-    built = run(*compiler, *map(str, sources), "-o", str(tmp_path / "test"))
-    assert built.returncode == 0, built.stderr
-    done = run(str(tmp_path / "test"), str(ROOT / "tests" / "vectors" / "operators"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()[:-1]] == list(library.supported)
-
-
 @on_x86
 def test_avx_vnni_where_only_avx512_is(tmp_path: Path) -> None:
     library = load_library()
