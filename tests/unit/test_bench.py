@@ -20,6 +20,7 @@ from edgekit.bench.protocol import Series, Worker, measure
 from edgekit.bench.statistics import percentile, ratio, spread
 from edgekit.bench.worker import repeated
 from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
+from edgekit.lowbit.library import load_library
 from tests.unit.tiny_bundle import decoder_bundle
 from tests.unit.tiny_models import broken_graph, linear_bundle
 
@@ -51,7 +52,9 @@ def test_measures_latency_of_other_models(tmp_path: Path) -> None:
     result = bench([linear_bundle(tmp_path / "b", "t2")], rounds=2)
     (found,) = result.rows
     assert (found.phase, found.tokens_per_second) == ("latency", None)
-    assert found.kernel == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
+    library = load_library()
+    assert library is not None
+    assert found.kernel == f"TernaryMatMul: native operator ({library.isa})×1"
     assert not found.valid, "two rounds are too few"
     assert "in 2 rounds" in found.invalid_reason
     report = json.loads(json.dumps(result.to_json(), allow_nan=False))

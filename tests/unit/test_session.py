@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +55,19 @@ def test_threads_must_make_sense(tmp_path: Path) -> None:
         ("fp32", "FusedMatMul×1"),
         ("int4", "MatMulNBits(bits=4,block=128,acc=4)×1"),
         ("int8", "MatMulNBits(bits=8,block=128,acc=4)×1"),
-        ("t2", "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"),
     ],
 )
 def test_says_which_kernel_ran(tmp_path: Path, format_name: str, expected: str) -> None:
     assert describe(kernels(linear_bundle(tmp_path / "b", format_name))) == expected
+
+
+def test_one_file_runs_with_and_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = linear_bundle(tmp_path / "b", "t2")
+    for isa in ("scalar", "avx2") if platform.machine() == "x86_64" else ("scalar",):
+        monkeypatch.setenv("EDGEKIT_ISA", isa)
+        assert describe(kernels(bundle)) == f"TernaryMatMul: native operator ({isa})×1"
+    monkeypatch.setenv("EDGEKIT_OPS_LIBRARY", "none")
+    assert describe(kernels(bundle)) == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
 
 
 def test_says_which_kernels_a_decoder_ran(tmp_path: Path) -> None:
