@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from edgekit.lowbit.formats import PackedTensor, pack_t2
 from edgekit.lowbit.functions import DOMAIN
 from edgekit.lowbit.reference import int8_matmul, ternary_matmul
 from tests.native.android import harness
-
-pytest.importorskip("ziglang", reason="the compiler is not installed; make setup")
-pytest.importorskip("lief", reason="reads the libraries; make setup")
+from tests.native.test_arm import FORCED
+from tests.native.tooling import require
 
 N = 70
 MACHINES = {
@@ -109,10 +107,7 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
 
 def prepared(abi: str) -> harness.Harness:
     fault = harness.missing(abi)
-    if fault and os.environ.get("CI"):
-        pytest.fail(fault)
-    if fault:
-        pytest.skip(fault)
+    require(not fault, fault)
     return harness.prepare(abi)
 
 
@@ -149,15 +144,26 @@ def test_outputs_are_the_reference_bit_for_bit(machine: str, threads: int, model
         assert isa_of(version) == isa
 
 
-@pytest.mark.parametrize("abi", ["x86_64", "arm64-v8a"])
-def test_every_instruction_set_that_can_be_forced(abi: str, model: Path) -> None:
-    runner = prepared(abi)
+def test_every_instruction_set_of_this_machine(model: Path) -> None:
+    runner = prepared("x86_64")
     supported = runner.run(model).partition(";")[0].split()[2:]
     assert wrong_cases(model) == []
     assert supported[-1] == "scalar"
     for isa in supported:
         assert isa_of(runner.run(model, isa=isa)) == isa
         assert wrong_cases(model) == [], isa
+
+
+@pytest.mark.parametrize(("cpu", "isa"), FORCED)
+def test_every_instruction_set_of_the_emulated_processors(cpu: str, isa: str, model: Path) -> None:
+    assert isa_of(prepared("arm64-v8a").run(model, isa=isa, cpu=cpu)) == isa
+    assert wrong_cases(model) == []
+
+
+@pytest.mark.parametrize(("cpu", "isa"), [("cortex-a72", "neon_dotprod"), ("cortex-a76", "neon_i8mm")])
+def test_what_the_processor_lacks_is_refused_not_a_crash(cpu: str, isa: str, model: Path) -> None:
+    with pytest.raises(harness.ReplayError, match=f"EDGEKIT_ISA={isa}: this processor cannot run it; it has neon"):
+        prepared("arm64-v8a").run(model, isa=isa, cpu=cpu)
 
 
 @pytest.mark.parametrize("abi", ["x86_64", "arm64-v8a"])

@@ -16,21 +16,13 @@ from pathlib import Path
 
 from edgekit.lowbit.library import built_library
 from tests.native.android import bionic_shim
+from tools import arm_rootfs
 from tools.fetch_ort_android import BUILD, TARGET
 
 QEMU = "qemu-aarch64-static"
 GLIBC_ARM64 = Path("/usr/aarch64-linux-gnu/lib")
-CORES = 4
+INSTALL = f"apt-get install {' '.join(arm_rootfs.DEBIAN_PACKAGES)}"
 TIMEOUT_S = 300
-
-_PI4 = "fp asimd evtstrm crc32 cpuid"
-_PI5 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
-CPUS = {
-    # QEMU's name: (part, features), as /proc/cpuinfo has them
-    "cortex-a72": ("0xd08", _PI4),
-    "cortex-a76": ("0xd0b", _PI5),
-    "max": ("0xd47", f"{_PI5} i8mm bf16"),
-}
 
 
 class ReplayError(Exception):
@@ -46,9 +38,9 @@ def missing(abi: str) -> str:
     if abi != "arm64-v8a":
         return ""
     if shutil.which(QEMU) is None:
-        return f"{QEMU} is not installed: apt-get install qemu-user-static"
+        return f"{QEMU} is not installed; as root: {INSTALL}"
     if not GLIBC_ARM64.is_dir():
-        return f"{GLIBC_ARM64} is not there: apt-get install libc6-arm64-cross"
+        return f"{GLIBC_ARM64} is not there; as root: {INSTALL}"
     return ""
 
 
@@ -63,7 +55,7 @@ class Harness:
         """Runs ``model_dir/model.onnx`` and returns what the operator library says it is.
 
         Inputs are read from NAME.bin beside it, outputs written to NAME.out. ``isa`` forces an instruction set; ``cpu``
-        is one of ``CPUS`` and counts for ARM only. Raises ReplayError when the process ends with anything but success.
+        is one of ``arm_rootfs.FEATURES`` and counts for ARM only. Raises ReplayError when the process ends with anything but success.
         """
         variables = {
             "LD_LIBRARY_PATH": f"{self.directory}:{bionic_shim.onnxruntime(self.abi).parent}",
@@ -76,7 +68,7 @@ class Harness:
         if self.abi == "arm64-v8a":
             # -E, not the environment: QEMU itself must not look for libraries there.
             settings = [word for name, value in variables.items() for word in ("-E", f"{name}={value}")]
-            program = [QEMU, "-cpu", cpu, "-L", str(_root(self.directory, cpu)), *settings, *program]
+            program = [QEMU, "-cpu", cpu, "-L", str(self.directory / cpu), *settings, *program]
         else:
             kept |= variables
         done = subprocess.run(program, env=kept, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -85,48 +77,20 @@ class Harness:
         return done.stdout.strip()
 
 
-def _root(directory: Path, cpu: str) -> Path:
-    """What the emulated process sees as ``/`` where a file is in it: an ARM machine's glibc and processor files.
-
-    ONNX Runtime's cpuinfo crashes when a 64-bit ARM process finds the files of an x86 machine.
-    """
-    root = directory / cpu
-    cpus = root / "sys" / "devices" / "system" / "cpu"
-    cpus.mkdir(parents=True, exist_ok=True)
-    for name in ("possible", "present", "online"):
-        (cpus / name).write_text(f"0-{CORES - 1}\n")
-    part, features = CPUS[cpu]
-    text = ""
-    for core in range(CORES):
-        _describe_core(cpus / f"cpu{core}", core)
-        facts = f"Features\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
-        text += f"processor\t: {core}\n{facts}CPU variant\t: 0x0\nCPU part\t: {part}\nCPU revision\t: 1\n\n"
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc" / "cpuinfo").write_text(text)
-    if not (root / "lib").is_symlink():
-        (root / "lib").symlink_to(GLIBC_ARM64)
-    return root
-
-
-def _describe_core(folder: Path, core: int) -> None:
-    for name, value in (
-        ("cpufreq/cpuinfo_max_freq", "1800000"),
-        ("cpufreq/cpuinfo_min_freq", "600000"),
-        ("topology/physical_package_id", "0"),
-        ("topology/core_id", str(core)),
-        ("topology/core_siblings_list", f"0-{CORES - 1}"),
-        ("topology/thread_siblings_list", str(core)),
-    ):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
-
-
 @cache
 def prepare(abi: str) -> Harness:
-    """Builds the shim and the runner for ``abi`` (x86_64 or arm64-v8a) into build/android-ABI."""
-    directory = BUILD / f"android-{abi}"
-    bionic_shim.build(abi, directory)
-    headers = f"-I{TARGET / 'headers'}"
-    bionic_shim.compile_(abi, [bionic_shim.HERE / "replay.c"], directory / "replay", headers)
-    return Harness(abi, directory)
+    """The shim and the runner for ``abi`` (x86_64 or arm64-v8a) in build/android-ABI, built unless they are there."""
+    sources = [*sorted(bionic_shim.HERE.glob("*.c")), bionic_shim.HERE / "bionic_shim.py", Path(__file__)]
+    recipe = [source.read_text(encoding="utf-8") for source in (*sources, Path(arm_rootfs.__file__))]
+    recipe.append((TARGET / "aar.sha256").read_text(encoding="utf-8"))
+
+    def fill(directory: Path) -> None:
+        bionic_shim.build(abi, directory)
+        headers = f"-I{TARGET / 'headers'}"
+        bionic_shim.compile_(abi, [bionic_shim.HERE / "replay.c"], directory / "replay", headers)
+        if abi == "arm64-v8a":
+            for cpu in arm_rootfs.FEATURES:
+                arm_rootfs.describe(directory / cpu, cpu)
+                (directory / cpu / "lib").symlink_to(GLIBC_ARM64)
+
+    return Harness(abi, arm_rootfs.made(BUILD / f"android-{abi}", "\n".join(recipe), fill))
