@@ -128,6 +128,18 @@ def test_int8_of_any_shape(
     agree(int8_matmul(x, weight, bias, block), native(isa, "Int8MatMul")(x, weight, bias, block), None)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("block", [0, 128])
+def test_many_tokens(isa: str, kind: str, block: int) -> None:
+    """Enough for panels on every instruction set, and for more than one of them at a time."""
+    x, weight, bias = case(270, 70, 1000, kind, 6)
+    agree(ternary_matmul(x, weight, bias, block), native(isa)(x, weight, bias, block), None)
+    if kind != "group":
+        x, weight, bias = int8_case(270, 70, 1000, kind, 7)
+        agree(int8_matmul(x, weight, bias, block), native(isa, "Int8MatMul")(x, weight, bias, block), None)
+
+
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-38, 1e-44, 1e30])
 @pytest.mark.parametrize("code", [-1, 0, 1])

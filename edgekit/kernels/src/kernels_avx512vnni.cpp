@@ -334,7 +334,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, 16, 128, quantize, gemv, pack, tile, finish};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96, 128, quantize, gemv, pack, tile, finish};
 
 }  // namespace edgekit
 
