@@ -109,7 +109,9 @@ def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progre
             raise UnsupportedError(
                 f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {found.architecture}"
             )
-        model = decoder.build(found.module.float())
+        from edgekit.frontend.streamed import widen
+
+        model = decoder.build(widen(found.module))
     else:
         from edgekit.frontend import generic
 
@@ -183,7 +185,7 @@ def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, i
         if not layer.tensor or not layer.rows or layer.format == "fp32":
             continue  # nothing was rounded
         data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
-        if layer.format in ("int8", "int4"):  # an embedding's bytes are listed as a matrix
+        if layer.format in ("int8", "int8-channel", "int4"):  # an embedding's bytes are listed as a matrix
             data = data.reshape(len(data), block_count(layer.shape[1], layer.block_size), -1)
         whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
         packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])

@@ -18,13 +18,14 @@ from edgekit.schema import build, suggest
 
 VERSION = 1
 ONLY = ("", "ternary", "vocabulary")
-FORMATS = ("fp32", "fp16", "int8", "int4", "t2")
+FORMATS = ("fp32", "fp16", "int8", "int8-channel", "int4", "t2")
 BLOCK_SIZES = {
     # what com.microsoft::MatMulNBits takes
     "fp32": (),
     "fp16": (),
     "int8": (16, 32, 64, 128, 256),
     "int4": (16, 32, 64, 128, 256),
+    "int8-channel": (),
     "t2": (128,),
 }
 
@@ -34,7 +35,7 @@ class Rule:
     """One line of a recipe; the first rule whose pattern matches a layer decides."""
 
     match: str  # glob over module paths, e.g. "*.down_proj"
-    format: str  # fp32, fp16, int8, int4 or t2
+    format: str  # one of FORMATS
     block_size: int = 0  # weights that share a scale; 0 = the format's default
     only: str = ""  # "ternary": weights with at most 3 symmetric values; "vocabulary": embedding and output head
 

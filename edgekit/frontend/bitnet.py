@@ -1,7 +1,8 @@
 """BitNet checkpoints in the forms that transformers 5 knows, each turned into plain ``nn.Linear``.
 
-A quantized layer arrives as an ``nn.Linear`` whose float32 weight is exactly code * scale, codes in {-1, 0, 1}, one
-scale per tensor, with the attribute ``activation_block_size = 0``: its input is to be quantized to int8 per token.
+A quantized layer arrives as an ``nn.Linear`` whose weight is exactly code * scale in float32, codes in {-1, 0, 1}, one
+scale per tensor, and stays in the file (``streamed``), with the attribute ``activation_block_size = 0``: its input is to
+be quantized to int8 per token.
 
 ========================  ===========================================  ===================================
 form                      stored weight                                weight here
@@ -31,26 +32,46 @@ rounding of bfloat16, the only dtype in which transformers runs it. Tested in te
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from edgekit.errors import SourceError
+from edgekit.frontend import streamed
 from edgekit.frontend.checkpoint import Checkpoint
 from edgekit.frontend.weights import unpickled
+from edgekit.lowbit.weights import RowWeight
 
 _PLAUSIBLE = 8.0  # Weights of mean |w| 8 would make a layer multiply its input by hundreds.
 _ONLINE_HINT = '{"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}'
 
 
-class _Read(Protocol):
-    def __call__(self, name: str) -> torch.Tensor: ...
+@dataclass(frozen=True)
+class _Reader:
+    """Access to a checkpoint's tensors: whole, or a few rows at a time."""
+
+    names: tuple[str, ...]
+    whole: Callable[[str], torch.Tensor]
+    rows: Callable[[str, int, int], torch.Tensor]
+    shape: Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A quantized layer: its weight, its bias or None, and the size of a nonzero weight."""
+
+    weight: RowWeight
+    bias: torch.Tensor | None
+    scale: float
 
 
 def missing_quantization_config(path: Path) -> str:
@@ -65,7 +86,7 @@ def missing_quantization_config(path: Path) -> str:
 def load(
     checkpoint: Checkpoint, quantization: dict[str, Any], skeleton: Any, common: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a BitNet checkpoint as a model of plain linear layers.
+    """Load a BitNet checkpoint as a model of plain linear layers, whose weights stay in the file (``streamed``).
 
     Args:
         checkpoint: its checked weight files.
@@ -80,6 +101,7 @@ def load(
         SourceError: a scale of the wrong convention, weights that are not in the declared form, missing tensors.
     """
     model_class = type(skeleton)
+    weights = streamed.streamable(checkpoint.tensors, skeleton)
     shapes = {
         name: (module.out_features, module.in_features)
         for name, module in skeleton.named_modules()
@@ -87,21 +109,24 @@ def load(
     }
     form = _form(checkpoint, quantization)
     layers = [name for name in _quantized_layers(skeleton, quantization) if name in shapes]
-    with _reader(checkpoint) as (names, read):
-        linears = {name: _linear(read, names, name, shapes[name], form, checkpoint.directory) for name in layers}
-        state = {name: read(name) for name in names if not _belongs_to(name, layers)}
-        _check_convention([scale for _, _, scale in linears.values()], form, checkpoint.directory)
-        for name, (_, bias, _) in linears.items():
-            # A placeholder of no size of its own: the real weight is float32, this model may not be.
-            state[f"{name}.weight"] = torch.zeros((), dtype=torch.float32).expand(shapes[name])
-            if bias is not None:
-                state[f"{name}.bias"] = bias
-        dtype = getattr(torch, checkpoint.dtype)
-        model, info = model_class.from_pretrained(None, state_dict=state, dtype=dtype, **common)
-        for name, (weight, bias, _) in linears.items():
-            norm = read(f"{name}.rms_norm.weight") if quantization.get("use_rms_norm") else None
-            epsilon = quantization.get("rms_norm_eps", 1e-6)
-            _replace(model, name, weight, bias, norm, epsilon)
+    with _reader(checkpoint) as reader:
+        linears = {name: _linear(reader, name, shapes[name], form, checkpoint.directory) for name in layers}
+        _check_convention([layer.scale for layer in linears.values()], form, checkpoint.directory)
+        weights = {name: weight for name, weight in weights.items() if not _belongs_to(name, layers)}
+        weights |= {f"{name}.weight": layer.weight for name, layer in linears.items()}
+        given = {name: streamed.placeholder(weight.shape) for name, weight in weights.items()}
+        others = [name for name in reader.names if name not in given and not _belongs_to(name, layers)]
+        state = {name: reader.whole(name) for name in others} | given
+        state |= {f"{name}.bias": layer.bias for name, layer in linears.items() if layer.bias is not None}
+        model, info = model_class.from_pretrained(None, state_dict=state, dtype=torch.float32, **common)
+        if not streamed.attach(model, given, weights):
+            raise SourceError(
+                f"{checkpoint.directory}: transformers {transformers.__version__} rearranges {model_class.__name__}'s "
+                "weights when it loads them, and BitNet's cannot be; please report it with the model's config.json"
+            )
+        for name, layer in linears.items():
+            norm = reader.whole(f"{name}.rms_norm.weight") if quantization.get("use_rms_norm") else None
+            _finish(model, name, layer.bias, norm, quantization.get("rms_norm_eps", 1e-6))
     return model, info
 
 
@@ -114,17 +139,37 @@ def quantize_master(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
     Returns:
         float32 [N, K] of code * scale, and that scale.
     """
-    weight = weight.float()
-    inverse = 1.0 / weight.abs().mean().clamp_(min=1e-5)
-    return (weight * inverse).round().clamp_(-1, 1) / inverse, float(1.0 / inverse)
+    inverse = _inverse_scale(weight)
+    return _master_codes(weight, inverse) / inverse, float(1.0 / inverse)
+
+
+def _inverse_scale(weight: torch.Tensor) -> torch.Tensor:
+    return 1.0 / weight.float().abs().mean().clamp_(min=1e-5)
+
+
+def _master_codes(weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    return (weight.float() * inverse).round().clamp_(-1, 1)
 
 
 def unpack(packed: torch.Tensor, rows: int) -> torch.Tensor:
     """int8 [rows, K] of codes -1, 0, 1 from uint8 [ceil(rows/4), K]; ValueError on the unused code 3."""
+    _check_bytes(packed)
+    return _codes_between(lambda start, stop: packed[start:stop], packed.shape[0], 0, rows)
+
+
+def _check_bytes(packed: torch.Tensor) -> None:
     if bool(((packed & (packed >> 1) & 0x55) != 0).any()):
         raise ValueError("a byte holds code 3, which stands for nothing")
-    parts = [((packed >> (2 * i)) & 3).to(torch.int8) for i in range(4)]
-    return torch.cat(parts)[:rows] - 1
+
+
+def _codes_between(read: Callable[[int, int], torch.Tensor], quarter: int, start: int, stop: int) -> torch.Tensor:
+    """Codes of rows ``start`` to ``stop``; ``read`` gives rows of the packed bytes, of which there are ``quarter``."""
+    parts = []
+    for i in range(4):
+        first, last = max(start - i * quarter, 0), min(stop - i * quarter, quarter)
+        if first < last:
+            parts.append(((read(first, last) >> (2 * i)) & 3).to(torch.int8) - 1)
+    return torch.cat(parts)
 
 
 def _form(checkpoint: Checkpoint, quantization: dict[str, Any]) -> str:
@@ -152,17 +197,28 @@ def _quantized_layers(skeleton: Any, quantization: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _reader(checkpoint: Checkpoint) -> Iterator[tuple[list[str], _Read]]:
-    """Names of the stored tensors, and a function that reads one (memory-mapped where the file allows)."""
+def _reader(checkpoint: Checkpoint) -> Iterator[_Reader]:
+    """The stored tensors, read from the files when they are asked for."""
     from safetensors import safe_open
 
     if checkpoint.pickled:
         state = unpickled(checkpoint.files)
-        yield list(state), lambda name: state[name]
+        yield _Reader(
+            tuple(state),
+            lambda name: state[name],
+            lambda name, start, stop: state[name][start:stop],
+            lambda name: tuple(state[name].shape),
+        )
         return
+    tensors = checkpoint.tensors
     with ExitStack() as stack:
         files = {f: stack.enter_context(safe_open(f, framework="pt")) for f in checkpoint.files}
-        yield list(checkpoint.tensors), lambda name: files[checkpoint.tensors[name].file].get_tensor(name)
+        yield _Reader(
+            tuple(tensors),
+            lambda name: files[tensors[name].file].get_tensor(name),
+            lambda name, start, stop: streamed.read_rows(tensors[name], start, stop),
+            lambda name: tensors[name].shape,
+        )
 
 
 def _belongs_to(name: str, layers: list[str]) -> bool:
@@ -170,48 +226,66 @@ def _belongs_to(name: str, layers: list[str]) -> bool:
     return any(parent in layers for parent in parents)
 
 
-def _linear(
-    read: _Read, names: list[str], name: str, shape: tuple[int, int], form: str, directory: Path
-) -> tuple[torch.Tensor, torch.Tensor | None, float]:
-    """Weight float32 [N, K], bias [N] or None, and the size of a nonzero weight, of one layer."""
+def _linear(reader: _Reader, name: str, shape: tuple[int, int], form: str, directory: Path) -> _Layer:
+    """One layer of the declared form, checked; its weight is not kept."""
     needed = ["weight"] if form == "online" else ["weight", "weight_scale"]
     for field in needed:
-        if f"{name}.{field}" not in names:
+        if f"{name}.{field}" not in reader.names:
             raise SourceError(
                 f"{directory}: no tensor '{name}.{field}', which the declared form ({form}) needs; "
                 "quantization_config and weights do not belong together"
             )
-    stored = read(f"{name}.weight")
-    bias = read(f"{name}.bias") if f"{name}.bias" in names else None
+    bias = reader.whole(f"{name}.bias") if f"{name}.bias" in reader.names else None
+    codes, inverse = _codes(reader, name, shape, form, directory)
+    if inverse is not None:
+        scale = 1.0 / inverse
+    else:
+        scale = torch.tensor(_scale(reader.whole(f"{name}.weight_scale"), name, form, directory))
+        if form == "autobitlinear" and bias is not None:
+            bias = bias.float() * scale
+    weight = RowWeight(
+        shape,
+        lambda start, stop: (codes(start, stop).float() * scale).numpy(),
+        lambda start, stop: codes(start, stop).numpy(),
+        scale.reshape(1).numpy(),
+    )
+    return _Layer(weight, bias, float(scale))
+
+
+def _codes(
+    reader: _Reader, name: str, shape: tuple[int, int], form: str, directory: Path
+) -> tuple[Callable[[int, int], torch.Tensor], torch.Tensor | None]:
+    """Reads codes int8 of a layer's rows; and, where they are rounded from a master, the inverse of their scale."""
+    stored, quarter = f"{name}.weight", (shape[0] + 3) // 4
+    found, example = reader.shape(stored), reader.rows(stored, 0, 1)
+    floats = example.is_floating_point() and found == shape
     if form == "online":
-        if tuple(stored.shape) != shape or not stored.is_floating_point():
-            raise _wrong_form(directory, name, stored, shape, "the full-precision master of quantization_mode online")
-        weight, scale = quantize_master(stored)
-        return weight, bias, scale
-    codes = _codes(stored, shape, name, form, directory)
-    scale = _scale(read(f"{name}.weight_scale"), name, form, directory)
-    if form == "autobitlinear" and bias is not None:
-        bias = bias.float() * scale
-    return codes.float() * scale, bias, scale
-
-
-def _codes(stored: torch.Tensor, shape: tuple[int, int], name: str, form: str, directory: Path) -> torch.Tensor:
-    """Codes [N, K] of a packed weight, or of one stored as codes, which transformers writes after unpacking."""
-    packed_shape = ((shape[0] + 3) // 4, shape[1])
-    if tuple(stored.shape) == packed_shape and stored.dtype == torch.uint8:
+        if not floats:
+            wanted = "the full-precision master of quantization_mode online"
+            raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
+        inverse = _inverse_scale(reader.whole(stored))
+        return lambda start, stop: _master_codes(reader.rows(stored, start, stop), inverse).to(torch.int8), inverse
+    if found == (quarter, shape[1]) and example.dtype == torch.uint8:
+        read = functools.partial(reader.rows, stored)
         try:
-            return unpack(stored, shape[0])
+            _check_bytes(read(0, quarter))
         except ValueError as error:
-            raise SourceError(f"{directory}: tensor '{name}.weight': {error}; fetch the checkpoint again") from error
-    plain = form == "autobitlinear" and tuple(stored.shape) == shape and stored.is_floating_point()
-    if plain and bool(((stored == 0) | (stored.abs() == 1)).all()):
-        return stored
-    raise _wrong_form(directory, name, stored, shape, f"2-bit codes, uint8 {list(packed_shape)}")
+            raise SourceError(f"{directory}: tensor '{stored}': {error}; fetch the checkpoint again") from error
+        return lambda start, stop: _codes_between(read, quarter, start, stop), None
+    # transformers writes codes as floats after unpacking.
+    if form == "autobitlinear" and floats:
+        whole = reader.whole(stored)
+        if bool(((whole == 0) | (whole.abs() == 1)).all()):
+            return lambda start, stop: reader.rows(stored, start, stop).to(torch.int8), None
+    wanted = f"2-bit codes, uint8 {[quarter, shape[1]]}"
+    raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
 
 
-def _wrong_form(directory: Path, name: str, stored: torch.Tensor, shape: tuple[int, int], wanted: str) -> SourceError:
+def _wrong_form(
+    directory: Path, name: str, dtype: torch.dtype, found: tuple[int, ...], shape: tuple[int, int], wanted: str
+) -> SourceError:
     return SourceError(
-        f"{directory}: tensor '{name}.weight' is {stored.dtype} {list(stored.shape)} for a layer of {list(shape)}; "
+        f"{directory}: tensor '{name}.weight' is {dtype} {list(found)} for a layer of {list(shape)}; "
         f"quantization_config promises {wanted}; correct linear_class and quantization_mode in config.json"
     )
 
@@ -241,12 +315,9 @@ def _check_convention(scales: list[float], form: str, directory: Path) -> None:
     )
 
 
-def _replace(
-    model: Any, name: str, weight: torch.Tensor, bias: torch.Tensor | None, norm: torch.Tensor | None, epsilon: float
-) -> None:
-    """Put the real weight in; with ``norm``, in front of it the RMSNorm that such layers have."""
+def _finish(model: Any, name: str, bias: torch.Tensor | None, norm: torch.Tensor | None, epsilon: float) -> None:
+    """Put in the real bias and the mark of a quantized layer; with ``norm``, in front of it the RMSNorm that it has."""
     linear: nn.Linear = model.get_submodule(name)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.float(), requires_grad=False)
     linear.__dict__["activation_block_size"] = 0
@@ -254,6 +325,6 @@ def _replace(
         return
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    rms = LlamaRMSNorm(weight.shape[1], eps=epsilon)
-    rms.weight = nn.Parameter(norm, requires_grad=False)
+    rms = LlamaRMSNorm(linear.in_features, eps=epsilon)
+    rms.weight = nn.Parameter(norm.float(), requires_grad=False)
     model.set_submodule(name, nn.Sequential(OrderedDict(rms_norm=rms, linear=linear)))

@@ -30,9 +30,10 @@ _MAX_HEADER = 100_000_000  # the safetensors library refuses longer ones too
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a header describes it: where it is, its dtype in safetensors' spelling, its shape."""
+    """One tensor as a header describes it: file and byte where it begins, its dtype in safetensors' spelling, its shape."""
 
     file: Path
+    offset: int
     dtype: str
     shape: tuple[int, ...]
 
@@ -127,7 +128,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise SourceError(f"{path}: header is a {type(entries).__name__}, expected an object; fetch the file again")
     entries.pop("__metadata__", None)
     _check_layout(path, entries, size - 8 - length)
-    return {name: StoredTensor(path, e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
+    return {
+        name: StoredTensor(path, 8 + length + e["data_offsets"][0], e["dtype"], tuple(e["shape"]))
+        for name, e in entries.items()
+    }
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgekit.frontend.streamed import stored_weight, streaming
 from edgekit.lowbit.formats import FORMATS, PackedTensor
 from edgekit.lowbit.reference import quantize_activations
 
@@ -66,30 +67,40 @@ def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
     empty = {id(weight): nn.Parameter(torch.empty(0), requires_grad=False) for weight in weights}
     for layer, weight in zip(packed, weights, strict=True):
         layer.weight = empty[id(weight)]
+        layer.__dict__.pop("stored_weight", None)
+    streamed = {id(m.weight) for m in module.modules() if stored_weight(m) is not None}
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+        if id(tensor) not in streamed:
+            tensor.data = tensor.data.clone()
 
 
 @contextmanager
 def native_activations(module: nn.Module) -> Iterator[None]:
-    """Within the block, layers that quantize their own input (BitNet: attribute ``activation_block_size``) do so."""
-    blocks = {
-        id(m.weight): cast(int, m.activation_block_size)
-        for m in module.modules()
-        if hasattr(m, "activation_block_size")
-    }
+    """Within the block, layers that quantize their own input (BitNet: attribute ``activation_block_size``) do so.
+
+    Streamed layers compute with their stored weights.
+    """
+    with streaming(module), _rounded(module):
+        yield
+
+
+@contextmanager
+def _rounded(module: nn.Module) -> Iterator[None]:
+    layers = [m for m in module.modules() if hasattr(m, "activation_block_size")]
+    kept = [m.weight for m in layers]  # ids must stay unique
+    blocks = {id(w): cast(int, m.activation_block_size) for w, m in zip(kept, layers, strict=True)}
     plain = functional.linear
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         block = blocks.get(id(weight), -1)
         return plain(x if block < 0 else round_activations(x, block), weight, bias)
 
-    layers: Any = functional
-    layers.linear = linear
+    functions: Any = functional
+    functions.linear = linear
     try:
         yield
     finally:
-        layers.linear = plain
+        functions.linear = plain
 
 
 def round_activations(x: Tensor, block: int) -> Tensor:

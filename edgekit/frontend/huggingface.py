@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
-from edgekit.frontend import assets, bitnet, pooling, rope
+from edgekit.frontend import assets, bitnet, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
 from edgekit.frontend.source import Source
 from edgekit.frontend.weights import unpickled
@@ -65,6 +66,8 @@ def load(
     written_by = str(raw.get("transformers_version", ""))
     rope.check(raw, model, f"{files}/config.json", written_by, transformers.__version__)
     model.eval().requires_grad_(False)
+    if task != "text-generation":
+        streamed.materialize(model)
     text = getattr(model, "main_input_name", "input_ids") == "input_ids"
     module: nn.Module = model
     if task == "feature-extraction" and text:
@@ -170,8 +173,13 @@ def _load_model(
     }
     chosen = _model_class(task, architecture)
     try:
-        if raw.get("quantization_config") is None and not checkpoint.pickled:
-            model, info = chosen.from_pretrained(
+        with torch.device("meta"):
+            skeleton = chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
+        if raw.get("quantization_config") is not None:
+            return bitnet.load(checkpoint, raw["quantization_config"], skeleton, common)
+        if not checkpoint.pickled:
+            streamed_too = _load_streamed(checkpoint, skeleton, common) if task == "text-generation" else None
+            return streamed_too or chosen.from_pretrained(
                 checkpoint.directory,
                 dtype=getattr(torch, checkpoint.dtype),
                 use_safetensors=True,
@@ -179,11 +187,6 @@ def _load_model(
                 trust_remote_code=False,
                 **common,
             )
-            return model, info
-        with torch.device("meta"):
-            skeleton = chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
-        if raw.get("quantization_config") is not None:
-            return bitnet.load(checkpoint, raw["quantization_config"], skeleton, common)
         state = unpickled(checkpoint.files)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         model, info = type(skeleton).from_pretrained(None, state_dict=state, dtype=dtype, **common)
@@ -196,6 +199,18 @@ def _load_model(
             f"{checkpoint.directory}: transformers {transformers.__version__} cannot load it as {task} "
             f"({type(error).__name__}: {_one_line(error)})"
         ) from error
+
+
+def _load_streamed(checkpoint: Checkpoint, skeleton: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """The model with its large weights left in the files; None where transformers makes something else of them."""
+    dtype = getattr(torch, checkpoint.dtype)
+    weights = streamed.streamable(checkpoint.tensors, skeleton)
+    given = {name: streamed.placeholder(weight.shape, dtype) for name, weight in weights.items()}
+    with ExitStack() as stack:
+        files = {f: stack.enter_context(safe_open(f, framework="pt")) for f in checkpoint.files}
+        others = {n: files[t.file].get_tensor(n) for n, t in checkpoint.tensors.items() if n not in given}
+        model, info = type(skeleton).from_pretrained(None, state_dict={**others, **given}, dtype=dtype, **common)
+    return (model, info) if streamed.attach(model, given, weights) else None
 
 
 def _check_keys(info: dict[str, Any], checkpoint: Checkpoint, architecture: str, model: Any) -> None:

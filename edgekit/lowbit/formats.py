@@ -3,17 +3,19 @@
 A weight is a matrix [N, K]; N outputs, K inputs. Every format works row by row, so rows of a packed tensor can be cut
 and stacked, and a merged layer holds exactly what its parts would.
 
-======  ===========================================  ==================================  ==============================
-name    data                                         scales                              value of a code
-======  ===========================================  ==================================  ==============================
-fp32    float32 [N, K]                               none                                itself
-fp16    float16 [N, K]                               none                                itself
-int8    uint8 [N, ceil(K/b), b]                      float32 [N, ceil(K/b)]              (code - 128) * scale
-int4    uint8 [N, ceil(K/b), b/2], low nibble first  float32 [N, ceil(K/b)]              (code - 8) * scale
-t2      uint8 [N, ceil(K/128), 32], 2 bits a code    float32 [1], [N] or [N, ceil(K/b)]  (code - 1) * scale
-======  ===========================================  ==================================  ==============================
+============  ===========================================  ==================================  ====================
+name          data                                         scales                              value of a code
+============  ===========================================  ==================================  ====================
+fp32          float32 [N, K]                               none                                itself
+fp16          float16 [N, K]                               none                                itself
+int8          uint8 [N, ceil(K/b), b]                      float32 [N, ceil(K/b)]              (code - 128) * scale
+int8-channel  uint8 [N, ceil(K/128), 128]                  float32 [N]                         (code - 128) * scale
+int4          uint8 [N, ceil(K/b), b/2], low nibble first  float32 [N, ceil(K/b)]              (code - 8) * scale
+t2            uint8 [N, ceil(K/128), 32], 2 bits a code    float32 [1], [N] or [N, ceil(K/b)]  (code - 1) * scale
+============  ===========================================  ==================================  ====================
 
-int8, int4 and t2 are the layouts of ``com.microsoft::MatMulNBits`` (block_size b, K padded with the code of zero).
+The data of all but the floats are as ``com.microsoft::MatMulNBits`` has them (block_size b or 128, K padded with the code
+of zero).
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UnsupportedError
+from edgekit.lowbit.weights import RowWeight, Weight
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 
-TERNARY_BLOCK = 128
+NATIVE_BLOCK = 128
+"""Codes of a block that edgekit's own operators read at a time."""
+TERNARY_BLOCK = NATIVE_BLOCK
 CHUNK = 1 << 18
 """Elements handled at a time: temporaries stay in the cache and never grow with the weight."""
 
@@ -69,7 +74,7 @@ class Format:
     name: str
     bits: int
     default_block_size: int
-    quantize: Callable[[Floats, int], PackedTensor]
+    quantize: Callable[[Weight, int], PackedTensor]
     dequantize: Callable[[PackedTensor], Floats]
 
 
@@ -93,12 +98,11 @@ def _blocks(weight: Floats, block: int) -> Floats:
     return padded.reshape(weight.shape[0], count, block)
 
 
-def _check(weight: Floats) -> Floats:
-    if weight.ndim != 2:
-        raise ValueError(f"a weight must be a matrix, got shape {weight.shape}")
-    if not np.isfinite(weight).all():
+def _rows(weight: Weight, part: slice) -> Floats:
+    rows = np.ascontiguousarray(weight[part], dtype=np.float32)
+    if not np.isfinite(rows).all():
         raise UnsupportedError("weight holds NaN or infinity; a model with such weights cannot be quantized")
-    return np.ascontiguousarray(weight, dtype=np.float32)
+    return rows
 
 
 def _safe(scale: Floats) -> Floats:
@@ -106,29 +110,35 @@ def _safe(scale: Floats) -> Floats:
     return np.where(np.abs(scale) < np.finfo(np.float32).tiny * 256, np.float32(1), scale).astype(np.float32)
 
 
-def quantize_fp32(weight: Floats, block_size: int) -> PackedTensor:
-    return PackedTensor("fp32", _shape(weight), 0, np.asarray(weight, np.float32))
+def quantize_fp32(weight: Weight, block_size: int) -> PackedTensor:
+    return PackedTensor("fp32", _shape(weight), 0, np.asarray(weight[:], np.float32))
 
 
-def quantize_fp16(weight: Floats, block_size: int) -> PackedTensor:
+def quantize_fp16(weight: Weight, block_size: int) -> PackedTensor:
     """Rounds to float16; refuses weights beyond its range instead of storing infinity."""
-    largest = float(np.abs(weight).max(initial=0.0))
-    if not largest <= float(np.finfo(np.float16).max):
-        raise UnsupportedError(f"largest weight is {largest:.3g}, float16 holds at most 65504; use fp32 for this layer")
-    return PackedTensor("fp16", _shape(weight), 0, np.asarray(weight, np.float32).astype(np.float16))
+    data = np.empty(_shape(weight), np.float16)
+    for part in _row_chunks(*_shape(weight)):
+        rows = np.asarray(weight[part], np.float32)
+        largest = float(np.abs(rows).max(initial=0.0))
+        if not largest <= float(np.finfo(np.float16).max):
+            raise UnsupportedError(
+                f"largest weight is {largest:.3g}, float16 holds at most 65504; use fp32 for this layer"
+            )
+        data[part] = rows
+    return PackedTensor("fp16", _shape(weight), 0, data)
 
 
 def dequantize_float(packed: PackedTensor) -> Floats:
     return np.asarray(packed.data, np.float32)
 
 
-def quantize_int8(weight: Floats, block_size: int) -> PackedTensor:
+def quantize_int8(weight: Weight, block_size: int) -> PackedTensor:
     """Symmetric: scale = absmax / 127 of each block, codes 1 to 255."""
-    weight, block = _check(weight), block_size or FORMATS["int8"].default_block_size
-    rows, count = weight.shape[0], block_count(weight.shape[1], block)
+    block = block_size or FORMATS["int8"].default_block_size
+    rows, count = _shape(weight)[0], block_count(_shape(weight)[1], block)
     data, scales = np.empty((rows, count, block), np.uint8), np.empty((rows, count), np.float32)
     for part in _row_chunks(rows, weight.shape[1]):
-        blocks = _blocks(weight[part], block)
+        blocks = _blocks(_rows(weight, part), block)
         scale = _safe(np.abs(blocks).max(axis=-1) / np.float32(127))
         data[part] = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8)
         scales[part] = scale
@@ -139,17 +149,34 @@ def dequantize_int8(packed: PackedTensor) -> Floats:
     return _scaled(packed, packed.data, 128)
 
 
-def quantize_int4(weight: Floats, block_size: int) -> PackedTensor:
+def quantize_int8_channel(weight: Weight, block_size: int) -> PackedTensor:
+    """Symmetric: scale = absmax / 127 of each row, codes 1 to 255."""
+    (rows, columns), count = _shape(weight), block_count(_shape(weight)[1], NATIVE_BLOCK)
+    data = np.full((rows, count * NATIVE_BLOCK), 128, np.uint8)
+    scales = np.empty(rows, np.float32)
+    for part in _row_chunks(rows, columns):
+        values = _rows(weight, part)
+        scales[part] = _safe(np.abs(values).max(axis=-1, initial=0) / np.float32(127))
+        data[part, :columns] = np.rint(values / scales[part, None]) + 128
+    return PackedTensor("int8-channel", (rows, columns), NATIVE_BLOCK, data.reshape(rows, count, -1), scales)
+
+
+def dequantize_int8_channel(packed: PackedTensor) -> Floats:
+    assert packed.scales is not None
+    return _scaled(replace(packed, scales=packed.scales[:, None]), packed.data, 128)
+
+
+def quantize_int4(weight: Weight, block_size: int) -> PackedTensor:
     """Symmetric, codes 0 to 15 for -8 to 7; the weight of largest magnitude in a block becomes -8 exactly.
 
     Searching a smaller range for the least squared error was tried and costs accuracy: it clips the largest weights,
     which matter most (docs/adr/0011).
     """
-    weight, block = _check(weight), block_size or FORMATS["int4"].default_block_size
-    rows, count = weight.shape[0], block_count(weight.shape[1], block)
+    block = block_size or FORMATS["int4"].default_block_size
+    rows, count = _shape(weight)[0], block_count(_shape(weight)[1], block)
     data, scales = np.empty((rows, count, block // 2), np.uint8), np.empty((rows, count), np.float32)
     for part in _row_chunks(rows, weight.shape[1]):
-        blocks = _blocks(weight[part], block)
+        blocks = _blocks(_rows(weight, part), block)
         high, low = blocks.max(axis=-1), blocks.min(axis=-1)
         scale = _safe(np.where(high > -low, high, low) / np.float32(-8))
         codes = (np.clip(np.rint(blocks / scale[..., None]), -8, 7) + 8).astype(np.uint8)
@@ -175,14 +202,17 @@ def _scaled(packed: PackedTensor, codes: Array, zero: int) -> Floats:
     return np.ascontiguousarray(values.reshape(rows, -1)[:, :columns])
 
 
-def detect_ternary(weight: Array) -> Floats | None:
+def detect_ternary(weight: Weight) -> Floats | None:
     """The scales of a weight [N, K] that holds only {-s, 0, s}, or None.
 
     s may be one number for the tensor (scales [1]), for each row ([N]) or for each 128 columns of a row
     ([N, ceil(K/128)]); the coarsest that fits is returned. A few rows are looked at first, so that an ordinary weight
-    costs almost nothing. An all-zero weight counts as ternary with scale 1.
+    costs almost nothing. An all-zero weight counts as ternary with scale 1. Where a checkpoint stores codes and scales,
+    those scales are the answer.
     """
-    if weight.ndim != 2 or 0 in weight.shape:
+    if isinstance(weight, RowWeight) and weight.scales is not None:
+        return weight.scales
+    if len(weight.shape) != 2 or 0 in weight.shape:
         return None
     if _block_scales(np.asarray(weight[:2], np.float32)) is None:
         return None
@@ -218,27 +248,32 @@ def _coarsest(scales: Floats) -> Floats:
     return np.where(scales == 0, np.float32(1), scales).astype(np.float32)
 
 
-def quantize_t2(weight: Floats, block_size: int) -> PackedTensor:
+def quantize_t2(weight: Weight, block_size: int) -> PackedTensor:
     """Stores a ternary weight exactly; UnsupportedError when it is not ternary (nothing is rounded here)."""
     scales = detect_ternary(weight)
     if scales is None:
-        values = len(np.unique(np.abs(np.asarray(weight[: max(1, CHUNK // weight.shape[1])]))))
+        values = len(np.unique(np.abs(np.asarray(weight[: max(1, CHUNK // _shape(weight)[1])]))))
         raise UnsupportedError(
             f"weight has {values} distinct magnitudes, t2 needs {{-s, 0, s}} per tensor, row or 128 columns"
         )
-    return pack_t2(np.sign(weight).astype(np.int8), scales)
+    return pack_t2(weight, scales)
 
 
-def pack_t2(codes: NDArray[np.int8], scales: Floats) -> PackedTensor:
-    """Codes -1, 0, 1 int8 [N, K] with their scales as a packed tensor."""
-    rows, count = codes.shape[0], block_count(codes.shape[1], TERNARY_BLOCK)
+def pack_t2(weight: Weight, scales: Floats) -> PackedTensor:
+    """The signs of a weight [N, K] with the given scales as a packed tensor."""
+    (rows, columns), count = _shape(weight), block_count(_shape(weight)[1], TERNARY_BLOCK)
     data = np.empty((rows, count, TERNARY_BLOCK // 4), np.uint8)
-    for part in _row_chunks(rows, codes.shape[1]):
-        padded = np.ones((len(codes[part]), count * TERNARY_BLOCK), np.uint8)
-        padded[:, : codes.shape[1]] = (codes[part] + 1).astype(np.uint8)
-        quads = padded.reshape(-1, count, TERNARY_BLOCK // 4, 4)
-        data[part] = quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
-    return PackedTensor("t2", (codes.shape[0], codes.shape[1]), TERNARY_BLOCK, data, scales)
+    for part in _row_chunks(rows, columns):
+        if isinstance(weight, RowWeight) and weight.codes is not None:
+            codes = weight.codes(part.start, part.stop)
+        else:
+            codes = np.sign(weight[part]).astype(np.int8)
+        padded = np.ones((len(codes), count * TERNARY_BLOCK), np.uint8)
+        np.add(codes, 1, out=padded[:, :columns], casting="unsafe")
+        # Four codes that are neighbours as the bytes of one little-endian number: moved together by shifts.
+        quads = padded.view("<u4").reshape(-1, count, TERNARY_BLOCK // 4)
+        data[part] = quads | quads >> 6 | quads >> 12 | quads >> 18
+    return PackedTensor("t2", (rows, columns), TERNARY_BLOCK, data, scales)
 
 
 def unpack_t2(packed: PackedTensor) -> NDArray[np.int8]:
@@ -248,18 +283,22 @@ def unpack_t2(packed: PackedTensor) -> NDArray[np.int8]:
     return codes.reshape(packed.shape[0], -1)[:, : packed.shape[1]].astype(np.int8)
 
 
+_T2_VALUES = np.array([[(byte >> shift & 3) - 1 for shift in (0, 2, 4, 6)] for byte in range(256)], np.float32)
+"""The four values of each byte."""
+
+
 def dequantize_t2(packed: PackedTensor) -> Floats:
     assert packed.scales is not None
-    values = unpack_t2(packed).astype(np.float32)
     scales = packed.scales
+    values = _T2_VALUES[packed.data].reshape(packed.shape[0], -1)[:, : packed.shape[1]]
     if scales.ndim == 2:
         values *= np.repeat(scales, TERNARY_BLOCK, axis=1)[:, : packed.shape[1]]
     else:
         values *= scales[:, None] if scales.size > 1 else scales[0]
-    return values
+    return np.ascontiguousarray(values)
 
 
-def _shape(weight: Array) -> tuple[int, int]:
+def _shape(weight: Weight) -> tuple[int, int]:
     return int(weight.shape[0]), int(weight.shape[1])
 
 
@@ -267,6 +306,7 @@ FORMATS: dict[str, Format] = {
     "fp32": Format("fp32", 32, 0, quantize_fp32, dequantize_float),
     "fp16": Format("fp16", 16, 0, quantize_fp16, dequantize_float),
     "int8": Format("int8", 8, 64, quantize_int8, dequantize_int8),
+    "int8-channel": Format("int8-channel", 8, NATIVE_BLOCK, quantize_int8_channel, dequantize_int8_channel),
     "int4": Format("int4", 4, 64, quantize_int4, dequantize_int4),
     "t2": Format("t2", 2, TERNARY_BLOCK, quantize_t2, dequantize_t2),
 }

@@ -1,8 +1,8 @@
-"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``.
+"""ONNX function bodies of ``ai.edgekit::TernaryMatMul`` and ``Int8MatMul``.
 
-:func:`ternary_function` is what a bundle carries and a runtime without edgekit's library executes: one
-``com.microsoft::MatMulNBits`` with bits=2, block_size 128, zero point 1 and accuracy_level 4, which reads the very bytes
-of the operator's W. It rounds activations per block of 128, whatever ``activation_block_size`` says, so it equals the
+:func:`ternary_function` and :func:`int8_function` are what a bundle carries and a runtime without edgekit's library
+executes: one ``com.microsoft::MatMulNBits`` with 2 or 8 bits, block_size 128 and accuracy_level 4, which reads the very
+bytes of the operator's W. It rounds activations per block of 128, whatever ``activation_block_size`` says, so it equals the
 operator up to that rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins
 over the body.
 
@@ -18,12 +18,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgekit.lowbit.formats import TERNARY_BLOCK
+from edgekit.lowbit.formats import NATIVE_BLOCK
 from edgekit.lowbit.reference import SMALLEST
 
 DOMAIN = "ai.edgekit"
 MICROSOFT = "com.microsoft"
 TERNARY = "TernaryMatMul"
+INT8 = "Int8MatMul"
 INTS = ("K", "N", "activation_block_size")
 
 
@@ -53,22 +54,17 @@ class _Body:
             self.constant(np.array([1], np.int64)),
         )
 
-    def function(self, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Function:
+    def function(self, name: str, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Function:
         imports = {"": 21, MICROSOFT: 1}
-        graph = ir.Graph(inputs, [output], nodes=self.nodes, opset_imports=imports, name=TERNARY)
-        attributes = [ir.Attr(name, ir.AttributeType.INT, None) for name in INTS]
-        return ir.Function(DOMAIN, TERNARY, graph=graph, attributes=attributes)
+        graph = ir.Graph(inputs, [output], nodes=self.nodes, opset_imports=imports, name=name)
+        attributes = [ir.Attr(number, ir.AttributeType.INT, None) for number in INTS]
+        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
 
 
 def ternary_function() -> ir.Function:
     """``TernaryMatMul(X, W, scales, bias?) -> Y``, attributes K, N, activation_block_size; any shape of scales."""
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
-    shape = body.ints("Shape", w, start=0, end=2)  # N, blocks
-    first = body.ints("Shape", scales, start=0, end=1)
-    # [1] -> [1, 1], [N] -> [N, 1], [N, blocks] stays; each then broadcasts to one scale a block.
-    columns = body.op("Reshape", scales, body.ints("Concat", first, body.constant(np.array([-1], np.int64)), axis=0))
-    every = body.op("Expand", columns, shape)
     four, three = (body.constant(np.array([n], np.int64)) for n in (4, 3))
     quads = body.op("Div", body.op("Add", body.ints("Shape", w, start=1, end=2), three), four)
     # Four zero points of 2 bits a byte: 0b01010101.
@@ -77,10 +73,32 @@ def ternary_function() -> ir.Function:
         body.constant(np.array([0x55], np.uint8)),
         body.ints("Concat", body.ints("Shape", w, start=0, end=1), quads, axis=0),
     )
-    settings = [ir.AttrInt64("bits", 2), ir.AttrInt64("block_size", TERNARY_BLOCK), ir.AttrInt64("accuracy_level", 4)]
+    y = _matmul(body, 2, x, w, _every_scale(body, w, scales), zero, bias)
+    return body.function(TERNARY, [x, w, scales, bias], y)
+
+
+def int8_function() -> ir.Function:
+    """``Int8MatMul(X, W, scales, bias?) -> Y``, attributes K, N, activation_block_size; scales [1] or [N]."""
+    x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
+    body = _Body()
+    y = _matmul(body, 8, x, w, _every_scale(body, w, scales), None, bias)  # codes count from 128, as MatMulNBits has it
+    return body.function(INT8, [x, w, scales, bias], y)
+
+
+def _every_scale(body: _Body, w: ir.Value, scales: ir.Value) -> ir.Value:
+    """Scales of any shape, one for each block of each row."""
+    first = body.ints("Shape", scales, start=0, end=1)
+    # [1] -> [1, 1], [N] -> [N, 1], [N, blocks] stays; each then broadcasts to one scale a block.
+    columns = body.op("Reshape", scales, body.ints("Concat", first, body.constant(np.array([-1], np.int64)), axis=0))
+    return body.op("Expand", columns, body.ints("Shape", w, start=0, end=2))  # N, blocks
+
+
+def _matmul(
+    body: _Body, bits: int, x: ir.Value, w: ir.Value, scales: ir.Value, zero: ir.Value | None, bias: ir.Value
+) -> ir.Value:
+    settings = [ir.AttrInt64("bits", bits), ir.AttrInt64("block_size", NATIVE_BLOCK), ir.AttrInt64("accuracy_level", 4)]
     sizes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ("K", "N")]
-    y = body.op("MatMulNBits", x, w, every, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
-    return body.function([x, w, scales, bias], y)
+    return body.op("MatMulNBits", x, w, scales, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
 
 
 def exact_function(with_bias: bool) -> ir.Function:
@@ -99,7 +117,7 @@ def exact_function(with_bias: bool) -> ir.Function:
     y = body.op("Mul", sums, body.op("Mul", body.op("Div", largest, full), scales))
     if with_bias:
         y = body.op("Add", y, bias)
-    return body.function([x, w, scales, bias] if with_bias else [x, w, scales], y)
+    return body.function(TERNARY, [x, w, scales, bias] if with_bias else [x, w, scales], y)
 
 
 def _decoded(body: _Body, w: ir.Value) -> ir.Value:

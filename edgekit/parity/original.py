@@ -22,6 +22,7 @@ class Original:
         """
         try:
             from edgekit.frontend.source import load
+            from edgekit.frontend.streamed import widen
 
             found = load(source, task=bundle.manifest.task)
         except ImportError as error:
@@ -32,10 +33,11 @@ class Original:
             raise UsageError(
                 f"{source}: no PyTorch model for {bundle.manifest.task}; give what the bundle was exported from"
             )
-        self._bundle, self._module = bundle, found.module.float().eval()
+        self._bundle, self._module = bundle, widen(found.module).eval()
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """The vectors with ``original.*`` computed now instead of read."""
+        from edgekit.frontend.compressed import native_activations
         from edgekit.frontend.golden import module_outputs
 
         names = [output.name for output in self._bundle.manifest.outputs]
@@ -44,7 +46,8 @@ class Original:
             if self._bundle.manifest.decoder is not None:
                 fresh = self._text(vector["input.input_ids"])
             else:
-                fresh = module_outputs(self._module, feeds(vector), names)
+                with native_activations(self._module):
+                    fresh = module_outputs(self._module, feeds(vector), names)
             found.append({**vector, **{f"original.{name}": array for name, array in fresh.items()}})
         return found
 

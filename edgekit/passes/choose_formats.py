@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import FORMATS, detect_ternary
+from edgekit.lowbit.initializers import weight_of
 from edgekit.recipe import Recipe, Rule
 
 EDGEKIT = "ai.edgekit"
@@ -58,7 +59,7 @@ class ChooseFormats(ir.passes.InPlacePass):
         weight = node.inputs[1]
         if weight is None or weight.const_value is None or not any(r.only == "ternary" for r in self.recipe.rules):
             return False
-        return detect_ternary(weight.const_value.numpy()) is not None
+        return detect_ternary(weight_of(weight.const_value)) is not None
 
     def _check_rules(self, used: set[Rule], layers: Sequence[str]) -> None:
         for index, rule in enumerate(self.recipe.rules):

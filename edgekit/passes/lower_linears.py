@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit.formats import FORMATS, PackedTensor, block_count, detect_ternary, pack_t2
-from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY, ternary_function
+from edgekit.lowbit.initializers import weight_of
+from edgekit.lowbit.functions import DOMAIN, INT8, MICROSOFT, TERNARY, int8_function, ternary_function
 from edgekit.lowbit.reference import SMALLEST
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
@@ -32,9 +33,10 @@ class LowerLinears(ir.passes.InPlacePass):
         nodes = [n for n in model.graph if n.domain == DOMAIN and n.op_type in ("Linear", "Embedding")]
         for node in nodes:
             lowering.lower(node)
-        if any(n.op_type == TERNARY for n in model.graph):
-            function = ternary_function()
-            model.functions[function.identifier()] = function
+        for op, make in ((TERNARY, ternary_function), (INT8, int8_function)):
+            if any(n.op_type == op for n in model.graph):
+                function = make()
+                model.functions[function.identifier()] = function
         if nodes:
             model.opset_imports.setdefault(MICROSOFT, 1)
         known = json.loads(model.metadata_props.get("edgekit.layers", "[]"))
@@ -59,7 +61,7 @@ class _Weight:
         self._packed: PackedTensor | None = None
 
     def _scales(self) -> np.ndarray:
-        found = detect_ternary(self.source.numpy())
+        found = detect_ternary(weight_of(self.source))
         if found is None:
             raise UnsupportedError(
                 f"{self.layer}: weights are not ternary ({{-s, 0, s}} per tensor, row or 128 columns), t2 stores nothing else; "
@@ -68,10 +70,10 @@ class _Weight:
         return found
 
     def _pack(self) -> PackedTensor:
-        weight = self.source.numpy()
+        weight = weight_of(self.source)
         try:
             if self.ternary is not None:
-                return pack_t2(np.sign(weight).astype(np.int8), self.ternary)
+                return pack_t2(weight, self.ternary)
             return FORMATS[self.format].quantize(weight, self.block)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.layer}: {error}") from None
@@ -108,12 +110,18 @@ class _Lowering:
         weight, data, scales = self._weight(node)
         write: Callable[..., ir.Value]
         if node.op_type == "Embedding":
-            write = self._table if weight.format in ("fp32", "fp16") else self._quantized_table
-        else:
             by_format: dict[str, Callable[..., ir.Value]] = {
+                "fp32": self._table,
+                "fp16": self._table,
+                "int8-channel": self._channel_table,
+            }
+            write = by_format.get(weight.format, self._quantized_table)
+        else:
+            by_format = {
                 "fp32": self._float,
                 "fp16": self._float,
-                "t2": self._ternary,
+                "t2": self._native,
+                "int8-channel": self._native,
             }
             write = by_format.get(weight.format, self._nbits)
         result = write(node, weight, data, scales)
@@ -133,6 +141,8 @@ class _Lowering:
             scales = None
             if weight.ternary is not None:
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.ternary.shape)
+            elif weight.format == "int8-channel":
+                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows,))
             elif weight.format in ("int8", "int4"):
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows, weight.blocks))
             self._weights[key] = weight, data, scales
@@ -236,12 +246,28 @@ class _Lowering:
             quantize_axis=1,
         )
 
-    def _ternary(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _channel_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+        """Rows of codes and their scales, multiplied: the lookup operator knows no scale for a row of any length."""
+        stored = weight.blocks * weight.block
+        table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, stored), weight)
+        codes = self._node(node, "Gather", [table, node.inputs[0]])
+        codes.type = ir.TensorType(UINT8)
+        if stored != weight.columns:
+            bounds = [self._small(np.array([n]), f"edgekit.columns.{n}") for n in (0, weight.columns, -1)]
+            codes = self._node(node, "Slice", [codes, *bounds])
+            codes.type = ir.TensorType(UINT8)
+        zero = self._small(np.array(128, np.float32), "edgekit.128")
+        signed = self._node(node, "Sub", [self._node(node, "Cast", [codes], to=FLOAT.value), zero])
+        steps = self._node(node, "Gather", [scales, node.inputs[0]])
+        last = self._small(np.array([-1]), "edgekit.last_axis")
+        return self._node(node, "Mul", [signed, self._node(node, "Unsqueeze", [steps, last])])
+
+    def _native(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = _activation_block(node)
         return self._node(
             node,
-            TERNARY,
+            TERNARY if weight.format == "t2" else INT8,
             inputs,
             DOMAIN,
             K=weight.columns,
@@ -253,8 +279,9 @@ class _Lowering:
         whole: list[dict[str, Any]] = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
         parts = json.loads(node.metadata_props["edgekit.parts"]) if "edgekit.parts" in node.metadata_props else whole
         block = _activation_block(node)
-        table = node.op_type == "Embedding" and weight.format in ("int8", "int4")
-        rounded = {"t2": 128 if block < 0 else block, "int8": weight.block, "int4": weight.block}.get(
+        table = node.op_type == "Embedding" and weight.format in ("int8", "int8-channel", "int4")
+        native = 128 if block < 0 else block
+        rounded = {"t2": native, "int8-channel": native, "int8": weight.block, "int4": weight.block}.get(
             weight.format, block
         )
         for part in parts:
@@ -286,6 +313,8 @@ def _bits_per_weight(weight: _Weight) -> float:
     bits = FORMATS[weight.format].bits
     if weight.format in ("fp32", "fp16"):
         return float(bits)
-    scales = weight.ternary.size if weight.ternary is not None else weight.rows * weight.blocks
+    scales = weight.rows * (1 if weight.format == "int8-channel" else weight.blocks)
+    if weight.ternary is not None:
+        scales = weight.ternary.size
     stored = weight.rows * weight.blocks * weight.block * bits + 32 * scales
     return round(stored / (weight.rows * weight.columns), 4)

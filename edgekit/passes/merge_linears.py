@@ -13,6 +13,9 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.lowbit.initializers import WeightTensor, weight_of
+from edgekit.lowbit.weights import stacked
+
 EDGEKIT = "ai.edgekit"
 Key = tuple[int, str, str, int]
 
@@ -140,10 +143,9 @@ def _merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     names = [m.metadata_props["edgekit.layer"] for m in members]
     joined = _joined_name(names)
     ends = np.cumsum([_rows(m) for m in members]).tolist()
-    inputs = [members[0].inputs[0], _stack(graph, [m.inputs[1] for m in members], f"{joined}.weight")]
-    biases = [m.inputs[2] if len(m.inputs) > 2 else None for m in members]
-    if any(b is not None for b in biases):
-        inputs.append(_stack(graph, biases, f"{joined}.bias", [_rows(m) for m in members]))
+    inputs = [members[0].inputs[0], _stacked_weight(graph, members, f"{joined}.weight")]
+    if any(len(m.inputs) > 2 for m in members):
+        inputs.append(_joined_bias(graph, members, f"{joined}.bias"))
     attributes = list(members[0].attributes.values())
     shape = members[0].outputs[0].shape
     output = ir.Value(
@@ -166,23 +168,20 @@ def _joined_name(names: Sequence[str]) -> str:
     return ".".join(filter(None, [stem, "+".join(n.rpartition(".")[2] for n in names)]))
 
 
-def _stack(
-    graph: ir.Graph, values: Sequence[ir.Value | None], name: str, rows: Sequence[int] | None = None
-) -> ir.Value:
-    """An initializer holding the given ones one below the other, read only when it is written; None counts as zeros."""
-    tensors = [v.const_value if v is not None else None for v in values]
-    sizes = rows or [int(v.shape[0]) for v in values if v is not None]  # type: ignore[index, arg-type]
-    tail = next(list(v.shape[1:]) for v in values if v is not None)  # type: ignore[index]
+def _stacked_weight(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> ir.Value:
+    """An initializer holding the members' weights one below the other, read only when it is written."""
+    tensors = [m.inputs[1].const_value for m in members]  # type: ignore[union-attr]
+    tensor = WeightTensor(stacked([weight_of(t) for t in tensors if t is not None]), name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
-    def read() -> ir.TensorProtocol:
-        parts = [
-            t.numpy() if t is not None else np.zeros((n, *tail), np.float32)
-            for t, n in zip(tensors, sizes, strict=True)
-        ]
-        return ir.tensor(np.concatenate(parts), name=name)
 
-    shape = ir.Shape([sum(sizes), *tail])
-    lazy = ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=shape, name=name)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT), const_value=lazy)
+def _joined_bias(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> ir.Value:
+    """The members' biases in a row, zeros for those without."""
+    biases = [m.inputs[2].const_value if len(m.inputs) > 2 and m.inputs[2] is not None else None for m in members]
+    parts = [b.numpy() if b is not None else np.zeros(_rows(m), np.float32) for b, m in zip(biases, members, strict=True)]
+    tensor = ir.tensor(np.concatenate(parts), name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
     graph.register_initializer(value)
     return value

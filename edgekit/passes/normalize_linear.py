@@ -11,6 +11,9 @@ import ast
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.lowbit.initializers import WeightTensor
+from edgekit.lowbit.weights import RowWeight
+
 EDGEKIT = "ai.edgekit"
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -124,14 +127,12 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     name, tensor = f"{weight.name}.transposed", weight.const_value
     assert tensor is not None
     if name not in graph.initializers:
-        shape = ir.Shape([int(tensor.shape[1]), int(tensor.shape[0])])  # type: ignore[arg-type]
-        lazy = ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(tensor.numpy().T), name=name),
-            dtype=tensor.dtype,
-            shape=shape,
-            name=name,
-        )
-        graph.register_initializer(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=lazy))
+        columns: int = int(tensor.shape[0])  # type: ignore[arg-type]
+        rows: int = int(tensor.shape[1])  # type: ignore[arg-type]
+        turned = RowWeight((rows, columns), lambda start, stop: np.ascontiguousarray(tensor.numpy()[:, start:stop].T))
+        lazy = WeightTensor(turned, name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=lazy.shape, const_value=lazy)
+        graph.register_initializer(value)
     return graph.initializers[name]
 
 

@@ -13,6 +13,8 @@ import torch
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.views import Dim, Shape, View, apply
+from edgekit.lowbit.initializers import WeightTensor
+from edgekit.lowbit.weights import RowWeight
 
 MICROSOFT = "com.microsoft"
 EDGEKIT = "ai.edgekit"
@@ -44,6 +46,7 @@ class Emitter:
     """The ONNX graph under construction."""
 
     sizes: dict[sympy.Expr, tuple[str, int]]  # symbolic size -> graph input and axis it is read from
+    streams: dict[int, RowWeight] = field(default_factory=dict)  # address of a placeholder -> the weight it stands for
     inputs: dict[str, ir.Value] = field(default_factory=dict)
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[str, ir.Value] = field(default_factory=dict)
@@ -87,22 +90,26 @@ class Emitter:
         tensor = constant.tensor
         key = ("weight", tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key not in self._seen or tensor.numel() == 0:
-            dtype = onnx_type(tensor.dtype)
+            dtype, name = onnx_type(tensor.dtype), self.name(constant.name)
 
-            def read(tensor: torch.Tensor = tensor, dtype: ir.DataType = dtype) -> ir.TensorProtocol:
-                return ir.tensor(
-                    tensor.detach()
-                    .to(torch.float32 if dtype == ir.DataType.FLOAT else tensor.dtype)
-                    .contiguous()
-                    .numpy()
-                )
+            def read(dtype: ir.DataType = dtype) -> ir.TensorProtocol:
+                wide = torch.float32 if dtype == ir.DataType.FLOAT else tensor.dtype
+                return ir.tensor(self.values(constant).to(wide).contiguous().numpy())
 
-            name = self.name(constant.name)
-            lazy = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
+            stream = self.streams.get(tensor.data_ptr())
+            if stream is not None and stream.shape == tuple(tensor.shape):
+                lazy: ir.LazyTensor = WeightTensor(stream, name)
+            else:
+                lazy = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
             value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=lazy)
             self.initializers[name] = value
             self._seen[key] = value
         return self._seen[key]
+
+    def values(self, constant: Constant) -> torch.Tensor:
+        """What a constant holds; a streamed weight is read whole."""
+        stream = self.streams.get(constant.tensor.data_ptr())
+        return constant.tensor.detach() if stream is None else torch.from_numpy(stream[:])
 
     def small(self, data: Any, dtype: Any = np.int64) -> ir.Value:
         """A small constant given as numbers; equal ones are shared."""

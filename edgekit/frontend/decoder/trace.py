@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from edgekit.errors import CheckFailed, UnsupportedError
 from edgekit.frontend.decoder.substitute import Context, check_attention, check_supported, substituted
+from edgekit.frontend.streamed import streaming
 
 PROOF_TOLERANCE = 2e-4
 """Largest difference allowed between the untouched and the substituted model, relative to the largest logit."""
@@ -38,6 +39,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.model = model
         self._context = context
+        # transformers 5.24 has another name for it.
+        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor]
@@ -52,9 +55,9 @@ class _Decoder(nn.Module):
         out = self.model(
             input_ids=ids,
             position_ids=context.positions,
-            past_key_values=_cache(self.model.config),
             use_cache=True,
             return_dict=True,
+            **{self._cache_name: _cache(self.model.config)},
         )
         present = [tensor for layer in sorted(context.present) for tensor in context.present[layer]]
         return [out.logits, *present]
@@ -141,7 +144,8 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = (torch.arange(12).reshape(2, 6) * 7919 + 11) % vocabulary
     with torch.no_grad():
-        original = model(input_ids=ids, use_cache=False).logits
+        with streaming(model):
+            original = model(input_ids=ids, use_cache=False).logits
         with substituted(model, context) as rotaries:
             decoder = _Decoder(model, context)
             hooks = [model.get_output_embeddings().register_forward_pre_hook(decoder.restore)]  # type: ignore[operator]
@@ -149,7 +153,8 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
             buffers: list[tuple[nn.Module, str]] = []
             try:
                 keep = torch.zeros(1, dtype=torch.int64)
-                mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
+                with streaming(model):
+                    mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
                 check_attention(model, context)
                 error = prove(original, mine)
                 for rotary in rotaries:

@@ -16,20 +16,24 @@ from edgekit.frontend.decoder.aten import HANDLERS
 from edgekit.frontend.decoder.emit import EDGEKIT, MICROSOFT, Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.trace import TracedDecoder
 from edgekit.frontend.decoder.views import View
+from edgekit.lowbit.weights import RowWeight
 
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
 
-def to_onnx(traced: TracedDecoder, activation_block_sizes: dict[str, int], max_length: int) -> ir.Model:
+def to_onnx(
+    traced: TracedDecoder, activation_block_sizes: dict[str, int], streams: dict[int, RowWeight], max_length: int
+) -> ir.Model:
     """Translates a traced decoder.
 
     ``activation_block_sizes`` names the linear layers whose activations are quantized by the model itself (BitNet).
+    ``streams`` are the weights that placeholders stand for, by the placeholder's address.
     The result holds abstract ``ai.edgekit::Linear`` and ``Embedding`` nodes; weights are read when they are written.
     Raises UnsupportedError naming the torch operator and the module it stands in.
     """
     program = traced.program
-    emitter = Emitter(sizes=_sizes(program))
+    emitter = Emitter(sizes=_sizes(program), streams=streams)
     values = _placeholders(program, emitter, len(traced.kv_shapes))
     needed = _needed(program)
     for node in program.graph.nodes:
@@ -114,7 +118,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitte
     args = [_argument(a, values) for a in node.args]
     constants = [a for a in args if isinstance(a, Constant)]
     if constants and not any(isinstance(a, View | list) for a in args) and not target.startswith("edgekit."):
-        return _fold(node, args)
+        return _fold(node, args, emitter)
     emitter.scope = _scope(node)
     node.meta["activation_block_size"] = blocks.get(emitter.scope, -1)
     if target not in HANDLERS:
@@ -132,9 +136,9 @@ def _argument(argument: Any, values: dict[torch.fx.Node, Any]) -> Any:
     return argument
 
 
-def _fold(node: torch.fx.Node, args: list[Any]) -> Constant:
+def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
     """Computes what depends on weights alone now; a view of a weight costs nothing."""
-    plain = [a.tensor.detach() if isinstance(a, Constant) else a for a in args]
+    plain = [emitter.values(a) if isinstance(a, Constant) else a for a in args]
     kwargs = {k: v for k, v in node.kwargs.items() if not isinstance(v, torch.fx.Node)}
     with torch.no_grad():
         tensor = node.target(*plain, **kwargs)  # type: ignore[operator]

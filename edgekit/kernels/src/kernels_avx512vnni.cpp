@@ -12,8 +12,9 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 32;
-constexpr size_t kFar =
-    12288;  // so fast a loop is ahead of its own requests to the first cache: these go to the second
+// So fast a loop is ahead of its own requests to the first cache: these go to the second.
+constexpr size_t kFar = 12288;
+constexpr size_t kNear = 2048;  // where a single row is read
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
@@ -44,10 +45,11 @@ struct Rows {
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) at[i] = w + (first + i < rows ? first + i : rows - 1) * row_bytes;
   }
-  // As much as 64 bytes of each row.
+  // As much as 64 bytes of so many rows.
+  template <size_t R>
   void prefetch() {
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    for (size_t i = 0; i < R; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
   }
 };
 
@@ -61,13 +63,14 @@ inline __m512i plane(const int8_t* x, size_t f) {
   return Odd ? _mm512_zextsi256_si512(load256(x + f * kPlane)) : load_pair(x + f * kPlane, x + kBlock + f * kPlane);
 }
 
-// One token: the planes of a byte are multiplied where they stand, 4^f times too large, and scaled at the end.
+// One token: the planes of a byte are multiplied where they stand, 4^f times too large, and scaled at the end. Two rows
+// at a time: their memory comes faster than that of four, and as fast as it can be read at all (docs/kernels.md).
 template <bool Odd>
-inline void add_one(const Rows& rows, size_t b, const int8_t* x, __m512i (*sum)[4]) {
+inline void add_one(const uint8_t* const* rows, size_t b, const int8_t* x, __m512i (*sum)[4]) {
   const __m512i x0 = plane<Odd>(x, 0), x1 = plane<Odd>(x, 1), x2 = plane<Odd>(x, 2), x3 = plane<Odd>(x, 3);
-#pragma GCC unroll 4
-  for (size_t r = 0; r < 4; ++r) {
-    const __m512i w = weights<Odd>(rows.at[r] + b * kPlane);
+#pragma GCC unroll 2
+  for (size_t r = 0; r < 2; ++r) {
+    const __m512i w = weights<Odd>(rows[r] + b * kPlane);
     sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], _mm512_and_si512(w, _mm512_set1_epi8(0x03)), x0);
     sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], _mm512_and_si512(w, _mm512_set1_epi8(0x0C)), x1);
     sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], _mm512_and_si512(w, _mm512_set1_epi8(0x30)), x2);
@@ -81,19 +84,25 @@ inline __m512i unscaled(const __m512i* plane) {
 }
 
 inline __m256i ternary_one(Rows& rows, const int8_t* x, size_t blocks) {
-  __m512i sum[4][4];
+  __m512i total[4];
+#pragma GCC unroll 2
+  for (size_t pair = 0; pair < 4; pair += 2) {
+    __m512i sum[2][4];
+#pragma GCC unroll 2
+    for (auto& of_row : sum) {
 #pragma GCC unroll 4
-  for (auto& of_row : sum) {
-#pragma GCC unroll 4
-    for (auto& of_plane : of_row) of_plane = _mm512_setzero_si512();
+      for (auto& of_plane : of_row) of_plane = _mm512_setzero_si512();
+    }
+    size_t b = 0;
+    for (; b + 2 <= blocks; b += 2) {
+      rows.prefetch<2>();
+      add_one<false>(rows.at + pair, b, x + b * kBlock, sum);
+    }
+    if (b < blocks) add_one<true>(rows.at + pair, b, x + b * kBlock, sum);
+    total[pair] = unscaled(sum[0]);
+    total[pair + 1] = unscaled(sum[1]);
   }
-  size_t b = 0;
-  for (; b + 2 <= blocks; b += 2) {
-    rows.prefetch();
-    add_one<false>(rows, b, x + b * kBlock, sum);
-  }
-  if (b < blocks) add_one<true>(rows, b, x + b * kBlock, sum);
-  return sum_halves(unscaled(sum[0]), unscaled(sum[1]), unscaled(sum[2]), unscaled(sum[3]));
+  return sum_halves(total[0], total[1], total[2], total[3]);
 }
 
 // Several tokens: codes are moved down once and used for each of them.
@@ -131,7 +140,7 @@ inline void ternary_few(Rows& rows, const int8_t* x, size_t stride, size_t block
   clear<T>(sum);
   size_t b = 0;
   for (; b + 2 <= blocks; b += 2) {
-    rows.prefetch();
+    rows.prefetch<4>();
     add_few<false, T>(rows, b, x + b * kBlock, stride, sum);
   }
   if (b < blocks) add_few<true, T>(rows, b, x + b * kBlock, stride, sum);
@@ -142,7 +151,7 @@ inline void ternary_few(Rows& rows, const int8_t* x, size_t stride, size_t block
 // One token, a sum for every block: nothing is added up over K, so codes are moved down to be added up at once.
 inline void ternary_each(Rows& rows, const int8_t* x, size_t blocks, int32_t* sums) {
   for (size_t b = 0; b < blocks; b += 2) {
-    rows.prefetch();
+    rows.prefetch<4>();
     __m512i sum[1][4];
     clear<1>(sum);
     if (b + 1 == blocks) {
@@ -161,7 +170,7 @@ inline void int8_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, 
   __m512i sum[T][4];
   clear<T>(sum);
   for (size_t k = 0; k < blocks * kBlock; k += 64) {
-    rows.prefetch();
+    rows.prefetch<4>();
 #pragma GCC unroll 4
     for (size_t t = 0; t < T; ++t) {
       const __m512i q = load512(x + t * stride + k);
@@ -171,6 +180,35 @@ inline void int8_few(Rows& rows, const int8_t* x, size_t stride, size_t blocks, 
   }
 #pragma GCC unroll 12
   for (size_t t = 0; t < T; ++t) sums[t] = sum_halves(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+}
+
+// One token by 8-bit weights, one row after the other: so they come as fast as memory can be read. The sum of the row,
+// or with `each` of every block, kGemvRows apart.
+inline void int8_row(const uint8_t* w, const int8_t* x, size_t blocks, bool each, int32_t* sums) {
+  __m512i sum[1][4];
+  clear<1>(sum);
+  for (size_t b = 0; b < blocks; b += 4) {
+    if (each) clear<1>(sum);
+    const size_t some = blocks - b < 4 ? blocks - b : 4;
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; ++i) {
+      if (i >= some) break;
+#pragma GCC unroll 2
+      for (size_t half = 0; half < kBlock; half += 64) {
+        const size_t k = (b + i) * kBlock + half;
+        _mm_prefetch(reinterpret_cast<const char*>(w + k) + kNear, _MM_HINT_T1);
+        sum[0][i] = _mm512_dpbusd_epi32(sum[0][i], load512(w + k), load512(x + k));
+      }
+    }
+    if (!each) continue;
+    const __m256i halves = sum_halves(sum[0][0], sum[0][1], sum[0][2], sum[0][3]);
+    int32_t found[4];
+    store(found, _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+    for (size_t i = 0; i < some; ++i) sums[(b + i) * kGemvRows] = found[i];
+  }
+  if (each) return;
+  const __m512i low = _mm512_add_epi32(sum[0][0], sum[0][1]), high = _mm512_add_epi32(sum[0][2], sum[0][3]);
+  sums[0] = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 
 template <size_t T>
@@ -188,6 +226,10 @@ template <size_t T>
 void gemv_tokens(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride,
                  size_t blocks, bool each, int32_t* sums) {
   // With `each`, the two halves are two pieces; kInt8's halves are of one block.
+  if (T == 1 && format == kInt8) {
+    for (size_t r = 0; r < rows; ++r) int8_row(w + r * row_bytes, x, blocks, each, sums + r);
+    return;
+  }
   const size_t pieces = each ? blocks : 1, span = !each ? blocks : format == kTernary ? 2 : 1;
   for (size_t r = 0; r < rows; r += 4) {
     Rows four(w, row_bytes, r, rows);

