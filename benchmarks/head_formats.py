@@ -27,7 +27,16 @@ from edgekit.parity.original import Original
 from edgekit.recipe import Limits, Recipe, Rule
 from tools.demo_models import smollm2
 
-VOCABULARY = (("fp32", 0), ("fp16", 0), ("int8-channel", 0), ("int8", 32), ("int8", 64), ("int4", 16), ("int4", 32), ("int4", 64))
+VOCABULARY = (
+    ("fp32", 0),
+    ("fp16", 0),
+    ("int8-channel", 0),
+    ("int8", 32),
+    ("int8", 64),
+    ("int4", 16),
+    ("int4", 32),
+    ("int4", 64),
+)
 TEXT = DATA / "prose.txt"
 NOTHING = Limits(sqnr_db=0.0)
 

@@ -104,7 +104,10 @@ def _write(directory: Path, tensors: list[Tensor], random: np.random.Generator) 
             file.write(struct.pack("<Q", len(text)) + text)
             for tensor in shard:
                 _values(tensor, random).tofile(file)
-    index = {"metadata": {}, "weight_map": {t[0]: name for name, shard in zip(names, shards, strict=True) for t in shard}}
+    index = {
+        "metadata": {},
+        "weight_map": {t[0]: name for name, shard in zip(names, shards, strict=True) for t in shard},
+    }
     (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 

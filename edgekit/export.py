@@ -9,7 +9,8 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from edgekit.schema import suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
     from edgekit.frontend.source import Source
     from edgekit.lowbit.formats import PackedTensor
@@ -263,16 +265,15 @@ def _golden_text(
     decoder = bundle.manifest.decoder
     assert decoder is not None and found.module is not None
     ids, kind = text_ids(found.assets, samples, decoder.max_length, decoder.vocab_size)
-    progress("golden vectors: original model", 0.0)
-    with native_activations(found.module):
+    with native_activations(found.module), _layer_by_layer(found.module, "golden vectors: original model", progress):
         original = text_vector(found.module, ids)
     _give_back_memory()
-    progress("golden vectors: compressed model", 0.5)
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
     with (
         native_activations(found.module),
         compressed(found.module, weights, blocks),
+        _layer_by_layer(found.module, "golden vectors: compressed model", progress),
         Taps(found.module, list(bundle.manifest.taps), rows) as taps,
     ):
         reference = text_vector(found.module, ids)
@@ -286,6 +287,22 @@ def _golden_text(
         "compressed_perplexity": perplexity(reference["nll"]),
     }
     return VectorInfo("vectors/text.safetensors", kind), evaluation
+
+
+@contextmanager
+def _layer_by_layer(module: nn.Module, what: str, progress: Progress) -> Iterator[None]:
+    """Reports each decoder layer that has run: a large model takes half a minute for a text."""
+    from edgekit.frontend.decoder import decoder_layers
+
+    progress(what, 0.0)
+    layers = decoder_layers(module)
+    shares = iter((i + 1) / len(layers) for i in range(len(layers)))
+    hooks = [layer.register_forward_hook(lambda *_: progress(what, next(shares, 1.0))) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _give_back_memory() -> None:

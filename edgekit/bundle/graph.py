@@ -45,7 +45,7 @@ def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda wh
             key = _key(tensor)
             if key not in written:
                 written[key] = _append(tensor, file)
-                progress(f"write {value.name}", file.tell() / total)
+                progress(f"write {file.tell() / 1e6:,.0f} of {total / 1e6:,.0f} MB: {value.name}", file.tell() / total)
             offset, length = written[key]
             shape = ir.Shape([int(d) for d in tensor.shape.numpy()])
             value.const_value = ir.ExternalTensor(

@@ -52,7 +52,8 @@ def streamable(tensors: Mapping[str, StoredTensor], skeleton: nn.Module) -> dict
             continue
         if stored.shape == tuple(module.weight.shape):
             found[f"{name}.weight"] = float_rows(
-                (stored.shape[0], stored.shape[1]), lambda start, stop, s=stored: read_rows(s, start, stop)  # type: ignore[misc]
+                (stored.shape[0], stored.shape[1]),
+                lambda start, stop, s=stored: read_rows(s, start, stop),  # type: ignore[misc]
             )
     tied = _tied_names(skeleton)
     return {n: w for n, w in found.items() if n not in tied} if len(tied & tensors.keys()) > 1 else found
@@ -132,6 +133,12 @@ def stored_weight(layer: nn.Module) -> RowWeight | None:
     return found if isinstance(found, RowWeight) else None
 
 
+def stored_weights(model: nn.Module) -> dict[int, RowWeight]:
+    """What each placeholder of a model stands for, by its address."""
+    layers = [m for m in model.modules() if isinstance(m, Layer)]
+    return {layer.weight.data_ptr(): w for layer in layers if (w := stored_weight(layer)) is not None}
+
+
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[None]:
     """Within the block, streamed layers compute: ``x`` float32 times the rows of their weight, 32 MiB of it at a time."""
@@ -170,7 +177,7 @@ def _multiply(x: Tensor, weight: RowWeight, bias: Tensor | None) -> Tensor:
 
 
 def _look_up(ids: Tensor, weight: RowWeight) -> Tensor:
-    unique, inverse = ids.unique(return_inverse=True)
+    unique, inverse = ids.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     table = torch.empty(len(unique), weight.shape[1])
     for index, row in enumerate(unique.tolist()):
         table[index] = torch.from_numpy(weight[row : row + 1])[0]

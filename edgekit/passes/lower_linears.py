@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit.formats import FORMATS, PackedTensor, block_count, detect_ternary, pack_t2
-from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.functions import DOMAIN, INT8, MICROSOFT, TERNARY, int8_function, ternary_function
+from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor, weight_of
+from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.lowbit.weights import stacked
 
 EDGEKIT = "ai.edgekit"
@@ -24,7 +25,8 @@ class MergeLinears(ir.passes.InPlacePass):
     """Merges ``ai.edgekit::Linear`` nodes with the same input and the same chosen format.
 
     Query, key and value that go straight into attention become its packed input (no Split). Any other group gets a
-    Split. A weight that something else uses too (a tied head) is left alone.
+    Split, but not layers of edgekit's own operators: those round their activations in less time than a Split copies. A
+    weight that something else uses too (a tied head) is left alone.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -37,7 +39,7 @@ class MergeLinears(ir.passes.InPlacePass):
             if _mergeable(node):
                 groups.setdefault(_key(node), []).append(node)
         for members in groups.values():
-            if len(members) > 1:
+            if len(members) > 1 and members[0].metadata_props.get("edgekit.format") not in NATIVE_FORMATS:
                 _split(graph, members)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
@@ -180,7 +182,9 @@ def _stacked_weight(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> i
 def _joined_bias(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> ir.Value:
     """The members' biases in a row, zeros for those without."""
     biases = [m.inputs[2].const_value if len(m.inputs) > 2 and m.inputs[2] is not None else None for m in members]
-    parts = [b.numpy() if b is not None else np.zeros(_rows(m), np.float32) for b, m in zip(biases, members, strict=True)]
+    parts = [
+        b.numpy() if b is not None else np.zeros(_rows(m), np.float32) for b, m in zip(biases, members, strict=True)
+    ]
     tensor = ir.tensor(np.concatenate(parts), name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
     graph.register_initializer(value)

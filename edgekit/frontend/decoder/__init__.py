@@ -8,7 +8,7 @@ from torch import nn
 
 from edgekit.frontend.decoder.trace import decoder_layers, trace
 from edgekit.frontend.decoder.translate import to_onnx
-from edgekit.frontend.streamed import stored_weight
+from edgekit.frontend.streamed import stored_weights
 
 __all__ = ["build", "decoder_layers"]
 
@@ -24,5 +24,4 @@ def build(model: nn.Module) -> ir.Model:
     blocks = {
         name: int(m.activation_block_size) for name, m in model.named_modules() if hasattr(m, "activation_block_size")
     }
-    streams = {m.weight.data_ptr(): w for m in model.modules() if (w := stored_weight(m)) is not None}
-    return to_onnx(traced, blocks, streams, traced.max_length)
+    return to_onnx(traced, blocks, stored_weights(model), traced.max_length)
