@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib.metadata
 import json
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
+from edgekit.frontend.allocator import give_back_memory
 from edgekit.lowbit.library import ABIS, NATIVE_FORMATS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
@@ -69,7 +67,7 @@ def export(
         found = load(source, allow_pickle=allow_pickle, task=task)
         progress("trace the graph", 0.0)
         model = _graph(found, chosen, samples, progress)
-        _give_back_memory()  # the trace is large and full of cycles
+        give_back_memory()  # the trace is large and full of cycles
         write_graph(model, writer.directory, progress)
         for asset in found.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
@@ -80,7 +78,7 @@ def export(
         del model  # it refers to the weights
         manifest = _golden(found, draft, samples, progress)
         del found
-        _give_back_memory()
+        give_back_memory()
         progress("check in ONNX Runtime", 0.0)
         _check(writer.draft(manifest), chosen)
         progress("check in ONNX Runtime", 1.0)
@@ -267,7 +265,7 @@ def _golden_text(
     ids, kind = text_ids(found.assets, samples, decoder.max_length, decoder.vocab_size)
     with native_activations(found.module), _layer_by_layer(found.module, "golden vectors: original model", progress):
         original = text_vector(found.module, ids)
-    _give_back_memory()
+    give_back_memory()
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
     with (
@@ -303,15 +301,6 @@ def _layer_by_layer(module: nn.Module, what: str, progress: Progress) -> Iterato
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _give_back_memory() -> None:
-    """Returns freed memory to the system: on Linux the C library keeps it otherwise, a fifth of the peak."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _check(bundle: Bundle, recipe: Recipe) -> None:

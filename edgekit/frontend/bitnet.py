@@ -47,6 +47,7 @@ from torch import nn
 
 from edgekit.errors import SourceError
 from edgekit.frontend import streamed
+from edgekit.frontend.allocator import trim_heap
 from edgekit.frontend.checkpoint import Checkpoint
 from edgekit.frontend.weights import unpickled
 from edgekit.lowbit.weights import RowWeight
@@ -110,7 +111,10 @@ def load(
     form = _form(checkpoint, quantization)
     layers = [name for name in _quantized_layers(skeleton, quantization) if name in shapes]
     with _reader(checkpoint) as reader:
-        linears = {name: _linear(reader, name, shapes[name], form, checkpoint.directory) for name in layers}
+        linears = {}
+        for name in layers:
+            linears[name] = _linear(reader, name, shapes[name], form, checkpoint.directory)
+            trim_heap()
         _check_convention([layer.scale for layer in linears.values()], form, checkpoint.directory)
         weights = {name: weight for name, weight in weights.items() if not _belongs_to(name, layers)}
         weights |= {f"{name}.weight": layer.weight for name, layer in linears.items()}
@@ -263,7 +267,7 @@ def _codes(
         if not floats:
             wanted = "the full-precision master of quantization_mode online"
             raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
-        inverse = _inverse_scale(reader.whole(stored))
+        inverse = _inverse_scale(reader.rows(stored, 0, shape[0]))  # read, not mapped: so it is given back at once
         return lambda start, stop: _master_codes(reader.rows(stored, start, stop), inverse).to(torch.int8), inverse
     if found == (quarter, shape[1]) and example.dtype == torch.uint8:
         read = functools.partial(reader.rows, stored)
@@ -274,7 +278,7 @@ def _codes(
         return lambda start, stop: _codes_between(read, quarter, start, stop), None
     # transformers writes codes as floats after unpacking.
     if form == "autobitlinear" and floats:
-        whole = reader.whole(stored)
+        whole = reader.rows(stored, 0, shape[0])
         if bool(((whole == 0) | (whole.abs() == 1)).all()):
             return lambda start, stop: reader.rows(stored, start, stop).to(torch.int8), None
     wanted = f"2-bit codes, uint8 {[quarter, shape[1]]}"
