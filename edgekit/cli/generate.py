@@ -23,35 +23,52 @@ from edgekit.cli.console import json_option, printable, quiet_libraries, show, t
 @click.option("--top-p", default=1.0, show_default=True, type=float, help="1 considers all tokens.")
 @click.option("--repetition-penalty", default=1.0, show_default=True, type=float, help="1 is none.")
 @click.option("--seed", type=int, help="Same seed, same text.")
+@click.option(
+    "--lookup",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    metavar="N",
+    help="Propose up to N tokens at a time that followed the same words before; faster where the answer repeats the prompt.",
+)
+@click.option(
+    "--session",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end.",
+)
 @threads_option
 @json_option
 def generate(
     bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...],
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, threads: int,
-    as_json: bool,
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, lookup: int,
+    session: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Generate text from PROMPT, streaming it to stdout."""
+    """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once."""
     quiet_libraries()
     from edgekit.bundle import Bundle
     from edgekit.runtime.generate import generate as run
+    from edgekit.runtime.generate import interruptible
     from edgekit.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     running = run(
         Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system,
-        stop=stop, sampling=sampling, threads=threads,
+        stop=stop, sampling=sampling, threads=threads, lookup=lookup, session=session,
     )  # fmt: skip
     pieces = []
-    for piece in running:
+    for piece in interruptible(running):
         pieces.append(piece)
         if not as_json:
             click.echo(printable(piece), nl=False)
     facts = {
         "prompt_tokens": running.prompt_tokens,
+        "reused_tokens": running.reused_tokens,
         "new_tokens": len(running.tokens),
         "finish": running.finish,
         "prefill_tokens_per_second": round(running.prefill_tokens_per_second, 2),
         "decode_tokens_per_second": round(running.decode_tokens_per_second, 2),
+        **({"proposed_tokens": running.proposed_tokens, "accepted_tokens": running.accepted_tokens} if lookup else {}),
     }
     show([""], {"text": "".join(pieces), "tokens": running.tokens, **facts}, as_json)
     click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()), err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from edgekit.bundle import Bundle
@@ -10,13 +12,15 @@ from edgekit.runtime.session import Session, onnxruntime
 
 DEFAULT_LENGTH = 2048
 """Tokens of context when none are asked for: a model may reach 128k, its cache would fill the machine."""
+PREFILL_CHUNK = 128
+"""Tokens of a prompt fed at once: more are not faster, and what lies between layers grows with them (docs/llm.md)."""
 
 
 class Decoder:
     """A bundle's decoder with its cache.
 
-    Past and present of each layer are one buffer of ``max_length`` slots that the graph writes in place; a token
-    allocates its logits and nothing else.
+    Past and present of each layer are one buffer of ``max_length`` slots that the graph writes in place. A prompt is
+    fed in pieces; a single token through :meth:`step` allocates nothing.
     """
 
     def __init__(
@@ -46,12 +50,19 @@ class Decoder:
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
         self.session = Session(bundle, threads, profile=profile, prepack=prepack)
         self.length = 0
-        self._binding = self.session.ort.io_binding()
+        self._many = _Binding(self.session)
+        self._one = _Binding(self.session)  # of a single token, whose buffers stay bound
+        self._options = onnxruntime().RunOptions()
         self._batch = 0
         self._mask = np.zeros((0, self.max_length), np.int64)
+        self._cache: dict[str, np.ndarray] = {}  # "key.0", "value.0", ...: [batch, heads, max_length, head_dim]
         self._kept = np.ones(1, np.int64)
-        self._held: dict[str, np.ndarray] = {}  # a binding does not keep its memory alive
-        self._bind("logits_to_keep", self._kept)
+        self._token = np.zeros((1, 1), np.int64)
+        self._logits = np.empty((1, 1, info.vocab_size), np.float32)
+        self._many.input("logits_to_keep", self._kept)
+        self._one.input("logits_to_keep", np.ones(1, np.int64))
+        self._one.input("input_ids", self._token)
+        self._one.output("logits", self._logits)
 
     @property
     def cache_bytes(self) -> int:
@@ -59,25 +70,73 @@ class Decoder:
         return 4 * 2 * self.max_length * sum(h * d for h, d in zip(self.info.kv_heads, self.info.head_dim, strict=True))
 
     def reset(self) -> None:
-        """Forgets all tokens; the buffers stay."""
+        """Forgets all tokens, and a :meth:`stop`; the buffers stay."""
         self.length = 0
+        self._options.terminate = False
+
+    def rewind(self, length: int) -> None:
+        """Forgets the tokens from slot ``length`` on. Raises UsageError when there are fewer."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"rewind: {length} given, the cache holds {self.length} tokens")
+        self.length = length
+
+    def stop(self) -> None:
+        """Ends a run that is under way in another thread: it raises :class:`edgekit.runtime.session.Stopped`."""
+        self._options.terminate = True
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, keep: int = 1) -> np.ndarray:
         """Feeds tokens int64 [B, S] and returns logits float32 [B, keep, V] of the last ``keep`` of them (0 = all).
 
         ``attention_mask`` int64 [B, S] is 0 where a token is padding, on either side of the row; without it none is.
-        Raises UsageError when the context is full, when B changes without :meth:`reset`, or for shapes that differ.
+        A single row is fed in pieces of ``PREFILL_CHUNK``. Raises UsageError when the context is full, when B changes
+        without :meth:`reset`, or for shapes that differ.
         """
         self._check(input_ids, attention_mask)
         batch, count = input_ids.shape
         if batch != self._batch:
             self._allocate(batch)
         self._mask[:, self.length : self.length + count] = 1 if attention_mask is None else attention_mask
-        if batch > 1 and count > 1 and self.length:
-            # ONNX Runtime's attention takes several tokens on a filled cache for one row only.
-            steps = [self._step(input_ids[:, i : i + 1], 1) for i in range(count)]
-            return np.concatenate(steps[-keep:], axis=1)
-        return self._step(input_ids, keep)
+        rows = min(keep, count) or count
+        size = PREFILL_CHUNK if batch == 1 and attention_mask is None else count
+        if batch > 1 and self.length:
+            size = 1  # ONNX Runtime's attention takes several tokens on a filled cache for one row only
+        found = []
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            wanted = stop - max(start, count - rows)
+            logits = self._run(input_ids[:, start:stop], max(1, wanted))
+            if wanted > 0:
+                found.append(logits)
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def step(self, token: int) -> np.ndarray:
+        """Feeds one token of a single row and returns its logits float32 [V], valid until the next step.
+
+        Raises UsageError as :meth:`run`.
+        """
+        if self.length == self.max_length or self._batch != 1:
+            logits: np.ndarray = self.run(np.array([[token]], np.int64))[0, -1]
+            return logits
+        self._mask[0, self.length] = 1
+        self._token[0, 0] = token
+        self._one.input("attention_mask", self._mask[:, : self.length + 1])
+        self.session.run_bound(self._one.ort, self._options)
+        self.length += 1
+        row: np.ndarray = self._logits[0, 0]
+        return row
+
+    def cache(self) -> dict[str, np.ndarray]:
+        """What the cache holds of a single row: "key.0", "value.0", ... float32 [heads, length, head_dim], views."""
+        return {name: array[0, :, : self.length] for name, array in self._cache.items()}
+
+    def refill(self, cache: Mapping[str, np.ndarray], length: int) -> None:
+        """Makes a single row's cache hold the first ``length`` tokens of another's, as :meth:`cache` gave it."""
+        self.reset()
+        self._allocate(1)
+        for name, array in self._cache.items():
+            array[0, :, :length] = cache[name][:, :length]
+        self._mask[0, :length] = 1
+        self.length = length
 
     def _check(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
@@ -95,24 +154,15 @@ class Decoder:
                 "open it with a larger max_length"
             )
 
-    def _step(self, ids: np.ndarray, keep: int) -> np.ndarray:
-        rows = min(keep, ids.shape[1]) or ids.shape[1]
+    def _run(self, ids: np.ndarray, rows: int) -> np.ndarray:
         logits = np.empty((self._batch, rows, self.info.vocab_size), np.float32)
         self._kept[0] = rows
-        self._bind("input_ids", np.ascontiguousarray(ids, np.int64))
-        self._bind("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
-        self._bind("logits", logits, output=True)
-        self.session.run_bound(self._binding)
+        self._many.input("input_ids", np.ascontiguousarray(ids, np.int64))
+        self._many.input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
+        self._many.output("logits", logits)
+        self.session.run_bound(self._many.ort, self._options)
         self.length += ids.shape[1]
         return logits
-
-    def _bind(self, name: str, array: np.ndarray, output: bool = False) -> None:
-        value = onnxruntime().OrtValue.ortvalue_from_numpy(array)
-        self._held[name] = array
-        if output:
-            self._binding.bind_ortvalue_output(name, value)
-        else:
-            self._binding.bind_ortvalue_input(name, value)
 
     def _allocate(self, batch: int) -> None:
         self._batch = batch
@@ -121,5 +171,23 @@ class Decoder:
             for part in ("key", "value"):
                 # Zeroed pages take memory when they are first written, so a long cache costs what is used of it.
                 buffer = np.zeros((batch, heads, self.max_length, dim), np.float32)
-                self._bind(f"past_key_values.{layer}.{part}", buffer)
-                self._bind(f"present.{layer}.{part}", buffer, output=True)
+                self._cache[f"{part}.{layer}"] = buffer
+                for binding in (self._many, self._one) if batch == 1 else (self._many,):
+                    binding.input(f"past_key_values.{layer}.{part}", buffer)
+                    binding.output(f"present.{layer}.{part}", buffer)
+
+
+class _Binding:
+    """ONNX Runtime's binding of a run's inputs and outputs, and the memory behind it, which it does not keep alive."""
+
+    def __init__(self, session: Session) -> None:
+        self.ort = session.ort.io_binding()
+        self._held: dict[tuple[str, str], np.ndarray] = {}
+
+    def input(self, name: str, array: np.ndarray) -> None:
+        self._held["input", name] = array
+        self.ort.bind_ortvalue_input(name, onnxruntime().OrtValue.ortvalue_from_numpy(array))
+
+    def output(self, name: str, array: np.ndarray) -> None:
+        self._held["output", name] = array
+        self.ort.bind_ortvalue_output(name, onnxruntime().OrtValue.ortvalue_from_numpy(array))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
+from edgekit.runtime import saved
 from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling, draw
+from edgekit.runtime.session import Stopped
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 
 GREEDY = Sampling()
@@ -25,10 +31,14 @@ class Generation:
     """
 
     prompt_tokens: int
+    reused_tokens: int = 0  # of the prompt, whose keys and values came from a saved session
     tokens: list[int] = field(default_factory=list)  # new ones, the end-of-text token left out
-    finish: str = ""  # "stop" (end-of-text token or stop string) or "length"
+    finish: str = ""  # "stop" (end-of-text token or stop string), "length" or "cancelled"
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    proposed_tokens: int = 0  # by prompt lookup
+    accepted_tokens: int = 0
+    _decoder: Decoder | None = field(default=None, repr=False)
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()), repr=False)
 
     def __iter__(self) -> Iterator[str]:
@@ -37,10 +47,16 @@ class Generation:
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def cancel(self) -> None:
+        """Ends the generation at once, from any thread, also within a long prompt; the iteration then just stops."""
+        self.finish = "cancelled"
+        if self._decoder is not None:
+            self._decoder.stop()
+
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens over the time until the first new token was known; 0 before that."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        """Prompt tokens that were fed over the time until the first new token was known; 0 before that."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -59,6 +75,8 @@ def generate(
     stop: Sequence[str] = (),
     sampling: Sampling = GREEDY,
     threads: int = 1,
+    lookup: int = 0,
+    session: Path | None = None,
 ) -> Generation:
     """Continues ``prompt``, or answers it where the model has a chat template (``chat`` None decides by that).
 
@@ -66,15 +84,20 @@ def generate(
     ``max_new_tokens`` or the end of the context. Leaving the iteration ends it at once. A Decoder given is reset and
     keeps its own threads; a Bundle is loaded with ``threads`` and a cache of just the length that is needed.
 
-    Raises UsageError for an empty or too long prompt, UnsupportedError for a bundle without decoder or tokenizer.
+    ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
+    the answer repeats the prompt. ``session`` is a file: when it is there, its text or chat goes on from its saved cache;
+    when the generation ends, however it does, the file is written anew.
+
+    Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
+    decoder or tokenizer.
     """
     bundle = model.bundle if isinstance(model, Decoder) else model
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
-    if any(not s for s in stop):
-        raise UsageError("stop: an empty string would stop at once; leave it out")
+    _check(max_new_tokens, stop, sampling, lookup)
     tokenizer = Tokenizer(bundle)
-    ids = _prompt_ids(tokenizer, prompt, chat, system)
+    chat = tokenizer.chat_template is not None if chat is None else chat
+    before = saved.read(session, bundle) if session is not None and session.exists() else None
+    messages = _messages(prompt, chat, system, before)
+    ids = tokenizer.chat(messages) if chat else _continued(tokenizer, prompt, before)
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
@@ -84,52 +107,140 @@ def generate(
         decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens) or None)
     if len(ids) >= limit:
         raise UsageError(f"prompt: {len(ids)} tokens; the context holds {limit}, the answer included")
-    generation = Generation(prompt_tokens=len(ids))
-    tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling)
-    generation._pieces = _pieces(generation, tokens, Stream(tokenizer), StopStrings(stop))
+    generation = Generation(prompt_tokens=len(ids), _decoder=decoder)
+    if before is not None:
+        generation.reused_tokens = before.refill(decoder, ids)
+    tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling, lookup)
+    pieces = _pieces(generation, tokens, Stream(tokenizer), StopStrings(stop))
+    generation._pieces = pieces if session is None else _saving(generation, pieces, session, ids, messages)
     return generation
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: str, chat: bool | None, system: str | None) -> list[int]:
-    if chat is None:
-        chat = tokenizer.chat_template is not None
+def _check(max_new_tokens: int, stop: Sequence[str], sampling: Sampling, lookup: int) -> None:
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
+    if any(not s for s in stop):
+        raise UsageError("stop: an empty string would stop at once; leave it out")
+    if lookup < 0:
+        raise UsageError(f"lookup: {lookup} is negative; 0 proposes nothing, 8 is usual")
+    if lookup and (sampling.temperature or sampling.repetition_penalty != 1.0):
+        raise UsageError(
+            "lookup: proposes the likeliest tokens only; leave out temperature and repetition_penalty, or lookup"
+        )
+
+
+def _messages(prompt: str, chat: bool, system: str | None, before: saved.Saved | None) -> saved.Messages:
+    """The conversation so far with the prompt as its last message; nothing for plain text."""
     if system is not None and not chat:
         raise UsageError("system: the prompt is continued as it is, without a chat; put the words into the prompt")
     if not prompt:
         raise UsageError("prompt: is empty; give some text")
+    if before is not None and bool(before.messages) != chat:
+        kind, other = ("a chat", "plain text") if before.messages else ("plain text", "a chat")
+        raise UsageError(f"{before.path}: holds {kind} and cannot go on as {other}; name another file")
+    if before is not None and system is not None:
+        raise UsageError(f"system: {before.path} has begun without or with its own; leave it out")
     if not chat:
-        return tokenizer.encode(prompt)
+        return []
     opening = [{"role": "system", "content": system}] if system is not None else []
-    return tokenizer.chat([*opening, {"role": "user", "content": prompt}])
+    earlier = before.messages if before is not None else opening
+    return [*earlier, {"role": "user", "content": prompt}]
 
 
-def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings) -> Iterator[str]:
-    for token in tokens:
-        yield from text.push(stream.push(token))
-        if text.hit:
-            state.finish = "stop"
-            return
+def _continued(tokenizer: Tokenizer, prompt: str, before: saved.Saved | None) -> list[int]:
+    if before is None:
+        return tokenizer.encode(prompt)
+    return [*before.tokens, *tokenizer.encode(prompt, special=False)]
+
+
+def _saving(
+    state: Generation, pieces: Generator[str, None, None], path: Path, ids: list[int], messages: saved.Messages
+) -> Iterator[str]:
+    """The pieces; whichever way the iteration ends, the session is written then."""
+    said: list[str] = []
+    try:
+        for piece in pieces:
+            said.append(piece)
+            yield piece
+    finally:
+        pieces.close()
+        assert state._decoder is not None
+        text = [*ids, *state.tokens]
+        state._decoder.rewind(min(state._decoder.length, len(text)))
+        answer = [{"role": "assistant", "content": "".join(said)}] if messages else []
+        saved.write(path, state._decoder, text, [*messages, *answer])
+
+
+def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings) -> Generator[str, None, None]:
+    try:
+        for token in tokens:
+            yield from text.push(stream.push(token))
+            if text.hit:
+                state.finish = "stop"
+                return
+    except Stopped:
+        state.finish = "cancelled"
     yield from text.push(stream.rest())
     yield from text.rest()
 
 
-def _tokens(state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+def _tokens(
+    state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling, lookup: int
+) -> Iterator[int]:
     """New tokens until the model ends, ``count`` is reached or the context is full; keeps ``state``."""
     random = np.random.default_rng(sampling.seed)
     began = time.perf_counter()
-    token = draw(decoder.run(np.array([ids], np.int64))[0, -1], sampling, random, ids)
+    logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64))[0, -1]
+    following = [draw(logits, sampling, random, ids)]
+    known = Lookup([*ids, following[0]], lookup) if lookup else None
     state.prefill_seconds = time.perf_counter() - began
-    while token not in decoder.info.eos_token_ids:
+    while following[0] not in decoder.info.eos_token_ids:
+        token = following.pop(0)
         state.tokens.append(token)
         yield token
-        if len(state.tokens) == count or decoder.length == decoder.max_length:
+        if state.finish == "cancelled":
+            return
+        # Of tokens found ahead the decoder already holds all but the last.
+        if len(state.tokens) == count or len(ids) + len(state.tokens) > decoder.max_length:
             state.finish = "length"
             return
+        if following:
+            continue
         began = time.perf_counter()
-        logits = decoder.run(np.array([[token]], np.int64))[0, -1]
-        token = draw(logits, sampling, random, [*ids, *state.tokens])
+        if known is None:
+            following = [draw(decoder.step(token), sampling, random, [*ids, *state.tokens])]
+        else:
+            following = next_tokens(decoder, known, token)
+            for found in following:
+                known.push(found)
+            state.proposed_tokens, state.accepted_tokens = known.proposed, known.accepted
         state.decode_seconds += time.perf_counter() - began
     state.finish = "stop"
+
+
+def interruptible(running: Generation) -> Iterator[str]:
+    """The pieces of a generation that runs in a thread, so that Ctrl-C ends it at once, also within a long prompt."""
+    ready: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for piece in running:
+                ready.put(piece)
+            ready.put(None)
+        except BaseException as error:  # handed over, whatever it is
+            ready.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (piece := ready.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        if not running.finish:
+            running.cancel()
+        thread.join()
 
 
 class StopStrings:

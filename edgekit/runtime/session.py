@@ -42,6 +42,10 @@ def onnxruntime() -> Any:
     return ort
 
 
+class Stopped(Exception):
+    """A run was told to end; never leaves edgekit.runtime."""
+
+
 class Session:
     """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``.
 
@@ -114,11 +118,16 @@ class Session:
         except Exception as error:
             raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
 
-    def run_bound(self, binding: Any) -> None:
-        """Runs the graph on bound inputs and outputs. Raises BundleError with ONNX Runtime's own words."""
+    def run_bound(self, binding: Any, options: Any = None) -> None:
+        """Runs the graph on bound inputs and outputs.
+
+        Raises Stopped when ``options.terminate`` was set meanwhile, BundleError with ONNX Runtime's own words.
+        """
         try:
-            self.ort.run_with_iobinding(binding)
+            self.ort.run_with_iobinding(binding, options)
         except Exception as error:
+            if options is not None and options.terminate:
+                raise Stopped from None
             raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
 
     def profile_text(self) -> str:
