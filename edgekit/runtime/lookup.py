@@ -23,8 +23,8 @@ class Lookup:
     """The text so far, by the short sequences in it."""
 
     def __init__(self, tokens: Sequence[int], most: int) -> None:
-        """``most``: tokens proposed at a time."""
-        self.most = most
+        """``most``: tokens proposed at a time; fewer after proposals that were turned down."""
+        self.most = self._now = most
         self.proposed = self.accepted = 0
         self._tokens: list[int] = []
         self._ends: dict[tuple[int, ...], int] = {}  # a sequence -> where it last ended, the end of the text left out
@@ -43,8 +43,14 @@ class Lookup:
         for size in SIZES:
             end = self._ends.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
             if end is not None:
-                return self._tokens[end : end + self.most]
+                return self._tokens[end : end + self._now]
         return []
+
+    def count(self, proposed: int, accepted: int) -> None:
+        """What became of a proposal: as many more are ventured next time as went well."""
+        self.proposed += proposed
+        self.accepted += accepted
+        self._now = min(self.most, accepted + 1 + (accepted == proposed) * proposed)
 
 
 def next_tokens(decoder: Decoder, lookup: Lookup, token: int) -> list[int]:
@@ -57,12 +63,11 @@ def next_tokens(decoder: Decoder, lookup: Lookup, token: int) -> list[int]:
         return [int(decoder.step(token).argmax())]
     start = decoder.length
     logits = decoder.run(np.array([[token, *draft]], np.int64), keep=0)[0]
-    lookup.proposed += len(draft)
     found: list[int] = []
     for row, guess in zip(logits, [*draft, -1], strict=True):
         found.append(int(row.argmax()))
         if found[-1] != guess:
             break
     decoder.rewind(start + len(found))
-    lookup.accepted += len(found) - 1
+    lookup.count(len(draft), len(found) - 1)
     return found

@@ -10,6 +10,7 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.session import Stopped
 from tests.unit.tiny_bundle import MAX_LENGTH, VOCABULARY, Weights, decoder_bundle, reference, text_ids
 from tests.unit.tiny_models import linear_bundle
 
@@ -117,3 +118,62 @@ def test_wrong_input_is_named(bundle: Bundle, ids: np.ndarray, mask: np.ndarray 
 def test_other_models_are_no_decoders(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="task generic is no language model"):
         Decoder(linear_bundle(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 8, 9, 40])
+def test_a_prompt_is_fed_in_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    monkeypatch.setattr("edgekit.runtime.decoder.PREFILL_CHUNK", 7)
+    ids, decoder = text_ids(), Decoder(bundle)
+    fed: list[int] = []
+    plain = decoder._run
+    monkeypatch.setattr(decoder, "_run", lambda piece, rows: fed.append(piece.shape[1]) or plain(piece, rows))
+    logits = decoder.run(ids, keep=keep)
+    assert fed == [7, 7, 7, 7, 7, 5]
+    close(logits[0], reference(Weights(), ids[0])[0][-(keep or 40) :])
+
+
+def test_steps_are_runs_of_one_token(bundle: Bundle) -> None:
+    ids = text_ids(20)
+    expected = reference(Weights(), ids[0])[0]
+    decoder = Decoder(bundle)
+    close(decoder.step(int(ids[0, 0])), expected[0])  # the first token may come this way too
+    decoder.run(ids[:, 1:10])
+    for at in range(10, 15):
+        close(decoder.step(int(ids[0, at])), expected[at])
+    close(decoder.run(ids[:, 15:], keep=0)[0], expected[15:])
+
+
+def test_a_step_beyond_the_context_is_refused(bundle: Bundle) -> None:
+    decoder = Decoder(bundle, max_length=2)
+    decoder.run(text_ids(2))
+    with pytest.raises(UsageError, match=r"context full: 2 \+ 1 tokens"):
+        decoder.step(5)
+
+
+def test_rewinding_forgets_the_last_tokens(bundle: Bundle) -> None:
+    ids, decoder = text_ids(30), Decoder(bundle)
+    decoder.run(ids)
+    decoder.rewind(12)
+    other = np.concatenate([ids[:, :12], ids[:, 3:9]], axis=1)
+    close(decoder.run(other[:, 12:], keep=0)[0], reference(Weights(), other[0])[0][12:])
+    with pytest.raises(UsageError, match="rewind: 19 given, the cache holds 18 tokens"):
+        decoder.rewind(19)
+
+
+def test_a_cache_moves_to_another_decoder(bundle: Bundle) -> None:
+    ids, first = text_ids(30), Decoder(bundle)
+    first.run(ids[:, :20])
+    second = Decoder(bundle, max_length=32)
+    second.refill(first.cache(), 15)
+    assert second.length == 15
+    close(second.run(ids[:, 15:], keep=0)[0], reference(Weights(), ids[0])[0][15:])
+
+
+def test_a_stopped_decoder_runs_again_after_reset(bundle: Bundle) -> None:
+    decoder = Decoder(bundle)
+    decoder.stop()
+    with pytest.raises(Stopped):
+        decoder.run(text_ids(4))
+    assert decoder.length == 0
+    decoder.reset()
+    assert decoder.run(text_ids(4)).shape == (1, 1, VOCABULARY)
