@@ -16,7 +16,7 @@ import numpy as np
 from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
-from edgekit.lowbit.library import ABIS, NATIVE_FORMATS, SHIPPED, built_library
+from edgekit.lowbit.library import ABIS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.schema import build as from_dict
@@ -72,7 +72,7 @@ def export(
         for asset in found.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
         described = _manifest(model, found, chosen, source)
-        if any(layer.format in NATIVE_FORMATS for layer in described.layers):
+        if described.uses_operators:
             _add_libraries(abis, writer.directory)
         draft = writer.draft(described)
         del model  # it refers to the weights

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from edgekit.errors import BundleError
+from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.schema import build
 
 SCHEMA_VERSION = 1
@@ -101,6 +102,11 @@ class Manifest:
     evaluation: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     files: tuple[FileInfo, ...] = ()
+
+    @property
+    def uses_operators(self) -> bool:
+        """Some layer runs on edgekit's operator library; a table that is only looked up does not."""
+        return any(layer.format in NATIVE_FORMATS and layer.activation_block_size >= 0 for layer in self.layers)
 
     def to_json(self) -> str:
         """The text of manifest.json."""

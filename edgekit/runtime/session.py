@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
-from edgekit.lowbit.library import NATIVE_FORMATS, Library, load_library, register_library
+from edgekit.lowbit.library import Library, load_library, register_library
 
 OLDEST = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
@@ -92,8 +92,7 @@ class Session:
         if self._scratch is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
-        native = any(layer.format in NATIVE_FORMATS for layer in bundle.manifest.layers)
-        self.library = register_library(options) if native else None
+        self.library = register_library(options) if bundle.manifest.uses_operators else None
         try:
             self.ort = _load(ort, bundle, options, extra_outputs)
         except Exception as error:  # onnxruntime's exceptions share no base of their own

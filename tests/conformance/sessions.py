@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgekit.lowbit.formats import FORMATS, PackedTensor
-from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY
+from edgekit.lowbit.functions import DOMAIN, MICROSOFT
 from edgekit.lowbit.library import load_library
 
 THREADS = 2
@@ -72,16 +72,16 @@ def _constant(name: str, array: np.ndarray) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
 
 
-def ternary(
+def of_function(
     function: ir.Function, weight: PackedTensor, bias: np.ndarray | None, activation_block_size: int, rank: int = 2
 ) -> onnxruntime.InferenceSession:
-    """``TernaryMatMul`` as ``function`` defines it."""
+    """``TernaryMatMul`` or ``Int8MatMul`` as ``function`` defines it."""
     assert weight.scales is not None
     inputs: list[Input] = [graph_input(ir.DataType.FLOAT, rank), ("W", weight.data), ("scales", weight.scales)]
     if bias is not None:
         inputs.append(("bias", bias))
     return one_node(
-        DOMAIN, TERNARY, inputs, [function],
+        DOMAIN, function.name, inputs, [function],
         K=weight.shape[1], N=weight.shape[0], activation_block_size=activation_block_size,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.lowbit.formats import FORMATS, PackedTensor, pack_t2
-from edgekit.lowbit.functions import exact_function, ternary_function
+from edgekit.lowbit.functions import exact_function, int8_function, ternary_function
 from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import activation_codes, int8_matmul, quantize_activations, ternary_matmul
 from edgekit.metrics import tensor_distance
@@ -34,13 +34,13 @@ Run = Callable[[np.ndarray, PackedTensor, "np.ndarray | None", int], np.ndarray]
 
 def exact_body(x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int) -> np.ndarray:
     """The operator's definition in standard operators, on ONNX Runtime."""
-    session = sessions.ternary(exact_function(bias is not None), weight, bias, block)
+    session = sessions.of_function(exact_function(bias is not None), weight, bias, block)
     return np.asarray(session.run(None, {"X": x})[0])
 
 
 def function_body(x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int) -> np.ndarray:
     """What a bundle carries: MatMulNBits with 2 bits, activations rounded in blocks of 128."""
-    return np.asarray(sessions.ternary(ternary_function(), weight, bias, block).run(None, {"X": x})[0])
+    return np.asarray(sessions.of_function(ternary_function(), weight, bias, block).run(None, {"X": x})[0])
 
 
 def native(isa: str, op: str = "TernaryMatMul") -> Run:
@@ -300,3 +300,15 @@ def test_lookup_reads_the_bytes_of_the_product(format_name: str, block: int) -> 
     ids = np.array([0, 49, 7, 7], np.int64)
     found = sessions.gather_quantized(weight).run(None, {"X": ids})[0]
     np.testing.assert_array_equal(found, FORMATS[format_name].dequantize(weight)[ids])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("columns", [256, 576])
+def test_the_body_of_int8_matmul_reads_the_same_bytes(columns: int, with_bias: bool) -> None:
+    """What runs without the library: MatMulNBits with 8 bits, activations rounded in blocks of 128."""
+    random = np.random.default_rng(0)
+    weight = FORMATS["int8-channel"].quantize(random.standard_normal((96, columns)).astype(np.float32), 0)
+    bias = random.standard_normal(96).astype(np.float32) if with_bias else None
+    x = random.standard_normal((3, columns)).astype(np.float32)
+    found = sessions.of_function(int8_function(), weight, bias, 0).run(None, {"X": x})[0]
+    assert tensor_distance(int8_matmul(x, weight, bias, 128), found)["sqnr_db"] >= 110

@@ -168,3 +168,42 @@ def test_exported_program_and_onnx_files(tmp_path: Path) -> None:
     bundle = export(str(tmp_path / "mlp.onnx"), "int8", tmp_path / "from-onnx", samples=tmp_path / "inputs.npz")
     assert verify(bundle).verdict == "PASS"
     assert {layer.format for layer in bundle.manifest.layers} == {"int8"}
+
+
+@pytest.mark.parametrize("columns", [64, 200])
+def test_a_vocabulary_by_row_is_stored_once(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding and tied head share their bytes, also where a row fills no whole blocks of 128; with and without library."""
+    sizes = {
+        "hidden_size": columns,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    source = tmp_path / "source"
+    tiny("Llama", {**sizes, "tie_word_embeddings": True}).save_pretrained(source)  # type: ignore[operator]
+    rules = (Rule("*", "int8-channel", only="vocabulary"), Rule("*", "fp32"))
+    recipe = dataclasses.replace(Recipe.load("int8"), rules=rules)
+    bundle = export(str(source), recipe, tmp_path / "out")
+    stored = {layer.name: layer for layer in bundle.manifest.layers if layer.format == "int8-channel"}
+    assert sorted(stored) == ["lm_head", "model.embed_tokens"]
+    head, table = (bundle.tensor(stored[name].tensor) for name in ("lm_head", "model.embed_tokens"))
+    assert head.ctypes.data == table.ctypes.data or np.array_equal(head.reshape(table.shape), table)
+    assert head.nbytes < bundle.model_bytes
+    report = verify(bundle)
+    assert "Int8MatMul: native operator" in report.kernel
+    assert report.parity.passed
+    monkeypatch.setenv("EDGEKIT_OPS_LIBRARY", "none")
+    fallback = verify(bundle)
+    assert "Int8MatMul: function body" in fallback.kernel
+    assert fallback.parity.passed
+
+
+def test_a_table_that_is_only_looked_up_needs_no_library(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tiny("Llama", {"tie_word_embeddings": False}).save_pretrained(source)  # type: ignore[operator]
+    rules = (Rule("*embed_tokens", "int8-channel"), Rule("*", "fp32"))
+    bundle = export(str(source), dataclasses.replace(Recipe.load("int8"), rules=rules), tmp_path / "out")
+    assert not bundle.manifest.uses_operators
+    assert not (bundle.directory / "ops").exists()
+    assert verify(bundle).parity.passed

@@ -54,7 +54,15 @@ def test_rounding_stays_within_a_step(name: str, bound: float, block: int, shape
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), [("fp32", 32), ("fp16", 16), ("int8", 8 + 32 / 64), ("int4", 4 + 32 / 64), ("t2", 2 + 32 / 256)]
+    ("name", "bits"),
+    [
+        ("fp32", 32),
+        ("fp16", 16),
+        ("int8", 8 + 32 / 64),
+        ("int8-channel", 8 + 32 / 256),
+        ("int4", 4 + 32 / 64),
+        ("t2", 2 + 32 / 256),
+    ],
 )
 def test_bits_per_weight_count_scales(name: str, bits: float) -> None:
     weight = gaussian((4, 256))
@@ -67,7 +75,15 @@ def test_padding_is_counted() -> None:
     assert FORMATS["int4"].quantize(gaussian((1, 65)), 64).bits_per_weight == 8 * (64 + 8) / 65
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@given(shape=SHAPES, seed=st.integers(0, 99))
+def test_rounding_by_row_stays_within_a_step(shape: tuple[int, int], seed: int) -> None:
+    weight = gaussian(shape, seed)
+    found = FORMATS["int8-channel"].dequantize(FORMATS["int8-channel"].quantize(weight, 0))
+    largest = np.abs(weight).max(axis=1, keepdims=True)
+    assert (np.abs(found - weight) <= 0.51 / 127 * largest + 1e-7).all()
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_no_numbers(name: str, bad: float) -> None:
     weight = gaussian((3, 64))
@@ -81,7 +97,7 @@ def test_float16_refuses_what_it_cannot_hold() -> None:
         FORMATS["fp16"].quantize(np.full((1, 2), 1e6, np.float32), 0)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4"])
 def test_zero_and_tiny_weights(name: str) -> None:
     for weight in (np.zeros((2, 64), np.float32), np.full((2, 64), 1e-44, np.float32)):
         assert np.isfinite(FORMATS[name].dequantize(FORMATS[name].quantize(weight, 0))).all()
