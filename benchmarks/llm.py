@@ -5,7 +5,8 @@
 
 Makes what is missing (see ``llm_models``), then measures with the protocol of ``edgekit bench``: a process for each engine,
 warmed up, all taking turns round by round (A B C, then C B A), medians over all samples; ratios are medians over rounds with
-their 95 % interval. llama.cpp needs ``pip install -e '.[llama]'`` and is left out without it.
+their 95 % interval. llama.cpp needs ``pip install -e '.[llama]'`` and is left out without it. All of it takes about half an hour on two quiet cores;
+with a busy neighbour, llama.cpp's threads wait for each other and it can take hours.
 
 A row's ``phase`` and ``tokens``:
 
@@ -226,7 +227,7 @@ def _first(
             empty = {"bytes_per_token": None, "share_of_read_bandwidth": None}
             rows.append({**known, **facts, **empty, **middle, "samples": [t.seconds for t in times]})
         last = sharing[-1]
-        share = 2 * (1 - last.proportional_mb / last.mapped_mb) if last.mapped_mb else None
+        share = min(1.0, 2 * (1 - last.proportional_mb / last.mapped_mb)) if last.mapped_mb else None  # rounded pages
         shared.append({**known, **asdict(last), "shared": share})
     return rows, shared
 
