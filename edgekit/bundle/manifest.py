@@ -106,7 +106,11 @@ class Manifest:
     @property
     def uses_operators(self) -> bool:
         """Some layer runs on edgekit's operator library; a table that is only looked up does not."""
-        return any(layer.format in NATIVE_FORMATS and layer.activation_block_size >= 0 for layer in self.layers)
+        # Ternary weights are never a table, also where a manifest leaves out how activations are rounded.
+        return any(
+            layer.format == "t2" or (layer.format in NATIVE_FORMATS and layer.activation_block_size >= 0)
+            for layer in self.layers
+        )
 
     def to_json(self) -> str:
         """The text of manifest.json."""
