@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -29,13 +30,14 @@ from edgekit.cli.console import json_option, printable, quiet_libraries, show, t
     show_default=True,
     type=click.IntRange(0, 64),
     metavar="N",
-    help="Propose up to N tokens at a time that followed the same words before; faster where the answer repeats the prompt.",
+    help="Propose up to N tokens at a time that followed the same words before (without temperature and penalty only); "
+    "faster where the answer repeats the prompt, the same text up to rounding.",
 )
 @click.option(
     "--session",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end.",
+    help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end, with its cache.",
 )
 @threads_option
 @json_option
@@ -44,9 +46,10 @@ def generate(
     temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, lookup: int,
     session: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once."""
+    """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
     quiet_libraries()
     from edgekit.bundle import Bundle
+    from edgekit.cli.main import INTERRUPTED
     from edgekit.runtime.generate import generate as run
     from edgekit.runtime.generate import interruptible
     from edgekit.runtime.sampling import Sampling
@@ -56,11 +59,16 @@ def generate(
         Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system,
         stop=stop, sampling=sampling, threads=threads, lookup=lookup, session=session,
     )  # fmt: skip
-    pieces = []
-    for piece in interruptible(running):
-        pieces.append(piece)
-        if not as_json:
-            click.echo(printable(piece), nl=False)
+    pieces: list[str] = []
+    interrupted = False
+    with closing(interruptible(running)) as stream:
+        try:
+            for piece in stream:
+                pieces.append(piece)
+                if not as_json:
+                    click.echo(printable(piece), nl=False)
+        except KeyboardInterrupt:
+            interrupted = True
     facts = {
         "prompt_tokens": running.prompt_tokens,
         "reused_tokens": running.reused_tokens,
@@ -72,3 +80,5 @@ def generate(
     }
     show([""], {"text": "".join(pieces), "tokens": running.tokens, **facts}, as_json)
     click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()), err=True)
+    if interrupted:
+        click.get_current_context().exit(INTERRUPTED)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, DecoderInfo
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
 
 DEFAULT_LENGTH = 2048
 """Tokens of context when none are asked for: a model may reach 128k, its cache would fill the machine."""
 PREFILL_CHUNK = 128
-"""Tokens of a prompt fed at once: more are not faster, and what lies between layers grows with them (docs/llm.md)."""
+"""Tokens of a prompt fed at once: more are not faster, and the memory between layers grows with them."""
+
+
+def decoder_info(bundle: Bundle) -> DecoderInfo:
+    """What the manifest says of the bundle's decoder. Raises UnsupportedError where it is none."""
+    info = bundle.manifest.decoder
+    if info is None:
+        raise UnsupportedError(
+            f"{bundle.directory}: task {bundle.manifest.task} is no language model; nothing to decode"
+        )
+    return info
 
 
 class Decoder:
@@ -37,11 +47,7 @@ class Decoder:
 
         Raises UnsupportedError for a bundle that is no decoder, UsageError for a length the model cannot reach.
         """
-        info = bundle.manifest.decoder
-        if info is None:
-            raise UnsupportedError(
-                f"{bundle.directory}: task {bundle.manifest.task} is no language model; nothing to decode"
-            )
+        info = decoder_info(bundle)
         if max_length is not None and not 1 <= max_length <= info.max_length:
             raise UsageError(
                 f"{bundle.directory}: max_length {max_length} is outside 1 to {info.max_length}, the model's context"
@@ -53,6 +59,8 @@ class Decoder:
         self._many = _Binding(self.session)
         self._one = _Binding(self.session)  # of a single token, whose buffers stay bound
         self._options = onnxruntime().RunOptions()
+        # ONNX Runtime's Python looks this entry up in every run, and finding none costs it an exception of 30 us.
+        self._options.add_run_config_entry("gpu_graph_id", "0")
         self._batch = 0
         self._mask = np.zeros((0, self.max_length), np.int64)
         self._cache: dict[str, np.ndarray] = {}  # "key.0", "value.0", ...: [batch, heads, max_length, head_dim]
@@ -129,12 +137,12 @@ class Decoder:
         """What the cache holds of a single row: "key.0", "value.0", ... float32 [heads, length, head_dim], views."""
         return {name: array[0, :, : self.length] for name, array in self._cache.items()}
 
-    def refill(self, cache: Mapping[str, np.ndarray], length: int) -> None:
-        """Makes a single row's cache hold the first ``length`` tokens of another's, as :meth:`cache` gave it."""
+    def refill(self, read: Callable[[str], np.ndarray], length: int) -> None:
+        """Makes a single row's cache hold ``length`` tokens; ``read`` gives [heads, length or more, head_dim] by name."""
         self.reset()
         self._allocate(1)
         for name, array in self._cache.items():
-            array[0, :, :length] = cache[name][:, :length]
+            array[0, :, :length] = read(name)[:, :length]
         self._mask[0, :length] = 1
         self.length = length
 

@@ -6,17 +6,17 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
-from edgekit.runtime import saved
-from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.decoder import Decoder, decoder_info
 from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling, draw
+from edgekit.runtime.saved import Messages, Saved, read
 from edgekit.runtime.session import Stopped
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 
@@ -42,13 +42,16 @@ class Generation:
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()), repr=False)
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        """The pieces that are left; leaving a loop over them ends the generation as :meth:`cancel` does."""
+        yield from self._pieces
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def cancel(self) -> None:
         """Ends the generation at once, from any thread, also within a long prompt; the iteration then just stops."""
+        if self.finish:
+            return
         self.finish = "cancelled"
         if self._decoder is not None:
             self._decoder.stop()
@@ -85,38 +88,44 @@ def generate(
     keeps its own threads; a Bundle is loaded with ``threads`` and a cache of just the length that is needed.
 
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
-    the answer repeats the prompt. ``session`` is a file: when it is there, its text or chat goes on from its saved cache;
-    when the generation ends, however it does, the file is written anew.
+    the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there, its
+    text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew. A prompt
+    that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it goes on there.
 
     Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
     decoder or tokenizer.
     """
     bundle = model.bundle if isinstance(model, Decoder) else model
-    _check(max_new_tokens, stop, sampling, lookup)
+    _check(prompt, max_new_tokens, stop, sampling, lookup)
     tokenizer = Tokenizer(bundle)
+    limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
     chat = tokenizer.chat_template is not None if chat is None else chat
-    before = saved.read(session, bundle) if session is not None and session.exists() else None
-    messages = _messages(prompt, chat, system, before)
-    ids = tokenizer.chat(messages) if chat else _continued(tokenizer, prompt, before)
+    before = _begun(session, bundle, chat, system)
+    if before.messages is None:
+        asked = None
+        ids = [*before.text, *tokenizer.encode(prompt, special=not before.text)]
+    else:
+        asked = [*before.messages, {"role": "user", "content": prompt}]
+        ids = tokenizer.chat(asked)
+    if len(ids) >= limit:
+        saved = before.path is not None
+        where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
+        raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
-        limit = decoder.max_length
     else:
-        limit = bundle.manifest.decoder.max_length if bundle.manifest.decoder else 0
-        decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens) or None)
-    if len(ids) >= limit:
-        raise UsageError(f"prompt: {len(ids)} tokens; the context holds {limit}, the answer included")
-    generation = Generation(prompt_tokens=len(ids), _decoder=decoder)
-    if before is not None:
-        generation.reused_tokens = before.refill(decoder, ids)
+        decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens))
+    generation = Generation(prompt_tokens=len(ids), reused_tokens=before.refill(decoder, ids), _decoder=decoder)
     tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling, lookup)
-    pieces = _pieces(generation, tokens, Stream(tokenizer), StopStrings(stop))
-    generation._pieces = pieces if session is None else _saving(generation, pieces, session, ids, messages)
+    pieces = _pieces(generation, tokens, Stream(tokenizer, () if chat else ids), StopStrings(stop))
+    generation._pieces = pieces if session is None else _saving(generation, pieces, session, before, ids, asked)
     return generation
 
 
-def _check(max_new_tokens: int, stop: Sequence[str], sampling: Sampling, lookup: int) -> None:
+def _check(prompt: str, max_new_tokens: int, stop: Sequence[str], sampling: Sampling, lookup: int) -> None:
+    if not prompt:
+        raise UsageError("prompt: is empty; give some text")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
     if any(not s for s in stop):
@@ -129,33 +138,30 @@ def _check(max_new_tokens: int, stop: Sequence[str], sampling: Sampling, lookup:
         )
 
 
-def _messages(prompt: str, chat: bool, system: str | None, before: saved.Saved | None) -> saved.Messages:
-    """The conversation so far with the prompt as its last message; nothing for plain text."""
+def _begun(session: Path | None, bundle: Bundle, chat: bool, system: str | None) -> Saved:
+    """The conversation before the prompt: the saved one, or a new one."""
     if system is not None and not chat:
         raise UsageError("system: the prompt is continued as it is, without a chat; put the words into the prompt")
-    if not prompt:
-        raise UsageError("prompt: is empty; give some text")
-    if before is not None and bool(before.messages) != chat:
-        kind, other = ("a chat", "plain text") if before.messages else ("plain text", "a chat")
-        raise UsageError(f"{before.path}: holds {kind} and cannot go on as {other}; name another file")
-    if before is not None and system is not None:
-        raise UsageError(f"system: {before.path} has begun without or with its own; leave it out")
-    if not chat:
-        return []
-    opening = [{"role": "system", "content": system}] if system is not None else []
-    earlier = before.messages if before is not None else opening
-    return [*earlier, {"role": "user", "content": prompt}]
-
-
-def _continued(tokenizer: Tokenizer, prompt: str, before: saved.Saved | None) -> list[int]:
-    if before is None:
-        return tokenizer.encode(prompt)
-    return [*before.tokens, *tokenizer.encode(prompt, special=False)]
+    found = read(session, bundle) if session is not None else None
+    if found is None:
+        opening = [{"role": "system", "content": system}] if system is not None else []
+        return Saved(opening if chat else None)
+    if (found.messages is not None) != chat:
+        kind, other = ("plain text", "a chat") if chat else ("a chat", "plain text")
+        raise UsageError(f"{session}: holds {kind} and cannot go on as {other}; name another file")
+    if system is not None:
+        raise UsageError(f"system: {session} has begun without or with its own; leave it out")
+    return found
 
 
 def _saving(
-    state: Generation, pieces: Generator[str, None, None], path: Path, ids: list[int], messages: saved.Messages
-) -> Iterator[str]:
+    state: Generation,
+    pieces: Generator[str, None, None],
+    path: Path,
+    before: Saved,
+    ids: list[int],
+    asked: Messages | None,
+) -> Generator[str, None, None]:
     """The pieces; whichever way the iteration ends, the session is written then."""
     said: list[str] = []
     try:
@@ -164,11 +170,15 @@ def _saving(
             yield piece
     finally:
         pieces.close()
-        assert state._decoder is not None
+        decoder = state._decoder
+        assert decoder is not None
         text = [*ids, *state.tokens]
-        state._decoder.rewind(min(state._decoder.length, len(text)))
-        answer = [{"role": "assistant", "content": "".join(said)}] if messages else []
-        saved.write(path, state._decoder, text, [*messages, *answer])
+        decoder.rewind(min(decoder.length, len(text)))  # prompt lookup may have fed more than was taken
+        after = replace(before, cached=text[: decoder.length])
+        if state.tokens or state.finish == "stop":
+            answer = {"role": "assistant", "content": "".join(said)}
+            after = replace(after, text=text, messages=None if asked is None else [*asked, answer])
+        after.write(path, decoder)
 
 
 def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings) -> Generator[str, None, None]:
@@ -180,8 +190,14 @@ def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: Stop
                 return
     except Stopped:
         state.finish = "cancelled"
+    except GeneratorExit:
+        state.finish = state.finish or "cancelled"
+        raise
     yield from text.push(stream.rest())
-    yield from text.rest()
+    if text.hit:
+        state.finish = "stop"
+    else:
+        yield from text.rest()
 
 
 def _tokens(
@@ -218,8 +234,11 @@ def _tokens(
     state.finish = "stop"
 
 
-def interruptible(running: Generation) -> Iterator[str]:
-    """The pieces of a generation that runs in a thread, so that Ctrl-C ends it at once, also within a long prompt."""
+def interruptible(running: Generation) -> Generator[str, None, None]:
+    """The pieces of a generation that runs in a thread, so that Ctrl-C ends it at once, also within a long prompt.
+
+    Then come the pieces that were ready, and KeyboardInterrupt. Whoever leaves early closes it, which ends the thread.
+    """
     ready: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -233,14 +252,22 @@ def interruptible(running: Generation) -> Iterator[str]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while (piece := ready.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        if not running.finish:
+        try:
+            yield from _until_end(ready)
+        except KeyboardInterrupt:
             running.cancel()
+            yield from _until_end(ready)
+            raise
+    finally:
+        running.cancel()
         thread.join()
+
+
+def _until_end(ready: queue.SimpleQueue[str | BaseException | None]) -> Iterator[str]:
+    while (piece := ready.get()) is not None:
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
 
 
 class StopStrings:

@@ -1,7 +1,11 @@
-"""A conversation on disk: its tokens and the key-value cache they left, to go on from another day.
+"""A conversation on disk: what was said, and the key-value cache it left, to go on from another day.
 
-The file is safetensors: ``tokens`` int64 [T], ``key.0``, ``value.0``, ... float32 [heads, L, head_dim] with L <= T, and
-metadata: the format's version, the sha256 of the bundle's graph and weights, and the messages of a chat.
+The file is safetensors: ``cached`` int64 [L], the tokens whose keys and values follow: ``key.0``, ``value.0``, ... float32
+[heads, L, head_dim]; for plain text ``text`` int64 [T], its tokens. The metadata hold the format's version, the sha256 of
+the bundle's graph and weights, and the messages of a chat.
+
+What was said and what is cached are two things: of an answer the last token has not been fed, and a prompt that was
+cancelled before its answer is cached, but was not said.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +21,69 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
-from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.decoder import Decoder, decoder_info
 
 VERSION = "1"
 Messages = list[dict[str, str]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Saved:
-    """What a file holds; the cache itself is read by :meth:`refill`."""
+    """What a file holds but the cache itself, which :meth:`refill` reads."""
 
-    path: Path
-    tokens: list[int]
-    length: int  # tokens whose keys and values are in the file
-    messages: Messages = field(default_factory=list)  # empty for plain text
+    messages: Messages | None  # None for plain text
+    text: Sequence[int] = ()  # tokens of plain text
+    cached: Sequence[int] = ()  # tokens whose keys and values are in the file
+    path: Path | None = None  # None before it was saved
 
     def refill(self, decoder: Decoder, ids: Sequence[int]) -> int:
-        """Gives ``decoder`` the cache of the longest beginning that ``ids`` shares with the saved text; its length.
+        """Gives ``decoder`` the cache of the longest beginning that ``ids`` shares with the cached tokens; its length.
 
-        At least one token of ``ids`` is left to be fed. Raises UsageError for a damaged file.
+        At least one token of ``ids`` is left to be fed.
         """
-        most = min(self.length, len(ids) - 1)
-        shared = next((i for i in range(most) if ids[i] != self.tokens[i]), most)
-        with _open(self.path) as file:
-            names = [n for i in range(decoder.info.layers) for n in (f"key.{i}", f"value.{i}")]
-            decoder.refill({name: _tensor(file, name, self.path) for name in names}, shared)
+        most = min(len(self.cached), len(ids) - 1)
+        shared = next((i for i in range(most) if ids[i] != self.cached[i]), most)
+        if shared and self.path is not None:  # safetensors refuses empty slices
+            with _open(self.path) as file:
+                decoder.refill(lambda name: file.get_slice(name)[:, :shared], shared)
         return shared
 
+    def write(self, path: Path, decoder: Decoder) -> None:
+        """Saves it with the cache of ``decoder``, which holds ``cached``; the file appears whole or not at all.
 
-def read(path: Path, bundle: Bundle) -> Saved:
-    """Opens a saved conversation for ``bundle``.
+        Raises UsageError when it cannot be written.
+        """
+        from safetensors.numpy import save_file
 
-    Raises UsageError when the file is damaged, was made with another bundle, or its arrays do not fit the model.
+        arrays = {name: np.ascontiguousarray(array) for name, array in decoder.cache().items()}
+        arrays["cached"] = np.array(self.cached, np.int64)
+        facts = {"edgekit.session": VERSION, "bundle": _identity(decoder.bundle)}
+        if self.messages is None:
+            arrays["text"] = np.array(self.text, np.int64)
+        else:
+            facts["messages"] = json.dumps(self.messages)
+        part = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            save_file(arrays, part, facts)
+            part.replace(path)
+        except Exception as error:  # safetensors has errors of its own
+            raise UsageError(
+                f"{path}: the session cannot be saved ({str(error)[:100]}); make room or name another"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def read(path: Path, bundle: Bundle) -> Saved | None:
+    """Opens a saved conversation for ``bundle``; None where there is no file yet.
+
+    Raises UsageError when the file is damaged, was made with another bundle, or its arrays do not fit the model, or when
+    there can be no file at ``path``.
     """
-    info = bundle.manifest.decoder
-    assert info is not None
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no directory {path.parent}; make it, or name another file")
+    if not path.exists():
+        return None
     with _open(path) as file:
         facts = file.metadata() or {}
         if facts.get("edgekit.session") != VERSION:
@@ -61,43 +93,40 @@ def read(path: Path, bundle: Bundle) -> Saved:
             raise UsageError(
                 f"{path}: was saved with another bundle than {bundle.directory}; use that one, or another file"
             )
-        tokens = _tensor(file, "tokens", path)
-        lengths = set()
-        for layer, (heads, dim) in enumerate(zip(info.kv_heads, info.head_dim, strict=True)):
-            for part in ("key", "value"):
-                shape = _shape(file, f"{part}.{layer}", path)
-                if len(shape) != 3 or (shape[0], shape[2]) != (heads, dim):
-                    raise UsageError(
-                        f"{path}: {part}.{layer} is {shape}, [{heads}, tokens, {dim}] expected; the file is damaged"
-                    )
-                lengths.add(shape[1])
-    length = lengths.pop()
-    valid = tokens.ndim == 1 and tokens.dtype == np.int64 and bool(((tokens >= 0) & (tokens < info.vocab_size)).all())
-    if lengths or not valid or length > len(tokens) or length > info.max_length:
-        raise UsageError(f"{path}: tokens and cache do not fit together; the file is damaged, start anew with another")
-    return Saved(path, tokens.tolist(), length, _messages(facts, path))
+        messages = _messages(facts, path)
+        cached = _tokens(file, "cached", path, bundle)
+        text = _tokens(file, "text", path, bundle) if messages is None else []
+        _check_cache(file, len(cached), path, bundle)
+    return Saved(messages, text, cached, path)
 
 
-def write(path: Path, decoder: Decoder, tokens: Sequence[int], messages: Messages) -> None:
-    """Saves a text of which ``decoder`` holds the first ``decoder.length`` tokens; the file appears whole or not at all.
+def _tokens(file: Any, name: str, path: Path, bundle: Bundle) -> list[int]:
+    info = decoder_info(bundle)
+    dtype, shape = _header(file, name, path)
+    if dtype != "I64" or len(shape) != 1 or shape[0] > info.max_length:
+        raise _damaged(path, f"{name} is {dtype} {shape}", f"I64 [tokens], at most {info.max_length}")
+    tokens = file.get_tensor(name)
+    if not bool(((tokens >= 0) & (tokens < info.vocab_size)).all()):
+        raise _damaged(path, f"{name} goes from {tokens.min()} to {tokens.max()}", f"0 to {info.vocab_size - 1}")
+    found: list[int] = tokens.tolist()
+    return found
 
-    Raises UsageError when it cannot be written.
-    """
-    from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in decoder.cache().items()}
-    arrays["tokens"] = np.array(tokens, np.int64)
-    facts = {"edgekit.session": VERSION, "bundle": _identity(decoder.bundle), "messages": json.dumps(messages)}
-    part = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        save_file(arrays, part, facts)
-        part.replace(path)
-    except Exception as error:  # safetensors has errors of its own
-        raise UsageError(
-            f"{path}: the session cannot be saved ({str(error)[:100]}); make room or name another"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+def _check_cache(file: Any, length: int, path: Path, bundle: Bundle) -> None:
+    info = decoder_info(bundle)
+    for layer, (heads, dim) in enumerate(zip(info.kv_heads, info.head_dim, strict=True)):
+        for name in (f"key.{layer}", f"value.{layer}"):
+            dtype, shape = _header(file, name, path)
+            if (dtype, shape) != ("F32", [heads, length, dim]):
+                raise _damaged(path, f"{name} is {dtype} {shape}", f"F32 {[heads, length, dim]}")
+
+
+def _header(file: Any, name: str, path: Path) -> tuple[str, list[int]]:
+    """An array's dtype, in safetensors' words, and shape."""
+    if name not in file.keys():  # noqa: SIM118 (it is no dict)
+        raise _damaged(path, f"no {name}", "an array of this name")
+    array = file.get_slice(name)
+    return array.get_dtype(), list(array.get_shape())
 
 
 def _identity(bundle: Bundle) -> str:
@@ -116,26 +145,15 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _tensor(file: Any, name: str, path: Path) -> np.ndarray:
+def _messages(facts: dict[str, str], path: Path) -> Messages | None:
+    if "messages" not in facts:
+        return None
     try:
-        array: np.ndarray = file.get_tensor(name)
-    except Exception as error:
-        raise UsageError(f"{path}: holds no '{name}'; the file is damaged, start anew with another") from error
-    if name != "tokens" and array.dtype != np.float32:
-        raise UsageError(f"{path}: {name} is {array.dtype}, float32 expected; the file is damaged")
-    return array
-
-
-def _shape(file: Any, name: str, path: Path) -> list[int]:
-    try:
-        return list(file.get_slice(name).get_shape())
-    except Exception as error:
-        raise UsageError(f"{path}: holds no '{name}'; the file is damaged, start anew with another") from error
-
-
-def _messages(facts: dict[str, str], path: Path) -> Messages:
-    try:
-        messages = json.loads(facts.get("messages", "[]"))
+        messages = json.loads(facts["messages"])
         return [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: its messages are no chat; the file is damaged, start anew with another") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, "its messages are no chat", "a list of role and content") from error
+
+
+def _damaged(path: Path, found: str, expected: str) -> UsageError:
+    return UsageError(f"{path}: {found}, {expected} expected; the file is damaged, start anew with another")

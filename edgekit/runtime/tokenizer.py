@@ -101,29 +101,41 @@ class Tokenizer:
 
 
 class Stream:
-    """Token ids to text as it comes: nothing is given out while a character may still be incomplete."""
+    """Token ids to text as it comes: nothing is given out while a character may still be incomplete.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    The pieces joined are what the tokenizer makes of all the tokens. Only where bytes that are no UTF-8 follow a character
+    that was given out already, a tokenizer with byte tokens would take that back; here it stays.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        """``before``: tokens that the text continues, not given out; without any, it begins as a new text does."""
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = self._context(before)
         self._start = 0  # ids before this one are settled and no longer looked at
-        self._shown = 0  # ids whose text was given out; those from _start on give context
+        self._shown = len(self._ids)  # ids whose text was given out; those from _start on give context
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes, often one word, sometimes nothing."""
         self._ids.append(token)
-        before, now = self._texts()
-        if now.endswith("\ufffd") or len(now) <= len(before):
+        text = self._new()
+        if not text or text.endswith("\ufffd"):
             return ""
         self._start, self._shown = self._shown, len(self._ids)
-        return now[len(before) :]
+        return text
 
     def rest(self) -> str:
         """What was held back, at the end."""
-        before, now = self._texts()
+        text = self._new()
         self._shown = len(self._ids)
-        return now[len(before) :]
+        return text
 
-    def _texts(self) -> tuple[str, str]:
+    def _new(self) -> str:
+        """The text of what was not given out, as it stands after its context: many tokenizers drop a leading space."""
         decode = self._tokenizer.decode
-        return decode(self._ids[self._start : self._shown]), decode(self._ids[self._start :])
+        before, now = decode(self._ids[self._start : self._shown]), decode(self._ids[self._start :])
+        return now[len(before) :] if now.startswith(before) else decode(self._ids[self._shown :])
+
+    def _context(self, before: Sequence[int]) -> list[int]:
+        """The fewest last tokens that are whole characters: at most four, as a character has at most four bytes."""
+        ends = (list(before[-count:]) for count in range(1, 5))
+        return next((end for end in ends if "\ufffd" not in self._tokenizer.decode(end)), [])

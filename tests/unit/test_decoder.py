@@ -164,9 +164,41 @@ def test_a_cache_moves_to_another_decoder(bundle: Bundle) -> None:
     ids, first = text_ids(30), Decoder(bundle)
     first.run(ids[:, :20])
     second = Decoder(bundle, max_length=32)
-    second.refill(first.cache(), 15)
+    second.refill(first.cache().__getitem__, 15)
     assert second.length == 15
     close(second.run(ids[:, 15:], keep=0)[0], reference(Weights(), ids[0])[0][15:])
+
+
+def test_a_steps_logits_are_valid_until_the_next(bundle: Bundle) -> None:
+    decoder = Decoder(bundle)
+    decoder.run(text_ids(4))
+    first, kept = decoder.step(5), decoder.run(text_ids(2))[0, -1]
+    copies = first.copy(), kept.copy()
+    second = decoder.step(7)
+    assert np.shares_memory(first, second)
+    assert not np.array_equal(first, copies[0])
+    np.testing.assert_array_equal(kept, copies[1])
+
+
+def test_options_do_not_slow_a_step_down(bundle: Bundle) -> None:
+    """ONNX Runtime's Python asks for this entry in every run and pays for an exception where it is missing."""
+    assert Decoder(bundle)._options.get_run_config_entry("gpu_graph_id") == "0"
+
+
+def test_a_run_can_be_stopped_between_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.runtime.decoder.PREFILL_CHUNK", 7)
+    ids, decoder = text_ids(), Decoder(bundle)
+    plain = decoder._run
+
+    def second(piece: np.ndarray, rows: int) -> np.ndarray:
+        if decoder.length == 7:
+            decoder.stop()
+        return plain(piece, rows)
+
+    monkeypatch.setattr(decoder, "_run", second)
+    with pytest.raises(Stopped):
+        decoder.run(ids)
+    assert decoder.length == 7, "what was fed before stays"
 
 
 def test_a_stopped_decoder_runs_again_after_reset(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
+from edgekit.cli.main import main
 from edgekit.errors import BundleError, UnsupportedError, UsageError
 from edgekit.runtime.chat import render
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generate import StopStrings, generate
+from edgekit.runtime.generate import Generation, StopStrings, generate
 from edgekit.runtime.sampling import Sampling, draw, probabilities
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from tests.unit.tiny_bundle import BOS, MAX_LENGTH, Weights, decoder_bundle, reference
@@ -105,6 +107,150 @@ def test_an_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
     assert [stream.push(i) for i in ids] == ["a", "", "", ""]
     assert stream.rest() == "\ufffd"
     assert stream.rest() == ""
+
+
+BYTES = 17  # the first byte token of ``pieces``
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer as Llama 2 and Gemma have: words begin with a space mark, unknown characters are bytes."""
+    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import Tokenizer as Fast
+
+    words = ["<unk>", "<s>", "</s>", "\u2581", *"abcehlotw\n", "\u2581t", "\u2581h", "\u2581c"]
+    assert len(words) == BYTES
+    words += [f"<0x{byte:02X}>" for byte in range(256)]
+    model = models.BPE(
+        vocab={word: i for i, word in enumerate(words)}, merges=[("\u2581", letter) for letter in "thc"],
+        byte_fallback=True, unk_token="<unk>", fuse_unk=True,
+    )  # fmt: skip
+    fast = Fast(model)
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast.add_special_tokens([AddedToken(word, special=True) for word in ("<s>", "</s>")])
+    bundle = decoder_bundle(tmp_path_factory.mktemp("pieces") / "b")
+    fast.save(str(bundle.directory / "tokenizer.json"))
+    return Tokenizer(bundle)
+
+
+def stream(tokenizer: Tokenizer, ids: list[int], before: list[int] | None = None) -> list[str]:
+    text = Stream(tokenizer, before or [])
+    return [*(text.push(i) for i in ids), text.rest()]
+
+
+def test_words_keep_their_spaces_and_a_text_drops_its_first(pieces: Tokenizer) -> None:
+    ids = pieces.encode("the  hat", special=False)
+    assert pieces.decode(ids) == "the  hat"
+    assert "".join(stream(pieces, ids)) == "the  hat"
+    assert "".join(stream(pieces, ids, before=pieces.encode("a"))) == " the  hat", "it continues a text"
+    assert stream(pieces, [3, 3, *ids])[:4] == ["", " ", " t", "h"]  # the first of three spaces is dropped
+
+
+@pytest.mark.parametrize("before", ["\u4f60", "a\u4f60", "\u4f60" * 9, "\U0001f44d", "\u00e9", "a"])
+def test_characters_of_byte_tokens_after_characters_of_byte_tokens(pieces: Tokenizer, before: str) -> None:
+    """The context must not begin within a character: its bytes would make the next ones no UTF-8."""
+    ids = [BYTES + byte for byte in "\u00e9\u4f60\U0001f44d".encode()]
+    found = stream(pieces, ids, before=pieces.encode(before))
+    assert [piece for piece in found if piece] == ["\u00e9", "\u4f60", "\U0001f44d"]
+
+
+@given(st.text("the cat\n\u00e9\u4f60\U0001f44d\U0001f468\u200d\ufffd", max_size=20))
+@settings(max_examples=50)
+def test_any_text_survives_streaming_in_pieces(pieces: Tokenizer, text: str) -> None:
+    ids = pieces.encode(text, special=False)
+    assert "".join(stream(pieces, ids)) == pieces.decode(ids)
+
+
+def test_bytes_that_are_no_characters(pieces: Tokenizer) -> None:
+    a = pieces.encode("a", special=False)[-1]
+    lost, cut = BYTES + 0xFF, BYTES + 0xE4
+    assert stream(pieces, [a, lost, a]) == ["a", "", "\ufffda", ""]
+    assert stream(pieces, [cut, a, cut]) == ["", "\ufffda", "", "\ufffd"]
+    # After a character of bytes: the tokenizer now spells that one as U+FFFD too, which was given out already.
+    accent = [BYTES + byte for byte in "\u00e9".encode()]
+    assert pieces.decode([*accent, lost, a]) == "\ufffd\ufffd\ufffda"
+    assert stream(pieces, [*accent, lost, a]) == ["", "\u00e9", "", "\ufffda", ""]
+    assert stream(pieces, [*accent, lost]) == ["", "\u00e9", "", "\ufffd"]
+
+
+@given(st.lists(st.integers(0, 272), max_size=24))
+@settings(max_examples=200)
+def test_any_tokens_lose_nothing_but_broken_bytes(pieces: Tokenizer, ids: list[int]) -> None:
+    found = "".join(stream(pieces, ids))
+    if "\ufffd" not in pieces.decode(ids):
+        assert found == pieces.decode(ids)
+    # Bytes apart, everything is there in its order.
+    plain = [i for i in ids if not BYTES <= i < BYTES + 256]
+    letters = "".join(pieces.decode(plain).split())
+    left = iter(found)
+    assert all(letter in left for letter in letters)
+
+
+@given(st.lists(st.integers(0, 258), max_size=24))
+@settings(max_examples=200)
+def test_any_bytes_are_streamed_as_decoded(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_a_continued_text_keeps_its_space_and_an_answer_begins_without(
+    bundle: Bundle, pieces: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle(pieces.directory, bundle.manifest)
+    for chat, expected in ((False, " the cat"), (True, "the cat")):
+        tokens = iter([*pieces.encode("the cat", special=False), 257])
+        monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_, tokens=tokens: next(tokens))
+        assert "".join(generate(bundle, "the hat", chat=chat)) == expected
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_ctrl_c_shows_what_there_is(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], json_flag: list[str]
+) -> None:
+    def pressed(running: Generation) -> Generator[str, None, None]:
+        yield next(running)
+        running.cancel()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgekit.runtime.generate.interruptible", pressed)
+    sampled = ["--temperature", "5", "--seed", "0"]  # the likeliest tokens of this model make no text
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(bundle.directory), "abc", *sampled, *json_flag])
+    assert ended.value.code == 130
+    out, err = capsys.readouterr()
+    assert "finish cancelled" in err
+    assert len(out.strip()) > 0
+    if json_flag:
+        assert json.loads(out)["finish"] == "cancelled"
+        assert len(json.loads(out)["text"]) > 0
+
+
+def test_what_was_held_back_comes_when_the_text_is_cancelled(
+    bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = iter(tokenizer.encode("ab ST", special=False))
+
+    def last(*_: object) -> int:
+        token = next(tokens)
+        if token == tokenizer.encode("T", special=False)[0]:
+            running.cancel()
+        return token
+
+    monkeypatch.setattr("edgekit.runtime.generate.draw", last)
+    running = generate(bundle, "abc", stop=["STOP"])
+    assert "".join(running) == "ab ST"
+    assert running.finish == "cancelled"
+
+
+def test_a_stop_string_may_end_with_what_was_held_back(
+    bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = iter([*tokenizer.encode("ab\u4f60", special=False)[:-1], 257])
+    monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_: next(tokens))
+    running = generate(bundle, "abc", stop=["b\ufffd"])
+    assert ("".join(running), running.finish) == ("a", "stop")
 
 
 @given(st.text(max_size=20))
