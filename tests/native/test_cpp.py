@@ -128,7 +128,10 @@ def test_fuzzing_the_operator_finds_nothing(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
     (tmp_path / "corpus").mkdir()
     limits = ("-max_total_time=20", "-max_len=2000", "-len_control=0", "-seed=1")
-    done = run(str(tmp_path / "fuzz"), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus"))
+    found_before = KERNELS / "test" / "corpus"
+    done = run(
+        str(tmp_path / "fuzz"), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus"), str(found_before)
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     runs = int(done.stderr.split("Done ")[1].split(" runs")[0])
     assert runs > 1000
