@@ -40,7 +40,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint = options.model or _smollm2(options.work / "checkpoint")
     bundle = Bundle.open(options.bundle) if options.bundle else _bundle(checkpoint, options.work / "edgekit-int4")
-    peer = _genai(checkpoint, options.work / "genai-int4")
+    peer = genai_model(checkpoint, options.work / "genai-int4")
     ids = bundle.vectors()[0][1]["input.input_ids"]
     rows, ratios = _measure(bundle, peer, ids, options.threads, options.rounds)
     versions = {"onnxruntime": onnxruntime().__version__}
@@ -114,7 +114,7 @@ def _bundle(checkpoint: Path, directory: Path) -> Bundle:
     return Bundle.open(directory) if directory.is_dir() else export(str(checkpoint), "int4", directory)
 
 
-def _genai(checkpoint: Path, directory: Path) -> Path:
+def genai_model(checkpoint: Path, directory: Path) -> Path:
     """The builder's int4 model with its default options."""
     if not (directory / "genai_config.json").is_file():
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]

@@ -113,10 +113,10 @@ def _smollm2(engines: Sequence[str], work: Path) -> Iterator[Contender]:
             llm_gguf.quantize(source, made, "Q4_0")
         yield from (_llama("smollm2", "Q4_0", made), _llama("smollm2", "Q4_1", source))
     if _usable(GENAI, engines):
-        from benchmarks.decoder_peers import _genai
+        from benchmarks.decoder_peers import genai_model
 
         directory = work / "genai-smollm2"
-        _genai(_checkpoint("smollm2", work), directory)
+        genai_model(_checkpoint("smollm2", work), directory)
         cost = llm_costs.of_genai(directory)
         yield Contender(f"{GENAI} int4", "smollm2", directory, directory / "model.onnx.data", cost)
 

@@ -27,7 +27,7 @@ believed, and only the model's perplexity can tell.
 
 *Which transformers these weights reproduce.* Online, with the model in float32: bit for bit. Packed bitlinear in
 float32: to rounding (the division by the scale moves from the output to the weight). Packed autobitlinear: to the
-rounding of bfloat16, the only dtype in which transformers runs it. Tested in tests/unit/test_bitnet.py.
+rounding of bfloat16, the only dtype in which transformers runs it. Tested in tests/e2e/test_ternary.py.
 """
 
 from __future__ import annotations

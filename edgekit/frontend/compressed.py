@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgekit.frontend.streamed import stored_weight, streaming
+from edgekit.frontend import streamed
+from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
 from edgekit.lowbit.formats import FORMATS, PackedTensor
 from edgekit.lowbit.reference import quantize_activations
-
-CHUNK_ROWS = 4096
-"""Rows of a weight unpacked at a time, so that a large head never exists in float32."""
+from edgekit.lowbit.weights import RowWeight
 
 
 @contextmanager
@@ -48,15 +47,13 @@ def compressed(
         found = by_weight.get(id(weight))
         return plain_embedding(ids, weight, *args, **kwargs) if found is None else look_up(ids, found[0])
 
-    conv1d = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
-    layers: Any = functional
-    layers.linear, layers.embedding = linear, embedding
+    conv1d: list[Any] = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
     for layer in conv1d:
         layer.forward = _conv1d(layer, *by_weight[id(layer.weight)])
     try:
-        yield
+        with layer_functions(linear=linear, embedding=embedding):
+            yield
     finally:
-        layers.linear, layers.embedding = plain_linear, plain_embedding
         for layer in conv1d:
             del layer.forward
 
@@ -68,9 +65,9 @@ def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
     for layer, weight in zip(packed, weights, strict=True):
         layer.weight = empty[id(weight)]
         layer.__dict__.pop("stored_weight", None)
-    streamed = {id(m.weight) for m in module.modules() if stored_weight(m) is not None}
+    elsewhere = {id(m.weight) for m in module.modules() if stored_weight(m) is not None}
     for tensor in (*module.parameters(), *module.buffers()):
-        if id(tensor) not in streamed:
+        if id(tensor) not in elsewhere:
             tensor.data = tensor.data.clone()
 
 
@@ -95,12 +92,8 @@ def _rounded(module: nn.Module) -> Iterator[None]:
         block = blocks.get(id(weight), -1)
         return plain(x if block < 0 else round_activations(x, block), weight, bias)
 
-    functions: Any = functional
-    functions.linear = linear
-    try:
+    with layer_functions(linear=linear):
         yield
-    finally:
-        functions.linear = plain
 
 
 def round_activations(x: Tensor, block: int) -> Tensor:
@@ -115,15 +108,10 @@ def _conv1d(layer: nn.Module, packed: PackedTensor, block: int) -> Callable[[Ten
 
 def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -> Tensor:
     """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N]."""
-    flat = (x.detach().float() if block < 0 else round_activations(x, block)).reshape(-1, x.shape[-1])
-    out = torch.empty(flat.shape[0], packed.shape[0])
-    for start in range(0, packed.shape[0], CHUNK_ROWS):
-        part = packed.rows(start, min(start + CHUNK_ROWS, packed.shape[0]))
-        rows = np.require(FORMATS[packed.format].dequantize(part), requirements="W")  # torch wants no read-only memory
-        out[:, start : start + CHUNK_ROWS] = flat @ torch.from_numpy(rows).t()
-    if bias is not None:
-        out += bias.detach().float()
-    return out.reshape(*x.shape[:-1], packed.shape[0])
+    dequantize = FORMATS[packed.format].dequantize
+    # torch wants no read-only memory
+    rows = RowWeight(packed.shape, lambda a, b: np.require(dequantize(packed.rows(a, b)), requirements="W"))
+    return streamed.multiply(x.detach().float() if block < 0 else round_activations(x, block), rows, bias)
 
 
 def look_up(ids: Tensor, packed: PackedTensor) -> Tensor:

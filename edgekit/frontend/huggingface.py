@@ -1,7 +1,6 @@
 """A Hugging Face directory -> ``Source``.
 
-transformers does the loading (it maps the weights: SmolLM2's 538 MB cost 4 MB of anonymous memory and 0.13 s);
-what it only warns about is an error here: keys without weights, weights without keys, other shapes, a rope
+transformers does the loading; a decoder's large weights stay in the files and are read by rows (``streamed``). What it only warns about is an error here: keys without weights, weights without keys, other shapes, a rope
 that is not the one in config.json. Code from a checkpoint is never run.
 """
 
@@ -173,13 +172,11 @@ def _load_model(
     }
     chosen = _model_class(task, architecture)
     try:
-        with torch.device("meta"):
-            skeleton = chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
         if raw.get("quantization_config") is not None:
-            return bitnet.load(checkpoint, raw["quantization_config"], skeleton, common)
+            return bitnet.load(checkpoint, raw["quantization_config"], _skeleton(chosen, config), common)
         if not checkpoint.pickled:
-            streamed_too = _load_streamed(checkpoint, skeleton, common) if task == "text-generation" else None
-            return streamed_too or chosen.from_pretrained(
+            by_rows = task == "text-generation" and _load_streamed(checkpoint, _skeleton(chosen, config), common)
+            return by_rows or chosen.from_pretrained(
                 checkpoint.directory,
                 dtype=getattr(torch, checkpoint.dtype),
                 use_safetensors=True,
@@ -189,7 +186,8 @@ def _load_model(
             )
         state = unpickled(checkpoint.files)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-        model, info = type(skeleton).from_pretrained(None, state_dict=state, dtype=dtype, **common)
+        kind = type(_skeleton(chosen, config))
+        model, info = kind.from_pretrained(None, state_dict=state, dtype=dtype, **common)
         return model, info
     except (SourceError, UnsupportedError):
         raise
@@ -199,6 +197,12 @@ def _load_model(
             f"{checkpoint.directory}: transformers {transformers.__version__} cannot load it as {task} "
             f"({type(error).__name__}: {_one_line(error)})"
         ) from error
+
+
+def _skeleton(chosen: Any, config: Any) -> Any:
+    """The model without weights, on the meta device."""
+    with torch.device("meta"):
+        return chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
 
 
 def _load_streamed(checkpoint: Checkpoint, skeleton: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:

@@ -115,15 +115,15 @@ def widen(model: nn.Module) -> nn.Module:
 
 def materialize(model: nn.Module) -> nn.Module:
     """Reads all streamed weights into memory, float32; tied ones stay tied."""
-    whole: dict[int, nn.Parameter] = {}
-    kept = []
+    whole: dict[int, nn.Parameter] = {}  # by weight: a tied one is read once
     for layer in model.modules():
         weight = stored_weight(layer)
         if weight is not None:
-            kept.append(layer.weight)
-            values = whole.setdefault(id(layer.weight), nn.Parameter(torch.from_numpy(weight[:]), requires_grad=False))
-            layer.weight = values
-            del layer.__dict__["stored_weight"]
+            if id(weight) not in whole:
+                whole[id(weight)] = nn.Parameter(torch.from_numpy(weight[:]), requires_grad=False)
+            layer.weight = whole[id(weight)]
+    for layer in model.modules():
+        layer.__dict__.pop("stored_weight", None)
     return model
 
 
@@ -149,21 +149,29 @@ def streaming(model: nn.Module) -> Iterator[None]:
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         found = by_weight.get(id(weight))
-        return plain_linear(x, weight, bias) if found is None else _multiply(x, found[1], bias)
+        return plain_linear(x, weight, bias) if found is None else multiply(x, found[1], bias)
 
     def embedding(ids: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = by_weight.get(id(weight))
         return plain_embedding(ids, weight, *args, **kwargs) if found is None else _look_up(ids, found[1])
 
-    functions: Any = functional
-    functions.linear, functions.embedding = linear, embedding
+    with layer_functions(linear=linear, embedding=embedding):
+        yield
+
+
+@contextmanager
+def layer_functions(**replaced: Callable[..., Tensor]) -> Iterator[None]:
+    """Within the block, ``torch.nn.functional`` has these functions instead of its own."""
+    plain = {name: getattr(functional, name) for name in replaced}
+    vars(functional).update(replaced)
     try:
         yield
     finally:
-        functions.linear, functions.embedding = plain_linear, plain_embedding
+        vars(functional).update(plain)
 
 
-def _multiply(x: Tensor, weight: RowWeight, bias: Tensor | None) -> Tensor:
+def multiply(x: Tensor, weight: RowWeight, bias: Tensor | None) -> Tensor:
+    """``x`` float32 [..., K] times a weight [N, K], 32 MiB of it at a time; float32 [..., N]."""
     flat = x.reshape(-1, x.shape[-1])
     rows, columns = weight.shape
     step = max(1, CHUNK // max(1, columns))
@@ -172,7 +180,7 @@ def _multiply(x: Tensor, weight: RowWeight, bias: Tensor | None) -> Tensor:
         stop = min(start + step, rows)
         out[:, start:stop] = flat @ torch.from_numpy(weight[start:stop]).t()
     if bias is not None:
-        out += bias
+        out += bias.detach().float()
     return out.reshape(*x.shape[:-1], rows)
 
 

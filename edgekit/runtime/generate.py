@@ -249,7 +249,7 @@ def interruptible(running: Generation) -> Generator[str, None, None]:
         except BaseException as error:  # handed over, whatever it is
             ready.put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, name="generation", daemon=True)
     thread.start()
     try:
         try:
