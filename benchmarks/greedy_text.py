@@ -2,7 +2,7 @@
 
     python -m benchmarks.greedy_text [--tokens 400] [--steps 700] [--json FILE]
 
-There is no trained ternary model in a package, so a small one is trained first, about two minutes: a byte-level BitNet (4
+There is no trained ternary model in a package, so a small one is trained first (four minutes in all): a byte-level BitNet (4
 layers, hidden 256, straight-through absmean ternary weights and 8-bit activations, arXiv 2402.17764) on the prose that ships
 with edgekit. It is exported with the recipe ``ternary``; then PyTorch (float32, online mode, every step over the whole text)
 and the bundle each continue the same prompts by the likeliest byte. The first byte that differs is printed with PyTorch's
