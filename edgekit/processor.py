@@ -26,7 +26,7 @@ WINDOWS = {40: "avx2", 41: "avx512f", 19: "neon", 43: "asimddp"}
 def processor_features() -> tuple[str, tuple[str, ...]]:
     """Name of the processor and those of ``ISA`` that it has; none when the system does not say."""
     try:
-        return _from_cpuinfo(CPUINFO.read_text(encoding="utf-8", errors="replace"))
+        return features_of(CPUINFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         pass
     if sys.platform == "darwin":
@@ -36,7 +36,8 @@ def processor_features() -> tuple[str, tuple[str, ...]]:
     return platform.processor() or platform.machine(), ()
 
 
-def _from_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+def features_of(text: str) -> tuple[str, tuple[str, ...]]:
+    """Name and instruction sets in the text of a /proc/cpuinfo."""
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
     name = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.*)$", text, re.MULTILINE)
     have = set(flags[1].split()) if flags else set()

@@ -14,6 +14,7 @@ import click
 from edgekit import __version__
 from edgekit.cli.bench import bench
 from edgekit.cli.console import prepare_streams, printable
+from edgekit.cli.devices import devices
 from edgekit.cli.doctor import doctor
 from edgekit.cli.export import export
 from edgekit.cli.generate import generate
@@ -22,7 +23,7 @@ from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
 from edgekit.schema import suggest
 
-VERBS = (export, verify, bench, generate, inspect, doctor)
+VERBS = (export, verify, bench, generate, inspect, devices, doctor)
 INTERRUPTED, BUG = 130, 70
 
 
@@ -49,6 +50,7 @@ def group() -> None:
     edgekit verify DIR                           prove that it computes what it should
     edgekit bench DIR [DIR2]                     measure it
     edgekit generate DIR PROMPT                  run it
+    edgekit devices setup ssh:HOST               then verify --target ssh:HOST
 
     Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done,
     1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted.

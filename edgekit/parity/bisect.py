@@ -10,9 +10,9 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.metrics import Arrays, tensor_distance
+from edgekit.parity.place import Place, Run
 from edgekit.parity.report import LayerDistance
 from edgekit.runtime.replay import feeds
-from edgekit.runtime.session import Session
 
 STEP_DB = 10.0
 """Rounding costs a decibel or two a layer; a fault costs more than this at once."""
@@ -23,9 +23,9 @@ TOGETHER = 16
 
 
 def bisect(
-    bundle: Bundle, vectors: Sequence[Arrays], threads: int, outputs: Mapping[str, Mapping[str, float]]
+    bundle: Bundle, vectors: Sequence[Arrays], place: Place, outputs: Mapping[str, Mapping[str, float]]
 ) -> tuple[LayerDistance, ...]:
-    """Compares the output of every tapped layer, in the graph's order, on all vectors.
+    """Compares the output of every tapped layer, in the graph's order, on all vectors, where ``place`` runs them.
 
     The graph's ``outputs`` come last; their distances are known already.
 
@@ -35,14 +35,14 @@ def bisect(
     taps = {layer: value for layer, value in bundle.manifest.taps.items() if all(f"tap.{layer}" in v for v in vectors)}
     if not taps:
         return ()
-    session = Session(bundle, threads, extra_outputs=list(taps.values()))
     layers = list(taps)
     distances: dict[str, dict[str, float]] = {}
-    for start in range(0, len(layers), TOGETHER):
-        part = layers[start : start + TOGETHER]
-        runs = [_run(bundle, session, vector, {layer: taps[layer] for layer in part}) for vector in vectors]
-        for layer in part:
-            distances[layer] = _typical([v[f"tap.{layer}"] for v in vectors], [run[layer] for run in runs])
+    with place.tapped(list(taps.values())) as run:
+        for start in range(0, len(layers), TOGETHER):
+            part = layers[start : start + TOGETHER]
+            runs = [_run(bundle, run, vector, {layer: taps[layer] for layer in part}) for vector in vectors]
+            for layer in part:
+                distances[layer] = _typical([v[f"tap.{layer}"] for v in vectors], [found[layer] for found in runs])
     distances.update({f"output {name}": dict(distance) for name, distance in outputs.items()})
     first = first_diverging([d["sqnr_db"] for d in distances.values()])
     return tuple(
@@ -69,14 +69,14 @@ def first_diverging(sqnr_db: Sequence[float]) -> int | None:
     return None
 
 
-def _run(bundle: Bundle, session: Session, vector: Arrays, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _run(bundle: Bundle, run: Run, vector: Arrays, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The layers' outputs for a vector, at the rows that the vector keeps."""
     if bundle.manifest.decoder is None:
-        found = session.run(feeds(vector), list(taps.values()))
+        found = run(feeds(vector), list(taps.values()))
         return {layer: found[value] for layer, value in taps.items()}
     rows = vector["tap_rows"]
     ids = vector["input.input_ids"][:, : int(rows.max()) + 1]
-    found = session.run(_decoder_feeds(bundle, ids), list(taps.values()))
+    found = run(_decoder_feeds(bundle, ids), list(taps.values()))
     return {layer: found[value].reshape(ids.shape[1], -1)[rows] for layer, value in taps.items()}
 
 

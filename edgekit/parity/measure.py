@@ -17,11 +17,8 @@ from edgekit.metrics import (
     prediction_distance,
     tensor_distance,
 )
-from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
-from edgekit.runtime.session import Session
+from edgekit.parity.place import REFERENCES
 
-COMPRESSED, ORIGINAL = "compressed", "original"
-REFERENCES = (COMPRESSED, ORIGINAL)
 EMBEDDINGS = ("sentence_embedding", "pooler_output", "last_hidden_state")
 """Which output of a text encoder stands for a sentence, the best first; hidden states are averaged."""
 
@@ -36,16 +33,21 @@ class Measured:
     outputs: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def measure(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
-    """Runs every vector once; the distance to each of ``REFERENCES``. ``margins``: see metrics.prediction_distance.
+def measure(
+    bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], margins: dict[str, float]
+) -> dict[str, Measured]:
+    """The distance of a machine's ``answers`` to each of ``REFERENCES``. ``margins``: see metrics.prediction_distance.
 
     Raises BundleError when there are no vectors, or none with the graph's outputs.
     """
     if not vectors:
         raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")
-    if bundle.manifest.decoder is not None:
-        return _decoder(bundle, vectors, threads, margins)
-    return _samples(bundle, vectors, threads, margins)
+    if bundle.manifest.decoder is None:
+        return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
+    found = _joined(answers)
+    return {
+        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who]) for who in REFERENCES
+    }
 
 
 def reference(vector: Arrays, who: str) -> dict[str, np.ndarray]:
@@ -57,31 +59,12 @@ def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _decoder(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
-    longest = max(v["input.input_ids"].shape[1] for v in vectors)
-    decoder = open_decoder(bundle, threads, longest)
-    runs = []
-    for vector in vectors:
-        at = {who: vector[f"{who}.top_indices"] for who in REFERENCES}
-        runs.append(replay_text(decoder, vector["input.input_ids"], len(vector["compressed.logits"]) - 1, at))
-    found = _joined(runs)
-    return {
-        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who]) for who in REFERENCES
-    }
-
-
 def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Measured:
     logits = tensor_distance(expected["logits"], found["logits"])
     metrics = prediction_distance(expected, found, who, margin)
     metrics = {**logits, **metrics, "max_abs": max(logits["max_abs"], metrics["max_abs"])}
     metrics[f"{who}_perplexity"] = perplexity(expected["nll"])
     return Measured(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
-
-
-def _samples(bundle: Bundle, vectors: Sequence[Arrays], threads: int, margins: dict[str, float]) -> dict[str, Measured]:
-    session = Session(bundle, threads)
-    answers = [replay_sample(session, vector) for vector in vectors]
-    return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
 
 
 def _outputs(bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +64,23 @@ def describe(found: tuple[Kernel, ...]) -> str:
 
 
 def from_profile(bundle: Bundle, profile: str, isa: str = "") -> tuple[Kernel, ...]:
-    """The heavy kernels in a profile of one run, commonest first; ``isa`` is the operator library's."""
+    """The heavy kernels in ONNX Runtime's profile of one run, commonest first; ``isa`` is the operator library's."""
+    return from_nodes(
+        bundle,
+        [
+            (event["args"]["op_name"], event["name"].removesuffix(_TIME))
+            for event in json.loads(profile)
+            if event.get("cat") == "Node" and event["name"].endswith(_TIME)
+        ],
+        isa,
+    )
+
+
+def from_nodes(bundle: Bundle, nodes: Sequence[tuple[str, str]], isa: str) -> tuple[Kernel, ...]:
+    """The heavy kernels among nodes that ran, given as operator and name."""
     settings, bodies = _settings(bundle)
     ran: Counter[tuple[str, str, str]] = Counter()
-    for event in json.loads(profile):
-        if event.get("cat") != "Node" or not event["name"].endswith(_TIME):
-            continue
-        op, name = event["args"]["op_name"], event["name"].removesuffix(_TIME)
+    for op, name in nodes:
         if op not in HEAVY:
             continue
         # ONNX Runtime names what it inlines "_inlfunc_<function>_...".

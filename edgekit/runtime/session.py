@@ -151,14 +151,19 @@ def _load(ort: Any, bundle: Bundle, options: Any, extra: Sequence[str]) -> Any:
     providers = ["CPUExecutionProvider"]
     if not extra:
         return ort.InferenceSession(str(bundle.graph_path), options, providers=providers)
+    # The graph comes from memory, its weights still from the files.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.directory))
+    return ort.InferenceSession(graph_with_outputs(bundle, extra), options, providers=providers)
+
+
+def graph_with_outputs(bundle: Bundle, extra: Sequence[str]) -> bytes:
+    """The bundle's graph as a file's bytes, with intermediate values as further outputs."""
     import onnx
 
     model = onnx.load(bundle.graph_path, load_external_data=False)
     known = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra if name not in known)
-    # The graph comes from memory, its weights still from the files.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.directory))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    return bytes(model.SerializeToString())
 
 
 def one_line(error: Exception) -> str:

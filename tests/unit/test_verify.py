@@ -160,10 +160,10 @@ def test_vectors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         verify(empty)
 
 
-def test_targets_and_originals_are_checked(tmp_path: Path) -> None:
+def test_targets_are_checked(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
-    with pytest.raises(UnsupportedError, match="target 'ssh:pi': this edgekit verifies on 'local' only"):
-        verify(bundle, targets=["ssh:pi"])
+    with pytest.raises(UsageError, match="target 'pi': is none of local, ssh:"):
+        verify(bundle, targets=["pi"])
     with pytest.raises(UsageError, match="2 given; verify one target at a time"):
         verify(bundle, targets=["local", "local"])
 

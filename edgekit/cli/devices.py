@@ -1,0 +1,74 @@
+"""``edgekit devices``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, show
+
+
+@click.group()
+def devices() -> None:
+    """What runs bundles besides this machine: ssh:[user@]host[:port] (Linux), adb:SERIAL (Android).
+
+    \b
+    edgekit devices show ssh:pi@raspberrypi      what it is
+    edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once
+    edgekit devices clean ssh:pi@raspberrypi     removes all of edgekit's files
+    """
+
+
+@devices.command("show")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@json_option
+def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
+    """Say what each TARGET is: model, cores and clocks, instruction sets, memory, temperature, emulated or not."""
+    from edgekit.devices import Target, open_connection
+    from edgekit.devices.probe import probe
+
+    found = []
+    for target in targets:
+        with open_connection(Target.parse(target)) as connection:
+            found.append(probe(connection))
+    lines = (line for facts in found for line in facts.lines())
+    show(lines, {"devices": [facts.to_json() for facts in found]}, as_json)
+
+
+@devices.command()
+@click.argument("target")
+@click.option(
+    "--wheels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory with the wheels, for hosts without network; by default pip downloads them here.",
+)
+@json_option
+def setup(target: str, wheels: Path | None, as_json: bool) -> None:
+    """Install ONNX Runtime on TARGET (64-bit Linux over ssh), in a directory of edgekit's own; no root, no network there."""
+    from edgekit.devices import Target, open_connection
+    from edgekit.devices.setup import setup_linux
+    from edgekit.errors import UnsupportedError
+
+    parsed = Target.parse(target)
+    if parsed.kind != "ssh":
+        raise UnsupportedError(f"target {target!r}: this edgekit sets up 'ssh:' targets only")
+    with progress_bar() as progress, open_connection(parsed) as connection:
+        found = setup_linux(connection, wheels, progress)
+    show([f"{target}: {found}"], {"target": target, "installed": found}, as_json)
+
+
+@devices.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@json_option
+def clean(targets: tuple[str, ...], as_json: bool) -> None:
+    """Remove everything that edgekit has on each TARGET: bundles, runner, ONNX Runtime."""
+    from edgekit.devices import Target, open_connection
+    from edgekit.devices.transfer import remove
+
+    directories = {}
+    for target in targets:
+        with open_connection(Target.parse(target)) as connection:
+            remove(connection)
+            directories[target] = connection.directory
+    show((f"{t}: {d} is gone" for t, d in directories.items()), {"removed": directories}, as_json)

@@ -1,0 +1,423 @@
+"""Runs a bundle on a Raspberry Pi (or any Linux with numpy and onnxruntime) as its host tells it to: docs/runner.md.
+
+This file travels: it imports nothing of edgekit and is started as ``python3 runner.py '{"bundle": DIR, ...}'``. It decides
+nothing and keeps nothing; its twin for Android is android_demo/runner.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import gc
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = 1
+OLDEST = (1, 28)  # the oldest ONNX Runtime that runs bundles as they are meant
+SPIN_MICROSECONDS = "50"
+PIECE = 128  # tokens of a prompt fed at once
+REPLAY_PIECE = 64
+REPEAT_SECONDS, MOST_RUNS = 0.3, 200
+DTYPES = {
+    "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):
+    """What the host is told: a class of edgekit.errors and a line of text."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def main() -> None:
+    """Answers requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def say(answer: Json) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        runner = Runner(json.loads(sys.argv[1]))
+        facts = {"onnxruntime": runner.ort.__version__, "runtime": f"Python {platform.python_version()}"}
+        say({"runner": PROTOCOL, "pid": os.getpid(), **facts})
+        for line in sys.stdin:
+            for answer in runner.answer(json.loads(line)):
+                say(answer)
+    except Refused as error:
+        say({"error": error.kind, "message": str(error)})
+        sys.exit(1)
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:  # onnxruntime's exceptions share no base
+        say({"error": "BundleError", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+        sys.exit(1)
+
+
+class Runner:
+    """One bundle and its session."""
+
+    def __init__(self, settings: Json) -> None:
+        self.ort = _onnxruntime()
+        self.directory = Path(settings["bundle"])
+        self.graph = self.directory / settings.get("graph", "model.onnx")
+        self.threads, self.library = int(settings["threads"]), settings.get("library", "")
+        self.manifest = _manifest(self.directory)
+        self.decoder_info: Json | None = self.manifest.get("decoder")
+        self.vectors = [v["file"] for v in self.manifest.get("vectors", [])]
+        self.prompt, self.new = int(settings.get("prompt_tokens", 1)), int(settings.get("new_tokens", 1))
+        self.max_length = int(settings.get("max_length", self.prompt + self.new))
+        self._subject: Decoder | Sample | None = None
+
+    def answer(self, request: Json) -> Iterator[Json]:
+        """The lines that answer a request."""
+        what = request.get("do")
+        if what in ("load", "first"):
+            yield self._measured(self._load if what == "load" else self._first)
+        elif what == "round":
+            yield {"times": self._round()}
+        elif what == "finish":
+            yield {"memory": _memory(), "operators": self._operators()}
+        elif what == "replay":
+            yield {"arrays": _packed(self._replay(request["vector"]))}
+        elif what == "run":
+            yield {"arrays": _packed(self._run(request))}
+        elif what == "generate":
+            yield from self._generate(request)
+        elif what == "profile":
+            yield {"events": self._profile()}
+        else:
+            raise Refused("UsageError", f"request {what!r}: this runner does not know it; push the runner again")
+
+    def _measured(self, work: Callable[[], None]) -> Json:
+        before, began = _memory(), time.perf_counter()
+        work()
+        milliseconds = (time.perf_counter() - began) * 1e3
+        return {"ms": milliseconds, "before": before, "after": _memory(), "operators": self._operators()}
+
+    def _load(self) -> None:
+        session = self._session()
+        self._subject = Decoder(self, session) if self.decoder_info else Sample(self, session)
+
+    @property
+    def subject(self) -> Any:
+        if self._subject is None:
+            raise Refused("UsageError", "request before load")
+        return self._subject
+
+    def _session(self, profile: str = "") -> Any:
+        ort, options = self.ort, self.ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
+        before = self._nodes()
+        if self.library:
+            options.register_custom_ops_library(self.library)
+        session = ort.InferenceSession(str(self.graph), options, providers=["CPUExecutionProvider"])
+        if self.library and self._nodes() <= before:
+            raise Refused(
+                "RuntimeUnavailable",
+                f"{self.graph}: {self.library} was registered, but ONNX Runtime {ort.__version__} runs the function "
+                "bodies instead of its operators; please report it",
+            )
+        return session
+
+    def _operators(self) -> str:
+        if not self.library:
+            return ""
+        try:
+            version = ctypes.CDLL(self.library).EdgekitOpsVersion
+        except (OSError, AttributeError) as error:
+            raise Refused("RuntimeUnavailable", f"{self.library}: cannot be loaded here: {error}") from error
+        version.restype = ctypes.c_char_p
+        text = str(version().decode("ascii"))
+        if text.split()[1] == "none":
+            have = " ".join(text.partition(";")[0].split()[2:])
+            raise Refused(
+                "RuntimeUnavailable",
+                f"EDGEKIT_ISA={os.environ.get('EDGEKIT_ISA')}: this processor cannot run it; it has {have}",
+            )
+        return text
+
+    def _nodes(self) -> int:
+        return int(self._operators().partition("; ")[2] or 0)
+
+    def _first(self) -> None:
+        self.subject.first()
+
+    def _round(self) -> dict[str, list[float]]:
+        gc.disable()  # collection pauses are no property of the model
+        try:
+            return dict(self.subject.round())
+        finally:
+            gc.enable()
+
+    def vector(self, file: str) -> Json:
+        """A golden vector's arrays by name."""
+        if file not in self.vectors:
+            raise Refused("BundleError", f"{self.directory}: {file} is no golden vector of its manifest")
+        return _safetensors(self.directory / file)
+
+    def _replay(self, file: str) -> Json:
+        vector = self.vector(file)
+        return dict(self.subject.replay(vector))
+
+    def _run(self, request: Json) -> Json:
+        session = self.subject.session
+        names = request["outputs"]
+        return dict(zip(names, session.run(names, _unpacked(request["arrays"])), strict=True))
+
+    def _generate(self, request: Json) -> Iterator[Json]:
+        if not isinstance(self.subject, Decoder):
+            raise Refused("UnsupportedError", f"{self.directory}: no language model; nothing to generate")
+        yield from self.subject.generate(request["ids"], int(request["max_new_tokens"]), set(request["stop"]))
+
+    def _profile(self) -> list[Json]:
+        with tempfile.TemporaryDirectory() as scratch:
+            session = self._session(profile=str(Path(scratch) / "profile"))
+            if self.decoder_info:
+                Decoder(self, session, slots=1).run([0])
+            else:
+                Sample(self, session).first()
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return [
+            {"op": e["args"]["op_name"], "name": e["name"].removesuffix("_kernel_time"), "us": e["dur"]}
+            for e in events
+            if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+        ]
+
+
+class Sample:
+    """A model without a cache: its first golden input is what is timed."""
+
+    def __init__(self, runner: Runner, session: Any) -> None:
+        self.session = session
+        self._feeds = _feeds(runner.vector(runner.vectors[0])) if runner.vectors else {}
+
+    def first(self) -> None:
+        self.session.run(None, self._feeds)
+
+    def round(self) -> dict[str, list[float]]:
+        return {"latency": _repeated(self.first)}
+
+    def replay(self, vector: Json) -> Json:
+        names = [o.name for o in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, _feeds(vector)), strict=True))
+
+
+class Decoder:
+    """A language model with its cache in place."""
+
+    def __init__(self, runner: Runner, session: Any, slots: int = 0) -> None:
+        import numpy as np
+
+        info = runner.decoder_info
+        assert info is not None
+        self.session, self._ort = session, runner.ort
+        self._slots, self._new, self.length = slots or runner.max_length, runner.new, 0
+        self._vocabulary = int(info["vocab_size"])
+        self._mask = np.ones((1, self._slots), np.int64)
+        self._held: dict[tuple[str, str], Any] = {}
+        self._binding = session.io_binding()
+        for layer, (heads, dim) in enumerate(zip(info["kv_heads"], info["head_dim"], strict=True)):
+            for part in ("key", "value"):
+                cache = np.zeros((1, heads, self._slots, dim), np.float32)
+                self._input(f"past_key_values.{layer}.{part}", cache)
+                self._output(f"present.{layer}.{part}", cache)
+        ids = runner.vector(runner.vectors[0])["input.input_ids"].ravel() if runner.vectors else np.zeros(1, np.int64)
+        self._prompt = np.resize(ids, runner.prompt)
+        self._next = 0
+
+    def run(self, ids: Any, keep: int = 1) -> Any:
+        """Feeds tokens [S]; logits float32 [keep or S, V] of the last ``keep`` of them (0: all)."""
+        import numpy as np
+
+        ids = np.asarray(ids, np.int64)[None]
+        if self.length + ids.shape[1] > self._slots:
+            raise Refused("UsageError", f"context full: {self.length} + {ids.shape[1]} tokens, {self._slots} slots")
+        logits = np.empty((1, keep or ids.shape[1], self._vocabulary), np.float32)
+        self._input("input_ids", ids)
+        self._input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
+        self._input("logits_to_keep", np.array([keep], np.int64))
+        self._output("logits", logits)
+        self.session.run_with_iobinding(self._binding)
+        self.length += ids.shape[1]
+        return logits[0]
+
+    def first(self) -> None:
+        self.length = 0
+        self._feed(self._prompt)
+
+    def round(self) -> dict[str, list[float]]:
+        prefill, decode = _repeated(self.first), []
+        for _ in range(self._new):
+            began = time.perf_counter()
+            self._feed([self._next])
+            decode.append((time.perf_counter() - began) * 1e3)
+        return {"prefill": prefill, "decode": decode}
+
+    def generate(self, ids: list[int], most: int, stop: set[int]) -> Iterator[Json]:
+        """A line for each new token, then one that says how it went."""
+        self.length = 0
+        began = time.perf_counter()
+        self._feed(ids)
+        prefill_ms, made, finish = (time.perf_counter() - began) * 1e3, 0, "length"
+        began = time.perf_counter()
+        while True:
+            if self._next in stop:
+                finish = "stop"
+                break
+            made += 1
+            yield {"token": self._next}
+            if made == most or self.length == self._slots:
+                break
+            self._feed([self._next])
+        decode_ms = (time.perf_counter() - began) * 1e3
+        yield {"done": True, "finish": finish, "prefill_ms": prefill_ms, "decode_ms": decode_ms}
+
+    def replay(self, vector: Json) -> Json:
+        """A golden text: a prompt in pieces, then token by token; every position's prediction in short."""
+        import numpy as np
+
+        ids = vector["input.input_ids"].ravel()
+        steps, self.length = len(vector["compressed.logits"]) - 1, 0
+        first = max(1, len(ids) - steps)
+        bounds = [*range(0, first, REPLAY_PIECE), *range(first, len(ids) + 1)]
+        wanted = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
+        parts: list[Json] = []
+        last: list[Any] = []
+        for start, stop in itertools.pairwise(bounds):
+            logits = self.run(ids[start:stop], keep=0)
+            part = _summary(logits, ids[start + 1 : stop + 1])
+            for who, tokens in wanted.items():
+                part[f"at.{who}"] = np.take_along_axis(logits, tokens[start:stop].astype(np.int64), axis=-1)
+            parts.append(part)
+            last = [*last, *logits[-(steps + 1) :]][-(steps + 1) :]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {**joined, "logits": np.stack(last)}
+
+    def _feed(self, ids: Any) -> None:
+        for start in range(0, len(ids), PIECE):
+            logits = self.run(ids[start : start + PIECE])
+        self._next = int(logits[-1].argmax())
+
+    def _input(self, name: str, array: Any) -> None:
+        self._held["input", name] = array  # ONNX Runtime keeps the address only
+        self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+    def _output(self, name: str, array: Any) -> None:
+        self._held["output", name] = array
+        self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+
+def _onnxruntime() -> Any:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise Refused(
+            "RuntimeUnavailable", f"onnxruntime cannot be imported on the device ({error}); run `edgekit devices setup`"
+        ) from error
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST:
+        raise Refused(
+            "RuntimeUnavailable",
+            f"onnxruntime {ort.__version__} on the device, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; "
+            "run `edgekit devices setup`",
+        )
+    ort.disable_telemetry_events()
+    return ort
+
+
+def _manifest(directory: Path) -> Json:
+    try:
+        return dict(json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise Refused("BundleError", f"{directory}: no readable manifest.json on the device ({error})") from error
+
+
+def _safetensors(path: Path) -> Json:
+    """Arrays of a safetensors file, mapped: 8 bytes of header length, a JSON header, the data."""
+    import numpy as np
+
+    data = np.memmap(path, np.uint8, "r")
+    size = int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8 : 8 + size].tobytes())
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        start, stop = (8 + size + offset for offset in entry["data_offsets"])
+        array = np.frombuffer(data[start:stop].tobytes(), DTYPES[entry["dtype"]])
+        found[name] = array.reshape(entry["shape"])
+    return found
+
+
+def _summary(logits: Any, targets: Any) -> Json:
+    import numpy as np
+
+    peak = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - peak).sum(axis=-1, dtype=np.float64)).astype(np.float32) + peak[:, 0]
+    nll = total[: len(targets)] - logits[np.arange(len(targets)), targets]
+    return {"top_indices": logits.argmax(axis=-1), "logsumexp": total, "nll": nll}
+
+
+def _feeds(vector: Json) -> Json:
+    return {name[len("input.") :]: array for name, array in vector.items() if name.startswith("input.")}
+
+
+def _packed(arrays: Json) -> Json:
+    import numpy as np
+
+    packed = {}
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        data = base64.b64encode(array.tobytes()).decode("ascii")
+        packed[name] = {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+    return packed
+
+
+def _unpacked(arrays: Json) -> Json:
+    import numpy as np
+
+    return {
+        name: np.frombuffer(base64.b64decode(a["data"]), a["dtype"]).reshape(a["shape"]) for name, a in arrays.items()
+    }
+
+
+def _repeated(run: Callable[[], None]) -> list[float]:
+    times: list[float] = []
+    until = time.perf_counter() + REPEAT_SECONDS
+    while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
+        began = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - began) * 1e3)
+    return times
+
+
+def _memory() -> Json:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {"peak": None, "private": None, "file": None}
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    sizes = {"peak": "VmHWM", "private": "RssAnon", "file": "RssFile"}
+    return {key: int(fields[name].split()[0]) / 1024 if name in fields else None for key, name in sizes.items()}
+
+
+if __name__ == "__main__":
+    main()

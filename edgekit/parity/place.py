@@ -1,0 +1,136 @@
+"""Where golden vectors are replayed: this machine, or a device."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.devices.connection import Connection
+from edgekit.devices.job import Job, check_hashes, packed, send_bundle
+from edgekit.devices.setup import inspect_linux, installed
+from edgekit.devices.transfer import Item, Progress, push
+from edgekit.errors import UnsupportedError
+from edgekit.lowbit.library import ABIS
+from edgekit.metrics import Arrays
+from edgekit.runtime.kernels import describe, from_nodes, kernels
+from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+from edgekit.runtime.session import Session, graph_with_outputs, onnxruntime
+
+COMPRESSED, ORIGINAL = "compressed", "original"
+REFERENCES = (COMPRESSED, ORIGINAL)
+
+Run = Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
+"""Runs a graph: inputs by name, names of the values wanted."""
+
+
+class Place(Protocol):
+    """A machine that runs one bundle."""
+
+    versions: dict[str, str]
+
+    def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
+        """What the machine answers to each golden vector: the arrays of replay_text or replay_sample."""
+
+    def tapped(self, values: Sequence[str]) -> AbstractContextManager[Run]:
+        """The graph with intermediate ``values`` as outputs too."""
+
+    def kernel(self) -> str:
+        """Which kernels run."""
+
+
+class Here:
+    """This machine."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._bundle, self._threads = bundle, threads
+        self.versions = {
+            "onnxruntime": onnxruntime().__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+
+    def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
+        if self._bundle.manifest.decoder is None:
+            session = Session(self._bundle, self._threads)
+            return [replay_sample(session, vector) for vector in vectors]
+        decoder = open_decoder(self._bundle, self._threads, _longest(vectors))
+        found: list[Arrays] = []
+        for vector in vectors:
+            at = {who: vector[f"{who}.top_indices"] for who in REFERENCES}
+            steps = len(vector["compressed.logits"]) - 1
+            found.append(replay_text(decoder, vector["input.input_ids"], steps, at))
+        return found
+
+    @contextmanager
+    def tapped(self, values: Sequence[str]) -> Iterator[Run]:
+        yield Session(self._bundle, self._threads, extra_outputs=values).run
+
+    def kernel(self) -> str:
+        return describe(kernels(self._bundle, self._threads))
+
+
+class OnDevice:
+    """A Linux device over ssh, with ``edgekit devices setup`` done."""
+
+    def __init__(self, connection: Connection, bundle: Bundle, threads: int, progress: Progress) -> None:
+        """Pushes the bundle and checks its hashes there.
+
+        Raises UnsupportedError for a device that cannot run it, RuntimeUnavailable when it is not set up or out of reach.
+        """
+        if connection.target.kind != "ssh":
+            raise UnsupportedError(f"target {connection.name!r}: this edgekit verifies on 'local' and 'ssh:' only")
+        self._connection, self._bundle = connection, bundle
+        linux = inspect_linux(connection)
+        self.versions = {"device": installed(connection), "machine": linux.machine}
+        self._directory = send_bundle(connection, bundle, linux.abi, progress)
+        progress(f"check hashes on {connection.name}", 0.0)
+        check_hashes(connection, bundle, self._directory)
+        library = f"{connection.directory}/lib/{ABIS[linux.abi]}" if bundle.manifest.uses_operators else ""
+        if os.environ.get("EDGEKIT_OPS_LIBRARY") == "none":
+            library = ""
+        self._settings = {"bundle": self._directory, "threads": threads, "library": library}
+        self._isa = ""
+
+    def _job(self, **more: object) -> Job:
+        return Job(self._connection, {**self._settings, **more}, os.environ.get("EDGEKIT_ISA", ""))
+
+    def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
+        length = _longest(vectors) if self._bundle.manifest.decoder is not None else 1
+        with self._job(max_length=length) as job:
+            self._isa = str(job.ask("load").get("operators", ""))
+            return [dict(job.arrays("replay", vector=info.file)) for info in self._bundle.manifest.vectors]
+
+    @contextmanager
+    def tapped(self, values: Sequence[str]) -> Iterator[Run]:
+        graph = graph_with_outputs(self._bundle, values)
+        digest = hashlib.sha256(graph).hexdigest()
+        name = f"tapped-{digest[:16]}.onnx"
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / name
+            file.write_bytes(graph)
+            folder = self._directory.removeprefix(f"{self._connection.directory}/")
+            push(self._connection, [Item(file, f"{folder}/{name}", digest, len(graph))])
+        with self._job(graph=name) as job:
+            job.ask("load")
+            yield lambda inputs, names: job.arrays("run", arrays=packed(inputs), outputs=list(names))
+
+    def kernel(self) -> str:
+        with self._job() as job:
+            events = job.ask("profile")["events"]
+        facts = self._isa.partition(";")[0].split()
+        nodes = [(str(event["op"]), str(event["name"])) for event in events]
+        return describe(from_nodes(self._bundle, nodes, facts[1] if len(facts) > 1 else ""))
+
+
+def _longest(vectors: Sequence[Arrays]) -> int:
+    return max((vector["input.input_ids"].shape[1] for vector in vectors), default=1)

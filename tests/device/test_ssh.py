@@ -1,0 +1,197 @@
+"""A device over a real sshd: this machine, with a home directory of its own. Skipped where sshd is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgekit.devices import Target, open_connection
+from edgekit.devices.transfer import remove
+from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
+from edgekit.parity import verify
+from tests.native.tooling import require
+from tests.unit.test_verify import faulty
+from tests.unit.tiny_bundle import decoder_bundle
+from tests.unit.tiny_models import linear_bundle
+
+SSHD = "/usr/sbin/sshd"
+CONFIG = """
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+PidFile none
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+UsePAM no
+StrictModes no
+SetEnv HOME={home}
+"""
+CLIENT = """
+Host pi
+  HostName 127.0.0.1
+  Port {port}
+  IdentityFile {folder}/user
+  IdentitiesOnly yes
+  UserKnownHostsFile {folder}/known
+  StrictHostKeyChecking accept-new
+Host stranger
+  HostName 127.0.0.1
+  Port {port}
+  IdentityFile {folder}/none
+  IdentitiesOnly yes
+  UserKnownHostsFile {folder}/known
+  StrictHostKeyChecking accept-new
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The device's home directory; ``ssh:pi`` reaches it."""
+    require(
+        Path(SSHD).exists() and shutil.which("ssh") is not None, "sshd is not installed: apt-get install openssh-server"
+    )
+    folder, place = tmp_path_factory.mktemp("ssh"), tmp_path_factory.mktemp("home") / "with space"
+    place.mkdir()
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "sshd").write_text(CONFIG.format(port=port, folder=folder, home=f'"{place}"'))
+    (folder / "client").write_text(CLIENT.format(port=port, folder=folder))
+    Path("/run/sshd").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+        patch.setenv("EDGEKIT_SSH_CONFIG", str(folder / "client"))
+        server = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd"], stderr=log)
+        _wait(port)
+        yield place
+        server.terminate()
+        server.wait()
+
+
+def _wait(port: int) -> None:
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("sshd does not answer")
+
+
+@pytest.fixture(scope="module")
+def pi(home: Path) -> str:
+    """The device with ONNX Runtime, installed as a user would."""
+    done = edgekit("devices", "setup", "ssh:pi", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["installed"].startswith("onnxruntime 1.29.0, Python 3")
+    return "ssh:pi"
+
+
+def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "edgekit", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_before_setup_it_says_so(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable) as failure:
+        verify(linear_bundle(tmp_path / "b"), targets=["ssh:pi"])
+    assert str(failure.value) == ("ssh:pi: ONNX Runtime is not set up there; run `edgekit devices setup ssh:pi` once")
+    assert list(home.iterdir()) == []
+
+
+def test_a_device_says_what_it_is(home: Path) -> None:
+    done = edgekit("devices", "show", "ssh:pi", "--json")
+    (facts,) = json.loads(done.stdout)["devices"]
+    assert facts["machine"] == os.uname().machine and len(facts["cores"]) == os.cpu_count()
+    assert facts["memory_mb"] > 100 and facts["page_size"] == 4096 and facts["emulated"] == ""
+    assert list(home.iterdir()) == []
+
+
+def test_a_good_bundle_passes_there(pi: str, tmp_path: Path) -> None:
+    report = verify(decoder_bundle(tmp_path / "b"), targets=[pi])
+    assert report.passed and report.target == pi
+    assert report.versions["device"].startswith("onnxruntime 1.29.0")
+    assert report.kernel.startswith("FusedMatMul")
+
+
+def test_the_operator_runs_there(pi: str, tmp_path: Path) -> None:
+    report = verify(linear_bundle(tmp_path / "b", "t2"), targets=[pi])
+    assert report.passed and "TernaryMatMul: native operator" in report.kernel
+
+
+def test_a_fault_is_traced_to_its_layer_there(pi: str, tmp_path: Path) -> None:
+    report = verify(decoder_bundle(tmp_path / "b", graph_weights=faulty(1)), targets=[pi])
+    assert not report.passed
+    assert [layer.layer for layer in report.layers if layer.first] == ["layers.1"]
+
+
+def test_the_command_line_verifies_there(pi: str, tmp_path: Path) -> None:
+    decoder_bundle(tmp_path / "b")
+    done = edgekit("verify", str(tmp_path / "b"), "--target", pi)
+    assert done.returncode == 0, done.stderr
+    assert f"on {pi}, 1 thread" in done.stdout and done.stdout.endswith("verdict: PASS\n")
+
+
+def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path) -> None:
+    bundle = linear_bundle(tmp_path / "b", shift=1e-6)
+    verify(bundle, targets=[pi])
+    (graph,) = (
+        g for g in home.glob(".edgekit-device/bundles/*/model.onnx") if g.read_bytes() == bundle.graph_path.read_bytes()
+    )
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(BundleError, match=r"ssh:pi: model.onnx: FAILED: the file on the device is not the bundle's"):
+        verify(bundle, targets=[pi])
+    graph.unlink()
+    assert verify(bundle, targets=[pi]).parity.count
+
+
+def test_an_instruction_set_that_it_lacks(pi: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = linear_bundle(tmp_path / "b", "t2")
+    monkeypatch.setenv("EDGEKIT_ISA", "neon_i8mm")
+    with pytest.raises(
+        RuntimeUnavailable, match="ssh:pi: EDGEKIT_ISA=neon_i8mm: this processor cannot run it; it has "
+    ):
+        verify(bundle, targets=[pi])
+
+
+def test_a_host_that_refuses_or_is_not_there(home: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match=r"ssh:stranger: ssh could not connect: .*Permission denied"):
+        open_connection(Target.parse("ssh:stranger"))
+    with pytest.raises(RuntimeUnavailable, match=r"ssh:no.such.host.invalid: ssh could not connect: .*resolve"):
+        open_connection(Target.parse("ssh:no.such.host.invalid"))
+
+
+def test_what_is_for_this_machine_only(tmp_path: Path) -> None:
+    bundle = linear_bundle(tmp_path / "b")
+    with pytest.raises(UsageError, match="target ssh:pi: --original and --text are for 'local' only"):
+        verify(bundle, targets=["ssh:pi"], text=tmp_path / "t.txt")
+
+
+def test_cleaning_leaves_nothing(pi: str, home: Path) -> None:
+    assert [p.name for p in home.iterdir()] == [".edgekit-device"]
+    done = edgekit("devices", "clean", pi)
+    assert done.returncode == 0 and done.stdout == f"ssh:pi: {home}/.edgekit-device is gone\n"
+    assert list(home.iterdir()) == []
+    with open_connection(Target.parse(pi)) as connection:
+        remove(connection)
+
+
+def test_android_is_not_verified_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adb = tmp_path / "bin" / "adb"
+    adb.parent.mkdir()
+    adb.write_text('#!/bin/sh\nshift 4\nexec sh -c "$1"\n')
+    adb.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{adb.parent}:{os.environ['PATH']}")
+    with pytest.raises(UnsupportedError, match="target 'adb:X': this edgekit verifies on 'local' and 'ssh:' only"):
+        verify(linear_bundle(tmp_path / "b"), targets=["adb:X"])

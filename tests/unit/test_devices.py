@@ -1,0 +1,245 @@
+"""Targets, what devices say of themselves, and what is said when one is out of reach."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekit.devices import Target, open_connection
+from edgekit.devices.job import Job
+from edgekit.devices.probe import Core, parse, probe
+from edgekit.devices.setup import inspect_linux
+from edgekit.errors import RuntimeUnavailable, UnsupportedError, UsageError
+from tests.device.shell_connection import ShellConnection
+
+PI = """@@ uname
+aarch64
+6.12.25+rpt-rpi-v8
+Linux
+@@ cpuinfo
+processor\t: 0
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU part\t: 0xd0b
+@@ memory
+MemTotal:        8256000 kB
+@@ model
+Raspberry Pi 5 Model B Rev 1.0
+@@ os
+Debian GNU/Linux 12 (bookworm)
+@@ page
+16384
+@@ core 0
+2400000
+@@ core 1
+2400000
+@@ governor
+ondemand
+@@ temperature
+47200
+-127000
+@@ battery
+@@ executable
+/usr/lib/systemd/systemd
+"""
+PHONE = """@@ uname
+aarch64
+6.1.75-android14-11
+Linux
+@@ cpuinfo
+Features\t: fp asimd asimddp i8mm
+@@ memory
+MemTotal: 7654321 kB
+@@ model
+@@ os
+@@ page
+4096
+@@ core 4
+2800000
+@@ core 0
+1800000
+@@ core 10
+@@ governor
+walt
+@@ temperature
+33000
+41500
+999999
+@@ battery
+87
+Discharging
+@@ android
+ro.product.manufacturer=Acme
+ro.product.model=One
+ro.soc.model=SM8550
+ro.build.version.release=14
+ro.build.version.sdk=34
+@@ emulator
+
+
+@@ executable
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("local", Target("local", "local")),
+        ("ssh:pi", Target("ssh:pi", "ssh", "pi")),
+        ("ssh:me@pi.local:2222", Target("ssh:me@pi.local:2222", "ssh", "me@pi.local", 2222)),
+        ("ssh:root@[fe80::1%eth0]:22", Target("ssh:root@[fe80::1%eth0]:22", "ssh", "root@fe80::1%eth0", 22)),
+        ("adb:127.0.0.1:5555", Target("adb:127.0.0.1:5555", "adb", "127.0.0.1:5555")),
+        ("adb:R58M12ABCDE", Target("adb:R58M12ABCDE", "adb", "R58M12ABCDE")),
+    ],
+)
+def test_targets(text: str, expected: Target) -> None:
+    assert Target.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "pi", "ssh:", "ssh:-oProxyCommand=x", "ssh:me@-x", "ssh:-x@pi", "ssh:pi:0", "ssh:pi:99999", "ssh:a b", "adb:",
+     "adb:-s", "usb:1", "ssh:pi;ls", "LOCAL"],
+)  # fmt: skip
+def test_what_is_no_target(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is none of local, ssh:\[user@\]host\[:port\] or adb:SERIAL"):
+        Target.parse(text)
+
+
+def test_a_pi_as_it_describes_itself() -> None:
+    facts = parse("ssh:pi", PI)
+    assert facts.model == "Raspberry Pi 5 Model B Rev 1.0" and facts.system == "Debian GNU/Linux 12 (bookworm)"
+    assert facts.cores == (Core(0, 2400.0), Core(1, 2400.0)) and facts.features == ("asimd", "asimddp")
+    assert (facts.memory_mb, facts.page_size, facts.temperature, facts.battery) == (8062, 16384, 47.2, "")
+    assert facts.emulated == ""
+    assert "2 cores (2 × 2.4 GHz), 8062 MB, pages of 16 KiB" in "\n".join(facts.lines())
+
+
+def test_a_phone_as_it_describes_itself() -> None:
+    facts = parse("adb:X", PHONE)
+    assert (facts.model, facts.soc, facts.system) == ("Acme One", "SM8550", "Android 14")
+    assert facts.cores == (Core(0, 1800.0), Core(4, 2800.0), Core(10, None))
+    assert (facts.temperature, facts.battery, facts.emulated) == (41.5, "87 % Discharging", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (PHONE.replace("@@ emulator\n", "@@ emulator\n1\n"), "an emulator's system property is set"),
+        (PI.replace("/usr/lib/systemd/systemd", "/usr/bin/qemu-aarch64-static"), "its processes are run by qemu"),
+        (PI.replace("6.12.25+rpt-rpi-v8", "6.1.0-13-amd64"), "kernel 6.1.0-13-amd64 is another processor's"),
+    ],
+)
+def test_emulation_is_recognised(text: str, why: str) -> None:
+    facts = parse("ssh:pi", text)
+    assert facts.emulated == why
+    assert list(facts.lines())[-1] == f"  EMULATED ({why}): results count, times do not"
+
+
+def test_a_device_that_tells_nothing() -> None:
+    facts = parse("ssh:x", "")
+    assert facts.cores == () and facts.memory_mb is None and facts.temperature is None
+    assert list(facts.lines())[1].startswith("  , 0 cores")
+
+
+@pytest.fixture
+def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for ``adb`` that runs the script here."""
+    program = tmp_path / "bin" / "adb"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1 $2 $3 $4" = "-s X shell -T" ] || exit 9\nexec sh -c "$5"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+def test_a_phone_is_asked_over_adb(adb: Path) -> None:
+    with open_connection(Target.parse("adb:X")) as connection:
+        assert connection.directory == "/data/local/tmp/edgekit"
+        assert probe(connection).machine == os.uname().machine
+        assert connection.run("cat; exit 7", stdin=bytes(range(256))).stdout == bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("adb: device 'X' not found", "device 'X' not found; `adb devices` lists what is attached"),
+        ("error: device unauthorized.", "device unauthorized.; unlock the phone and allow USB debugging"),
+        ("error: device offline", "device offline; unplug and plug it in again"),
+        ("error: protocol fault", "error: protocol fault"),
+    ],
+)
+def test_phones_out_of_reach(adb: Path, words: str, message: str) -> None:
+    adb.write_text(f'#!/bin/sh\necho "{words}" >&2\nexit 1\n')
+    with pytest.raises(RuntimeUnavailable) as failure:
+        open_connection(Target.parse("adb:X"))
+    assert str(failure.value).startswith(f"adb:X: {message}")
+
+
+@pytest.mark.parametrize("kind", ["ssh", "adb"])
+def test_programs_that_are_missing(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeUnavailable, match=f"{kind} is not installed; {kind}: targets need"):
+        open_connection(Target.parse(f"{kind}:x"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (
+            "Linux armv7l\n32\nglibc 2.36\n3 11",
+            "Linux armv7l with 32 bits; ONNX Runtime has wheels for 64-bit Linux only",
+        ),
+        ("Linux aarch64\n32\nglibc 2.36\n3 11", "Linux aarch64 with 32 bits; ONNX Runtime has wheels for 64-bit"),
+        (
+            "Linux aarch64\n64\nglibc 2.24\n3 11",
+            "C library 'glibc 2.24'; ONNX Runtime's wheels need glibc 2.27 or newer",
+        ),
+        ("Linux aarch64\n64\nnone\n3 11", "C library 'none'"),
+        (
+            "Linux aarch64\n64\nglibc 2.36\nnone",
+            "python3 with venv is 'none' there; ONNX Runtime 1.29.0 has wheels for Python 3.11,",
+        ),
+        ("Linux aarch64\n64\nglibc 2.36\n3 9", "python3 with venv is '3 9' there"),
+        ("Darwin arm64", "Darwin arm64 with ? bits"),
+    ],
+)
+def test_devices_that_no_wheel_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, message: str) -> None:
+    connection = ShellConnection(tmp_path)
+    monkeypatch.setattr(connection, "text", lambda script: facts)
+    with pytest.raises(UnsupportedError) as failure:
+        inspect_linux(connection)
+    assert message in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo oops >&2; exit 3", "the runner ended (oops); was it killed for memory, or the device switched off?"),
+        ("echo no JSON; sleep 9", "the runner ended (without a word); was it killed for memory"),
+        ("echo 'link down' >&2; exit 255", "link down"),
+        ('echo \'{"error": "BundleError", "message": "bad"}\'', "bad"),
+        ('echo \'{"error": "SystemExit", "message": "x"}\'', "x"),
+    ],
+)
+def test_runners_that_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
+    connection = ShellConnection(tmp_path)
+    monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
+    with pytest.raises(Exception, match=r"^ssh:here: ") as failure:
+        Job(connection, {})
+    assert message in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "arrays", ["[]", '{"a": {"dtype": "object", "shape": [1], "data": ""}}', '{"a": {}}', '{"a": 1}']
+)
+def test_answers_that_hold_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: str) -> None:
+    connection = ShellConnection(tmp_path)
+    script = f"echo '{{\"runner\": 1}}'; read request; echo '{{\"arrays\": {arrays}}}'; read more"
+    monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
+    with (
+        Job(connection, {}) as job,
+        pytest.raises(RuntimeUnavailable, match="the runner's answer to 'replay' holds no"),
+    ):
+        job.arrays("replay")
