@@ -1,7 +1,7 @@
 """Runs a bundle on a Raspberry Pi (or any Linux with numpy and onnxruntime) as its host tells it to: docs/runner.md.
 
 This file travels: it imports nothing of edgekit and is started as ``python3 runner.py '{"bundle": DIR, ...}'``. It decides
-nothing and keeps nothing; its twin for Android is android_demo/runner.
+nothing and keeps nothing.
 """
 
 from __future__ import annotations
