@@ -27,12 +27,25 @@ def verify(
     """Prove that BUNDLE computes what it should.
 
     Its golden vectors are replayed: parity with the compressed PyTorch model, accuracy against the original. Exit code 1 when a limit of the recipe is missed; then the first layer that differs is named.
+
+    \b
+    --target ssh:[user@]host[:port]      on a Linux device: see `edgekit devices`
+    --target local --target ssh:HOST     on both, side by side, and whether they agree
     """
     quiet_libraries()
+    from edgekit.parity import Comparison, Report, verify_on
     from edgekit.parity import verify as run
 
+    found: Report | Comparison
     with progress_bar() as progress:
-        report = run(bundle, targets=targets, threads=threads, original=original, text=text, progress=progress)
-    show(report.lines(), report.to_json(), as_json)
-    if not report.passed:
+        if len(targets) == 1:
+            found = run(bundle, targets=targets, threads=threads, original=original, text=text, progress=progress)
+        elif original is None and text is None:
+            found = verify_on(bundle, targets, threads=threads, progress=progress)
+        else:
+            raise click.UsageError("--original and --text are for a single --target local; leave them out")
+    show(found.lines(), found.to_json(), as_json)
+    if isinstance(found, Comparison) and found.failures:
+        sys.exit(2)
+    if not found.passed:
         sys.exit(1)

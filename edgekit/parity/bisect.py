@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -32,9 +32,36 @@ def bisect(
     Values between nodes become outputs, which can keep ONNX Runtime from fusing across them. Returns nothing for a
     bundle without taps.
     """
+    return _judged(bundle, _tapped(bundle, vectors, place, lambda layer: [v[f"tap.{layer}"] for v in vectors]), outputs)
+
+
+def bisect_between(
+    bundle: Bundle,
+    vectors: Sequence[Arrays],
+    places: tuple[Place, Place],
+    outputs: Mapping[str, Mapping[str, float]],
+) -> tuple[LayerDistance, ...]:
+    """As :func:`bisect`, the second place against the first."""
+    first: dict[str, list[np.ndarray]] = {}
+
+    def keep(layer: str, found: Sequence[np.ndarray]) -> None:
+        first[layer] = list(found)
+
+    _tapped(bundle, vectors, places[0], None, keep)
+    return _judged(bundle, _tapped(bundle, vectors, places[1], lambda layer: first[layer]), outputs)
+
+
+def _tapped(
+    bundle: Bundle,
+    vectors: Sequence[Arrays],
+    place: Place,
+    expected: Callable[[str], Sequence[np.ndarray]] | None,
+    keep: Callable[[str, Sequence[np.ndarray]], None] = lambda layer, found: None,
+) -> dict[str, dict[str, float]]:
+    """Every tapped layer's distance from what is ``expected`` of it; its outputs are handed to ``keep``."""
     taps = {layer: value for layer, value in bundle.manifest.taps.items() if all(f"tap.{layer}" in v for v in vectors)}
     if not taps:
-        return ()
+        return {}
     layers = list(taps)
     distances: dict[str, dict[str, float]] = {}
     with place.tapped(list(taps.values())) as run:
@@ -42,8 +69,19 @@ def bisect(
             part = layers[start : start + TOGETHER]
             runs = [_run(bundle, run, vector, {layer: taps[layer] for layer in part}) for vector in vectors]
             for layer in part:
-                distances[layer] = _typical([v[f"tap.{layer}"] for v in vectors], [found[layer] for found in runs])
-    distances.update({f"output {name}": dict(distance) for name, distance in outputs.items()})
+                found = [answer[layer] for answer in runs]
+                keep(layer, found)
+                if expected is not None:
+                    distances[layer] = _typical(expected(layer), found)
+    return distances
+
+
+def _judged(
+    bundle: Bundle, distances: dict[str, dict[str, float]], outputs: Mapping[str, Mapping[str, float]]
+) -> tuple[LayerDistance, ...]:
+    if not distances:
+        return ()
+    distances = {**distances, **{f"output {name}": dict(distance) for name, distance in outputs.items()}}
     first = first_diverging([d["sqnr_db"] for d in distances.values()])
     return tuple(
         LayerDistance(layer, _formats(bundle, layer), d["max_abs"], d["sqnr_db"], d["cosine"], index == first)

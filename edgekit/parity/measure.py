@@ -50,6 +50,40 @@ def measure(
     }
 
 
+def measure_between(
+    bundle: Bundle, vectors: Sequence[Arrays], ours: Sequence[Arrays], theirs: Sequence[Arrays], margin: float
+) -> Measured:
+    """The distance of one machine's answers (``theirs``) to another's on the same vectors."""
+    who = "other"
+    expected = [_as_reference(answer) if bundle.manifest.decoder is not None else dict(answer) for answer in ours]
+    if bundle.manifest.decoder is None:
+        beside = [
+            {**vector, **{f"{who}.{name}": a for name, a in answer.items()}}
+            for vector, answer in zip(vectors, expected, strict=True)
+        ]
+        return _outputs(bundle, beside, theirs, who, margin)
+    found = [
+        {**answer, f"at.{who}": np.take_along_axis(answer["at.compressed"], _order(own), -1)}
+        for answer, own in zip(theirs, ours, strict=True)
+    ]
+    return _predictions(_joined(expected), _joined(found), who, margin)
+
+
+def _order(answer: Arrays) -> np.ndarray:
+    """How a machine ranks the tokens whose logits were asked for, the best first: int64 [T, n]."""
+    return np.argsort(-answer["at.compressed"], axis=-1, kind="stable")
+
+
+def _as_reference(answer: Arrays) -> dict[str, np.ndarray]:
+    """A machine's answer in the form of a reference model's: its own logits in descending order."""
+    values = np.take_along_axis(answer["at.compressed"], _order(answer), -1)
+    indices = answer["top_indices"][:, None]
+    return {
+        "top_values": values, "top_indices": indices, "logsumexp": answer["logsumexp"], "nll": answer["nll"],
+        "logits": answer["logits"],
+    }  # fmt: skip
+
+
 def reference(vector: Arrays, who: str) -> dict[str, np.ndarray]:
     """What one model answered to a vector, by plain name."""
     return {name.removeprefix(f"{who}."): a for name, a in vector.items() if name.startswith(f"{who}.")}

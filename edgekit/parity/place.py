@@ -18,7 +18,7 @@ from edgekit.devices.connection import Connection
 from edgekit.devices.job import Job, check_hashes, packed, send_bundle
 from edgekit.devices.setup import inspect_linux, installed
 from edgekit.devices.transfer import Item, Progress, push
-from edgekit.errors import UnsupportedError
+from edgekit.errors import RuntimeUnavailable, UnsupportedError
 from edgekit.lowbit.library import ABIS
 from edgekit.metrics import Arrays
 from edgekit.runtime.kernels import describe, from_nodes, kernels
@@ -108,7 +108,30 @@ class OnDevice:
         length = _longest(vectors) if self._bundle.manifest.decoder is not None else 1
         with self._job(max_length=length) as job:
             self._isa = str(job.ask("load").get("operators", ""))
-            return [dict(job.arrays("replay", vector=info.file)) for info in self._bundle.manifest.vectors]
+            return [
+                self._checked(vector, job.arrays("replay", vector=info.file))
+                for info, vector in zip(self._bundle.manifest.vectors, vectors, strict=True)
+            ]
+
+    def _checked(self, vector: Arrays, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A device is trusted no further than a bundle: names and shapes must be those that were asked for."""
+        if self._bundle.manifest.decoder is None:
+            expected: dict[str, tuple[int, ...] | None] = {o.name: None for o in self._bundle.manifest.outputs}
+        else:
+            tokens = vector["input.input_ids"].shape[1]
+            expected = {
+                "top_indices": (tokens,), "logsumexp": (tokens,), "nll": (tokens - 1,),
+                "logits": vector["compressed.logits"].shape,
+                **{f"at.{who}": vector[f"{who}.top_indices"].shape for who in REFERENCES},
+            }  # fmt: skip
+        for name, shape in expected.items():
+            if name not in found or (shape is not None and found[name].shape != shape):
+                there = list(found[name].shape) if name in found else "nothing"
+                raise RuntimeUnavailable(
+                    f"{self._connection.name}: the runner answered {there} for {name!r}, {list(shape or ())} expected; "
+                    "`edgekit devices clean`, set up again, and report it if it stays so"
+                )
+        return {name: found[name] for name in expected}
 
     @contextmanager
     def tapped(self, values: Sequence[str]) -> Iterator[Run]:

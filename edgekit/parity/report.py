@@ -96,7 +96,7 @@ class Report:
         facts = {key: value for key, value in asdict(self).items() if key not in ("parity", "accuracy")}
         sections = {"parity": self.parity.to_json(), "accuracy": self.accuracy.to_json()}
         head = {"schema_version": SCHEMA_VERSION, "passed": self.passed, "verdict": self.verdict}
-        return dict(_finite({**head, **sections, **facts}))
+        return dict(finite({**head, **sections, **facts}))
 
     def lines(self) -> Iterator[str]:
         """The report for people: every number with its limit, the layers when parity failed, the verdict last."""
@@ -106,7 +106,7 @@ class Report:
         if self.text is not None:
             yield from _text(self.text)
         if self.layers:
-            yield from _layers(self.layers)
+            yield from layer_lines(self.layers)
         elif not self.parity.passed:
             yield "  which layer it is cannot be said: the golden vectors hold no layer's output"
         if self.verdict == "SMOKE":
@@ -131,7 +131,10 @@ def _text(text: TextPerplexity) -> Iterator[str]:
         yield f"    ratio             {text.bundle / text.original:>12.6g}"
 
 
-def _layers(layers: tuple[LayerDistance, ...]) -> Iterator[str]:
+def layer_lines(layers: tuple[LayerDistance, ...]) -> Iterator[str]:
+    """A table of layers, the first that diverges marked; nothing for none."""
+    if not layers:
+        return
     width = max(len(layer.layer) for layer in layers)
     yield f"  {'layer':<{width}}  {'sqnr dB':>8}  {'cosine':>9}  {'max abs':>9}  weights"
     for layer in layers:
@@ -144,10 +147,10 @@ def _layers(layers: tuple[LayerDistance, ...]) -> Iterator[str]:
         yield "  no layer loses much more than those before it: rounding adds up over the layers"
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+def finite(value: Any) -> Any:
+    """A document with None for numbers that are not finite: JSON has none."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle import Bundle
 from edgekit.devices import LOCAL, Target, open_connection
 from edgekit.errors import UsageError
-from edgekit.metrics import LOWER, UPPER, judge
+from edgekit.metrics import LOWER, UPPER, Arrays, judge
 from edgekit.parity.bisect import bisect
 from edgekit.parity.corpus import text_perplexity
 from edgekit.parity.measure import Measured, measure
 from edgekit.parity.original import Original
 from edgekit.parity.place import COMPRESSED, ORIGINAL, Here, OnDevice, Place
-from edgekit.parity.report import Report, Section
+from edgekit.parity.report import LayerDistance, Report, Section
 from edgekit.recipe import Limits, Recipe
 
 Progress = Callable[[str, float], None]
@@ -48,46 +49,73 @@ def verify(
         raise UsageError(f"target {target.text}: --original and --text are for 'local' only; leave them out")
     progress("check hashes", 0.0)
     opened.check_hashes()
-    recipe = Recipe.from_dict(opened.manifest.recipe)
     model = Original(opened, original) if original is not None else None
-    loaded = opened.vectors()
-    vectors = [arrays for _, arrays in loaded] if model is None else model.answers([arrays for _, arrays in loaded])
+    golden = Golden.of(opened, model)
     with contextlib.ExitStack() as stack:
-        place: Place
-        if target.kind == LOCAL:
-            place = Here(opened, threads)
-        else:
-            place = OnDevice(stack.enter_context(open_connection(target)), opened, threads, progress)
-        progress("replay golden vectors", 0.0)
-        margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
-        found = measure(opened, vectors, place.answers(vectors), margins)
-        parity = _section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
-        accuracy = _section("original model", found[ORIGINAL], recipe.accuracy)
-        if not parity.passed:
-            progress("look for the first diverging layer", 0.0)
-        layers = () if parity.passed else bisect(opened, vectors, place, parity.outputs)
-        kernel, versions = place.kernel(), place.versions
-    return Report(
-        bundle=str(opened.directory),
-        target=target.text,
-        threads=threads,
-        kernel=kernel,
-        inputs=tuple(info.kind for info, _ in loaded),
-        parity=parity,
-        accuracy=accuracy,
-        layers=layers,
-        text=text_perplexity(opened, text, threads, model, progress) if text is not None else None,
-        versions=versions,
-    )
+        place = open_place(stack, target, opened, threads, progress)
+        report, _ = judge_place(golden, target, place, threads, progress)
+    if text is None:
+        return report
+    return replace(report, text=text_perplexity(opened, text, threads, model, progress))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A bundle's golden vectors, and what its recipe demands of the answers to them."""
+
+    bundle: Bundle
+    recipe: Recipe
+    kinds: tuple[str, ...]
+    vectors: tuple[Arrays, ...]
+
+    @staticmethod
+    def of(bundle: Bundle, model: Original | None = None) -> Golden:
+        """The vectors as they are, or with ``model``'s answers computed afresh."""
+        loaded = bundle.vectors()
+        arrays = [vector for _, vector in loaded]
+        vectors = arrays if model is None else model.answers(arrays)
+        return Golden(
+            bundle, Recipe.from_dict(bundle.manifest.recipe), tuple(i.kind for i, _ in loaded), tuple(vectors)
+        )
+
+
+def open_place(stack: contextlib.ExitStack, target: Target, bundle: Bundle, threads: int, progress: Progress) -> Place:
+    """This machine, or a device whose connection ``stack`` closes."""
+    if target.kind == LOCAL:
+        return Here(bundle, threads)
+    return OnDevice(stack.enter_context(open_connection(target)), bundle, threads, progress)
+
+
+def judge_place(
+    golden: Golden, target: Target, place: Place, threads: int, progress: Progress
+) -> tuple[Report, list[Arrays]]:
+    """What a place answers to the vectors, and how that compares with both PyTorch models."""
+    bundle, recipe = golden.bundle, golden.recipe
+    progress("replay golden vectors", 0.0)
+    answers = place.answers(golden.vectors)
+    margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
+    found = measure(bundle, golden.vectors, answers, margins)
+    parity = section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
+    accuracy = section("original model", found[ORIGINAL], recipe.accuracy)
+    layers: tuple[LayerDistance, ...] = ()
+    if not parity.passed:
+        progress("look for the first diverging layer", 0.0)
+        layers = bisect(bundle, golden.vectors, place, parity.outputs)
+    report = Report(
+        bundle=str(bundle.directory), target=target.text, threads=threads, kernel=place.kernel(), inputs=golden.kinds,
+        parity=parity, accuracy=accuracy, layers=layers, versions=place.versions,
+    )  # fmt: skip
+    return report, answers
 
 
 def _single(targets: Sequence[str]) -> Target:
     if len(targets) != 1:
-        raise UsageError(f"targets: {len(targets)} given; verify one target at a time")
+        raise UsageError(f"targets: {len(targets)} given; verify_on compares several")
     return Target.parse(targets[0])
 
 
-def _section(against: str, measured: Measured, limits: Limits) -> Section:
+def section(against: str, measured: Measured, limits: Limits) -> Section:
+    """A comparison judged by ``limits``."""
     known = (*UPPER, *LOWER)
     details = {name: value for name, value in measured.metrics.items() if name not in known}
     return Section(

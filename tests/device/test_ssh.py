@@ -141,6 +141,16 @@ def test_the_command_line_verifies_there(pi: str, tmp_path: Path) -> None:
     assert f"on {pi}, 1 thread" in done.stdout and done.stdout.endswith("verdict: PASS\n")
 
 
+def test_several_machines_end_in_one_table(pi: str, tmp_path: Path) -> None:
+    decoder_bundle(tmp_path / "b")
+    done = edgekit("verify", str(tmp_path / "b"), "--target", "local", "--target", pi, "--target", "ssh:stranger")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 2, done.stderr
+    assert [line.split()[0] for line in lines] == ["target", "local", "ssh:pi", "ssh:stranger:", "verdict:"]
+    assert "PASS" in lines[2] and "Permission denied" in lines[3]
+    assert edgekit("verify", str(tmp_path / "b"), "--target", "local", "--target", pi).returncode == 0
+
+
 def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b", shift=1e-6)
     verify(bundle, targets=[pi])

@@ -164,7 +164,7 @@ def test_targets_are_checked(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
     with pytest.raises(UsageError, match="target 'pi': is none of local, ssh:"):
         verify(bundle, targets=["pi"])
-    with pytest.raises(UsageError, match="2 given; verify one target at a time"):
+    with pytest.raises(UsageError, match="2 given; verify_on compares several"):
         verify(bundle, targets=["local", "local"])
 
 

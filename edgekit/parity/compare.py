@@ -1,0 +1,181 @@
+"""One bundle on several machines at once: each one's verdict, and whether they agree with each other."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle import Bundle
+from edgekit.devices import LOCAL, Target
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.metrics import Arrays
+from edgekit.parity.bisect import bisect_between
+from edgekit.parity.measure import measure_between
+from edgekit.parity.place import Place
+from edgekit.parity.report import SCHEMA_VERSION, LayerDistance, Report, Section, finite, layer_lines
+from edgekit.parity.verify import Golden, Progress, judge_place, open_place, section
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One machine's answers against the first one's, held to the recipe's limits of parity."""
+
+    target: str
+    than: str
+    section: Section
+    layers: tuple[LayerDistance, ...] = ()  # filled when they do not agree
+
+    @property
+    def passed(self) -> bool:
+        """No limit was missed."""
+        return self.section.passed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `verify_on`; ``failures`` are machines that gave no answer, with the reason."""
+
+    reports: tuple[Report, ...]
+    agreement: tuple[Agreement, ...]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Every machine answered, within every limit, and they agree."""
+        return not self.failures and all(r.passed for r in self.reports) and all(a.passed for a in self.agreement)
+
+    @property
+    def verdict(self) -> str:
+        """PASS, FAIL, or SMOKE as a report's."""
+        if not self.passed:
+            return "FAIL"
+        return "SMOKE" if any(report.verdict == "SMOKE" for report in self.reports) else "PASS"
+
+    def to_json(self) -> dict[str, Any]:
+        """One report a target as `verify` has them, and the agreement."""
+        agreement = [
+            {"target": a.target, "than": a.than, **a.section.to_json(), "layers": [asdict(x) for x in a.layers]}
+            for a in self.agreement
+        ]
+        document = {
+            "schema_version": SCHEMA_VERSION, "passed": self.passed, "verdict": self.verdict,
+            "targets": [report.to_json() for report in self.reports], "agreement": agreement, "failures": self.failures,
+        }  # fmt: skip
+        return dict(finite(document))
+
+    def lines(self) -> Iterator[str]:
+        """Reports that failed in full, then the table, one line a machine, and the verdict."""
+        for report in self.reports:
+            if not report.passed:
+                yield from report.lines()
+        for one in self.agreement:
+            if not one.passed:
+                yield f"{one.target} and {one.than} do not agree"
+                yield from layer_lines(one.layers)
+        yield from self._table()
+        for target, reason in self.failures.items():
+            yield f"{target}: no answer: {reason}"
+        yield f"verdict: {self.verdict}"
+
+    def _table(self) -> Iterator[str]:
+        beside = {one.target: one for one in self.agreement}
+        width = max((len(report.target) for report in self.reports), default=6)
+        than = f"agrees with {self.agreement[0].than}" if self.agreement else ""
+        yield f"{'target':<{width}}  {'parity':<16} {'accuracy':<8}  {than:<24}  kernel"
+        for report in self.reports:
+            one = beside.get(report.target)
+            agrees = "" if one is None else f"{_word(one.passed)} {_decibels(one.section)}"
+            yield (
+                f"{report.target:<{width}}  {_word(report.parity.passed)} {_decibels(report.parity):<11} "
+                f"{_word(report.accuracy.passed):<8}  {agrees:<24}  {report.kernel}"
+            )
+
+
+def verify_on(
+    bundle: Bundle | Path | str,
+    targets: Sequence[str],
+    *,
+    threads: int = 1,
+    progress: Progress = lambda what, share: None,
+) -> Comparison:
+    """Verifies a bundle on several machines, devices side by side, and compares their answers with the first target's.
+
+    A device that cannot be reached or used is among the failures and stops no other. Raises UsageError for targets that
+    are none, or given twice; BundleError for a damaged bundle.
+    """
+    parsed = [Target.parse(text) for text in targets]
+    if len({target.text for target in parsed}) != len(parsed):
+        raise UsageError(f"targets {', '.join(targets)}: one is given twice")
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    progress("check hashes", 0.0)
+    opened.check_hashes()
+    golden = Golden.of(opened)
+    with contextlib.ExitStack() as stack:
+        runs = _run_all(stack, golden, parsed, threads, progress)
+        answered = [(t, run) for t, run in zip(parsed, runs, strict=True) if isinstance(run, _Answered)]
+        agreement = [_agreement(golden, answered[0], other, progress) for other in answered[1:] if answered]
+    failures = {t.text: str(run) for t, run in zip(parsed, runs, strict=True) if not isinstance(run, _Answered)}
+    return Comparison(tuple(run.report for _, run in answered), tuple(agreement), failures)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    report: Report
+    answers: list[Arrays]
+    place: Place
+
+
+def _run_all(
+    stack: contextlib.ExitStack, golden: Golden, targets: Sequence[Target], threads: int, progress: Progress
+) -> list[_Answered | EdgekitError]:
+    """This machine first and alone, then all devices at once."""
+    lock = threading.Lock()
+
+    def one(target: Target) -> _Answered | EdgekitError:
+        def say(what: str, share: float) -> None:
+            with lock:
+                progress(what if target.text in what else f"{what} on {target.text}", share)
+
+        own = contextlib.ExitStack()
+        with lock:
+            stack.push(own)
+        try:
+            place = open_place(own, target, golden.bundle, threads, say)
+            report, answers = judge_place(golden, target, place, threads, say)
+        except EdgekitError as error:
+            return error
+        return _Answered(report, answers, place)
+
+    here = {target.text: one(target) for target in targets if target.kind == LOCAL}
+    devices = [target for target in targets if target.kind != LOCAL]
+    with ThreadPoolExecutor(max(1, len(devices))) as pool:
+        there = dict(zip((target.text for target in devices), pool.map(one, devices), strict=True))
+    return [{**here, **there}[target.text] for target in targets]
+
+
+def _agreement(
+    golden: Golden, first: tuple[Target, _Answered], other: tuple[Target, _Answered], progress: Progress
+) -> Agreement:
+    limits = golden.recipe.parity
+    measured = measure_between(golden.bundle, golden.vectors, first[1].answers, other[1].answers, limits.margin)
+    judged = section(first[0].text, measured, limits)
+    layers: tuple[LayerDistance, ...] = ()
+    if not judged.passed:
+        progress(f"look for the first layer where {other[0].text} and {first[0].text} differ", 0.0)
+        places = first[1].place, other[1].place
+        layers = bisect_between(golden.bundle, golden.vectors, places, judged.outputs)
+    return Agreement(other[0].text, first[0].text, judged, layers)
+
+
+def _word(passed: bool) -> str:
+    return "PASS" if passed else "FAIL"
+
+
+def _decibels(judged: Section) -> str:
+    value = next((check.value for check in judged.checks if check.metric == "sqnr_db"), None)
+    return "" if value is None else f"({value:.1f} dB)"
