@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench.bench import compare, row
 from edgekit.bench.machine import describe
 from edgekit.bench.protocol import Worker, measure
 from edgekit.bench.report import BenchResult, Ratio, Row
+from edgekit.bench.rows import compare, row
 from edgekit.bundle import Bundle
 from edgekit.export import export
 from edgekit.metrics import perplexity

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -60,6 +61,13 @@ class Disturbance:
     others: float  # cores that other processes kept busy
     stolen: float  # share of the machine that the hypervisor gave to others
     throttled: int  # thermal or power events counted by the system
+
+
+class Watching(Protocol):
+    """What counts a machine's other work from its creation."""
+
+    def disturbance(self) -> Disturbance:
+        """What happened since."""
 
 
 class Watch:

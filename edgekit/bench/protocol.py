@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from edgekit import errors
-from edgekit.bench.machine import Disturbance, Watch
+from edgekit.bench.machine import Disturbance, Watch, Watching
 from edgekit.bench.statistics import percentile
 
 STEADY = 0.05
@@ -21,6 +21,19 @@ STEADY = 0.05
 MOST_WARM_UP = 6
 
 Progress = Callable[[str, float], None]
+
+
+class Subject(Protocol):
+    """What measures one bundle: a process here, or a runner on a device."""
+
+    name: str
+
+    @property
+    def pid(self) -> int:
+        """The process id, on its own machine."""
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The answer to a request of ``edgekit.bench.worker``."""
 
 
 class Worker:
@@ -111,16 +124,22 @@ class Series:
         return [sample for samples in self.rounds[phase] for sample in samples]
 
 
-def measure(workers: Sequence[Worker], rounds: int, progress: Progress) -> tuple[list[Series], Disturbance]:
+def measure(
+    workers: Sequence[Subject],
+    rounds: int,
+    progress: Progress,
+    watch_over: Callable[[Sequence[int]], Watching] = Watch,
+) -> tuple[list[Series], Disturbance]:
     """Loads, warms up and measures; the order of the workers is reversed in every other round (A B, B A, ...).
 
-    Returns one series for each worker, in their order, and what else the machine did during the rounds.
+    ``watch_over`` begins to watch the machine of the processes that it is given. Returns one series for each worker, in
+    their order, and what else the machine did during the rounds.
     """
     series = [_started(worker) for worker in workers]
     for worker in workers:
         progress(f"warm up {worker.name}", 0.0)
         _warm_up(worker)
-    watch = Watch([worker.pid for worker in workers])
+    watch = watch_over([worker.pid for worker in workers])
     pairs = list(zip(workers, series, strict=True))
     for index in range(rounds):
         progress("measure", index / rounds)
@@ -129,21 +148,21 @@ def measure(workers: Sequence[Worker], rounds: int, progress: Progress) -> tuple
     disturbance = watch.disturbance()
     for worker, found in pairs:
         answer = worker.ask("finish")
-        found.peak_mb = answer["memory"]["peak"]
+        found.peak_mb = answer["memory"]["peak"] or 0.0
         found.private_mb, found.file_mb = answer["memory"]["private"], answer["memory"]["file"]
         found.kernel = answer["kernel"]
     return series, disturbance
 
 
-def _started(worker: Worker) -> Series:
+def _started(worker: Subject) -> Series:
     load = worker.ask("load")
     first = worker.ask("first")
     before = load["before"]
-    base = before["peak"] if before["private"] is None else before["private"] + before["file"]
+    base = (before["peak"] or 0.0) if before["private"] is None else before["private"] + before["file"]
     return Series(worker.name, load["ms"], first["ms"], base)
 
 
-def _warm_up(worker: Worker) -> None:
+def _warm_up(worker: Subject) -> None:
     before: dict[str, float] = {}
     for _ in range(MOST_WARM_UP):
         now = {phase: percentile(samples, 0.5) for phase, samples in worker.ask("round")["times"].items()}

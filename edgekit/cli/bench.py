@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -46,7 +47,7 @@ def bench(
     """Measure one or more BUNDLES.
 
     Load, first run, prefill and decode (or latency), memory, and the kernels that ran. Several bundles run in processes of their own and take turns, so that a drifting machine hits them alike. A row that
-    cannot be trusted says INVALID and why.
+    cannot be trusted says INVALID and why. Devices (`--target ssh:HOST`) measure side by side, on their fastest cores.
     """
     from edgekit.bench import bench as run
 
@@ -56,3 +57,5 @@ def bench(
             rounds=rounds, progress=progress,
         )  # fmt: skip
     show(result.lines(), result.to_json(), as_json)
+    if result.failures:
+        sys.exit(2)

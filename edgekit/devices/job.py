@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,13 +62,15 @@ def check_hashes(connection: Connection, bundle: Bundle, directory: str) -> None
 class Job:
     """A running runner. ``ask`` raises the runner's own error, RuntimeUnavailable when the device or the runner dies."""
 
-    def __init__(self, connection: Connection, settings: Mapping[str, object], isa: str = "") -> None:
-        """``settings`` as docs/runner.md; ``isa`` forces an instruction set."""
+    def __init__(
+        self, connection: Connection, settings: Mapping[str, object], isa: str = "", cores: Sequence[int] = ()
+    ) -> None:
+        """``settings`` as docs/runner.md; ``isa`` forces an instruction set, ``cores`` are those it may run on (any)."""
         self.name = connection.name
         self._connection = connection
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            connection.argv(_command(connection, settings, isa)),
+            connection.argv(_command(connection, settings, isa, cores)),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages,
         )  # fmt: skip
         try:
@@ -110,6 +112,18 @@ class Job:
                 f"{self.name}: the runner's answer to {what!r} holds no arrays ({error})"
             ) from error
 
+    def nodes(self) -> list[tuple[str, str]]:
+        """Operator and name of every node that a profiled run ran."""
+        events = self.ask("profile").get("events")
+        if not isinstance(events, list):
+            raise RuntimeUnavailable(f"{self.name}: the runner's profile holds no events; push it again")
+        return [(str(event["op"]), str(event["name"])) for event in events]
+
+    @property
+    def pid(self) -> int:
+        """The runner's process id on the device."""
+        return int(self.facts["pid"])
+
     def _death(self) -> str:
         self._process.kill()
         _, code = self._process.communicate(), self._process.wait()
@@ -146,18 +160,25 @@ def packed(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, object]]:
     }
 
 
+def isa_of(answer: Mapping[str, Any]) -> str:
+    """The instruction set of the operator library in an answer to ``load`` or ``finish``; empty without library."""
+    facts = str(answer.get("operators", "")).partition(";")[0].split()
+    return facts[1] if len(facts) > 1 else ""
+
+
 def _array(entry: Mapping[str, Any]) -> np.ndarray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r}")
     return np.frombuffer(base64.b64decode(entry["data"]), entry["dtype"]).reshape(entry["shape"])
 
 
-def _command(connection: Connection, settings: Mapping[str, object], isa: str) -> str:
+def _command(connection: Connection, settings: Mapping[str, object], isa: str, cores: Sequence[int]) -> str:
     variables = ["ORT_DISABLE_TELEMETRY=1", *([f"EDGEKIT_ISA={shlex.quote(isa)}"] if isa else [])]
+    mask = f"taskset {sum(1 << core for core in cores):x} " if cores else ""
     given = shlex.quote(json.dumps(settings))
     return (
         f"cd {shlex.quote(connection.directory)} && exec env {' '.join(variables)} "
-        f"venv/bin/python runner/runner.py {given}"
+        f"{mask}venv/bin/python runner/runner.py {given}"
     )
 
 

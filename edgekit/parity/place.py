@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,10 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.devices.connection import Connection
-from edgekit.devices.job import Job, check_hashes, packed, send_bundle
-from edgekit.devices.setup import inspect_linux, installed
+from edgekit.devices.deploy import deploy
+from edgekit.devices.job import isa_of, packed
 from edgekit.devices.transfer import Item, Progress, push
-from edgekit.errors import RuntimeUnavailable, UnsupportedError
-from edgekit.lowbit.library import ABIS
+from edgekit.errors import RuntimeUnavailable
 from edgekit.metrics import Arrays
 from edgekit.runtime.kernels import describe, from_nodes, kernels
 from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
@@ -80,34 +78,19 @@ class Here:
 
 
 class OnDevice:
-    """A Linux device over ssh, with ``edgekit devices setup`` done."""
+    """A device."""
 
     def __init__(self, connection: Connection, bundle: Bundle, threads: int, progress: Progress) -> None:
-        """Pushes the bundle and checks its hashes there.
-
-        Raises UnsupportedError for a device that cannot run it, RuntimeUnavailable when it is not set up or out of reach.
-        """
-        if connection.target.kind != "ssh":
-            raise UnsupportedError(f"target {connection.name!r}: this edgekit verifies on 'local' and 'ssh:' only")
-        self._connection, self._bundle = connection, bundle
-        linux = inspect_linux(connection)
-        self.versions = {"device": installed(connection), "machine": linux.machine}
-        self._directory = send_bundle(connection, bundle, linux.abi, progress)
-        progress(f"check hashes on {connection.name}", 0.0)
-        check_hashes(connection, bundle, self._directory)
-        library = f"{connection.directory}/lib/{ABIS[linux.abi]}" if bundle.manifest.uses_operators else ""
-        if os.environ.get("EDGEKIT_OPS_LIBRARY") == "none":
-            library = ""
-        self._settings = {"bundle": self._directory, "threads": threads, "library": library}
+        """Pushes the bundle; raises as :func:`edgekit.devices.deploy.deploy`."""
+        self._connection, self._bundle, self._threads = connection, bundle, threads
+        self._deployed = deploy(connection, bundle, progress)
+        self.versions = {"device": self._deployed.runtime, "machine": self._deployed.machine}
         self._isa = ""
-
-    def _job(self, **more: object) -> Job:
-        return Job(self._connection, {**self._settings, **more}, os.environ.get("EDGEKIT_ISA", ""))
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         length = _longest(vectors) if self._bundle.manifest.decoder is not None else 1
-        with self._job(max_length=length) as job:
-            self._isa = str(job.ask("load").get("operators", ""))
+        with self._deployed.job(self._threads, max_length=length) as job:
+            self._isa = isa_of(job.ask("load"))
             return [
                 self._checked(vector, job.arrays("replay", vector=info.file))
                 for info, vector in zip(self._bundle.manifest.vectors, vectors, strict=True)
@@ -141,18 +124,15 @@ class OnDevice:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / name
             file.write_bytes(graph)
-            folder = self._directory.removeprefix(f"{self._connection.directory}/")
+            folder = self._deployed.directory.removeprefix(f"{self._connection.directory}/")
             push(self._connection, [Item(file, f"{folder}/{name}", digest, len(graph))])
-        with self._job(graph=name) as job:
+        with self._deployed.job(self._threads, graph=name) as job:
             job.ask("load")
             yield lambda inputs, names: job.arrays("run", arrays=packed(inputs), outputs=list(names))
 
     def kernel(self) -> str:
-        with self._job() as job:
-            events = job.ask("profile")["events"]
-        facts = self._isa.partition(";")[0].split()
-        nodes = [(str(event["op"]), str(event["name"])) for event in events]
-        return describe(from_nodes(self._bundle, nodes, facts[1] if len(facts) > 1 else ""))
+        with self._deployed.job(self._threads) as job:
+            return describe(from_nodes(self._bundle, job.nodes(), self._isa))
 
 
 def _longest(vectors: Sequence[Arrays]) -> int:

@@ -151,6 +151,26 @@ def test_several_machines_end_in_one_table(pi: str, tmp_path: Path) -> None:
     assert edgekit("verify", str(tmp_path / "b"), "--target", "local", "--target", pi).returncode == 0
 
 
+def test_it_is_measured_there(pi: str, tmp_path: Path) -> None:
+    decoder_bundle(tmp_path / "b")
+    linear_bundle(tmp_path / "t", "t2")
+    small = ("--prompt-tokens", "30", "--new-tokens", "12", "--rounds", "5")
+    done = edgekit("bench", str(tmp_path / "b"), str(tmp_path / "t"), "--target", pi, *small, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(row["target"], row["phase"]) for row in found["rows"]] == [
+        (pi, "prefill"),
+        (pi, "decode"),
+        (pi, "latency"),
+    ]
+    prefill, decode, latency = found["rows"]
+    assert prefill["tokens_per_second"] == pytest.approx(30e3 / prefill["p50_ms"]) and decode["samples"] == 60
+    assert "TernaryMatMul: native operator" in latency["kernel"] and decode["rss_peak_mb"] > 10
+    assert found["devices"][0]["target"] == pi and found["failures"] == {}
+    too_many = edgekit("bench", str(tmp_path / "t"), "--target", pi, "-t", "1000")
+    assert too_many.returncode == 2 and "1000 threads asked for, the device has" in too_many.stdout
+
+
 def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b", shift=1e-6)
     verify(bundle, targets=[pi])
@@ -203,5 +223,5 @@ def test_android_is_not_verified_yet(tmp_path: Path, monkeypatch: pytest.MonkeyP
     adb.write_text('#!/bin/sh\nshift 4\nexec sh -c "$1"\n')
     adb.chmod(0o755)
     monkeypatch.setenv("PATH", f"{adb.parent}:{os.environ['PATH']}")
-    with pytest.raises(UnsupportedError, match="target 'adb:X': this edgekit verifies on 'local' and 'ssh:' only"):
+    with pytest.raises(UnsupportedError, match="target 'adb:X': this edgekit runs bundles on 'local' and 'ssh:' only"):
         verify(linear_bundle(tmp_path / "b"), targets=["adb:X"])

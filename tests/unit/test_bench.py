@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from edgekit.bench import bench, machine, memory
-from edgekit.bench.bench import compare, invalid_reasons, row
 from edgekit.bench.machine import Disturbance, Watch
 from edgekit.bench.protocol import Series, Worker, measure
+from edgekit.bench.rows import compare, invalid_reasons, row
 from edgekit.bench.statistics import percentile, ratio, spread
 from edgekit.bench.worker import repeated
-from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
+from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.lowbit.library import load_library
 from tests.unit.tiny_bundle import decoder_bundle
 from tests.unit.tiny_models import broken_graph, linear_bundle
@@ -81,9 +81,11 @@ def test_calls_that_cannot_be_measured(tmp_path: Path, changes: dict[str, object
         bench(**{"bundles": [decoder_bundle(tmp_path / "b")], **changes})
 
 
-def test_only_this_machine_is_measured(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="this edgekit measures on 'local' only"):
-        bench([linear_bundle(tmp_path / "b")], targets=["adb:X"])
+def test_targets_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="target 'pi': is none of local, ssh:"):
+        bench([linear_bundle(tmp_path / "b")], targets=["pi"])
+    with pytest.raises(UsageError, match="targets: none given"):
+        bench([linear_bundle(tmp_path / "b")], targets=[])
 
 
 def test_a_workers_error_is_the_callers(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from tests.unit.tiny_bundle import Weights, decoder_graph, manifest, recipe
 
 DEAD = 2**22 + 7  # above every pid
 INSIDE = """
-import sys, time, threading
+import signal, sys, time, threading
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 from edgekit.bundle import BundleWriter
 with BundleWriter(Path(sys.argv[1])) as writer:
     (writer.directory / "model.onnx.data").write_bytes(b"half")

@@ -1,15 +1,11 @@
-// The custom operators as ONNX Runtime sees them, and the library's two exported functions.
+// The custom operators as ONNX Runtime sees them, and what the library exports for C.
 #include "arguments.h"
+#include "export.h"
 #include "message.h"
 #include "processor.h"
 #include "product.h"
 
 #define EK_VERSION "0.1.0"
-#if defined(_WIN32)
-#define EK_EXPORT extern "C" __declspec(dllexport)
-#else
-#define EK_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace edgekit {
 namespace {
@@ -160,8 +156,6 @@ EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptio
   return api.add_domain(options, domain);  // which keeps it; sessions need it for as long as they live
 }
 
-// "<version> <active instruction set> <those this processor has, best first>; <nodes created so far>". The active one
-// is "none" when EDGEKIT_ISA names one that is not there. Valid until the next call.
 EK_EXPORT const char* EdgekitOpsVersion() {
   using namespace edgekit;
   static Message text;

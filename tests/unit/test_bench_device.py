@@ -1,0 +1,98 @@
+"""Measuring on devices: which cores, what else the device did, and what is measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.bench import bench, device
+from edgekit.bench.device import DeviceWatch, fast_cores, spelled
+from edgekit.devices.probe import Core
+from edgekit.errors import RuntimeUnavailable
+from tests.device.shell_connection import ShellConnection
+from tests.unit.tiny_models import linear_bundle
+
+BIG_LITTLE = [Core(i, 1800.0 if i < 4 else 2400.0 if i < 7 else 3000.0) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "expected"),
+    [
+        (BIG_LITTLE, 1, [7]),
+        (BIG_LITTLE, 2, [4, 5, 6, 7]),
+        (BIG_LITTLE, 5, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ([Core(i, 2400.0) for i in range(4)], 1, [0, 1, 2, 3]),
+        ([Core(0, None), Core(1, 2400.0)], 1, []),
+        ([], 1, []),
+    ],
+)
+def test_runners_are_kept_on_fast_cores(cores: list[Core], threads: int, expected: list[int]) -> None:
+    assert fast_cores(cores, threads) == expected
+
+
+def test_cores_are_spelled_as_ranges() -> None:
+    assert spelled([7, 4, 5, 0, 6]) == "0,4-7"
+    assert spelled([3]) == "3"
+    assert spelled([]) == ""
+
+
+def answer(user: int, idle: int, stolen: int, own: int, temperature: int, events: int, flags: str = "0x50000") -> str:
+    """What a device says with 100 ticks a second."""
+    return (
+        f"@@ 100\ncpu  {user} 0 0 {idle} 0 0 0 {stolen} 0 0\n7 (a (b) c) S 1 7 7 0 -1 0 0 0 0 0 {own} 0 0 0\n"
+        f"@@\n{temperature}\n999999\n-5\n@@\n{events}\n{flags}\n"
+    )
+
+
+def test_the_watch_tells_the_runners_work_from_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers = iter([answer(1000, 5000, 0, 500, 40000, 3), answer(2500, 5900, 100, 1500, 61500, 5, "0x50004")])
+    clock = iter([100.0, 110.0])
+    connection = ShellConnection(tmp_path)
+    monkeypatch.setattr(connection, "text", lambda script: next(answers))
+    monkeypatch.setattr("edgekit.bench.device.time.monotonic", lambda: next(clock))
+    watch = DeviceWatch(connection, [7], cores=4)
+    found = watch.disturbance()
+    assert found.others == pytest.approx(0.5)  # 15 s busy, 10 of them the runner's, in 10 s
+    assert found.stolen == pytest.approx(1 / 10 / 4)
+    assert found.throttled == 3  # two events, and the flag of now; what happened since boot is no matter
+    assert (watch.temperature_before, watch.temperature_after) == (40.0, 61.5)
+
+
+def test_a_device_that_tells_nothing_can_be_watched(tmp_path: Path) -> None:
+    connection = ShellConnection(tmp_path)
+    watch = DeviceWatch(connection, [99999999], cores=1)
+    assert watch.disturbance().throttled >= 0
+
+
+def test_what_is_invalid_is_measured_once_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    attempts: list[int] = []
+
+    class Row:
+        valid = False
+
+    def measured(*arguments: Any) -> Any:
+        attempts.append(1)
+        return [], [Row()]
+
+    facts = type("Facts", (), {"cores": (Core(0, 1.0),), "emulated": "", "target": "ssh:here"})()
+    monkeypatch.setattr(device, "_measured", measured)
+    monkeypatch.setattr(device, "probe", lambda connection: facts)
+    monkeypatch.setattr(device, "deploy", lambda connection, bundle, progress: None)
+    plan = device.Plan((linear_bundle(tmp_path / "b"),), (1,), 1, 1, 5)
+    assert len(device._bench(ShellConnection(tmp_path), plan, lambda what, share: None).rows) == 1
+    assert len(attempts) == 2
+    facts.emulated = "qemu"
+    device._bench(ShellConnection(tmp_path), plan, lambda what, share: None)
+    assert len(attempts) == 3
+
+
+def test_a_device_out_of_reach_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(target: Any) -> Any:
+        raise RuntimeUnavailable(f"{target.text}: gone")
+
+    monkeypatch.setattr(device, "open_connection", refuse)
+    result = bench([linear_bundle(tmp_path / "b")], targets=["local", "ssh:a"], rounds=2)
+    assert not result.valid and result.failures == {"ssh:a": "ssh:a: gone"} and len(result.rows) == 1
+    assert "ssh:a: no answer: ssh:a: gone" in list(result.lines())
