@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, printable, quiet_libraries, show, threads_option
+from edgekit.cli.console import json_option, printable, progress_bar, quiet_libraries, show, threads_option
 
 
 @click.command()
@@ -39,26 +39,42 @@ from edgekit.cli.console import json_option, printable, quiet_libraries, show, t
     metavar="FILE",
     help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end, with its cache.",
 )
+@click.option("--target", default="local", show_default=True, help="Where to run: local or ssh:[user@]host[:port].")
 @threads_option
 @json_option
 def generate(
     bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...],
     temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, lookup: int,
-    session: Path | None, threads: int, as_json: bool,
+    session: Path | None, target: str, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
     quiet_libraries()
     from edgekit.bundle import Bundle
     from edgekit.cli.main import INTERRUPTED
+    from edgekit.devices import LOCAL, Target
+    from edgekit.runtime.generate import GREEDY, interruptible
     from edgekit.runtime.generate import generate as run
-    from edgekit.runtime.generate import interruptible
     from edgekit.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    running = run(
-        Bundle.open(bundle), prompt, max_new_tokens=max_new_tokens, chat=False if raw else None, system=system,
-        stop=stop, sampling=sampling, threads=threads, lookup=lookup, session=session,
-    )  # fmt: skip
+    opened, chat, place = Bundle.open(bundle), False if raw else None, Target.parse(target)
+    if place.kind == LOCAL:
+        running = run(
+            opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop, sampling=sampling,
+            threads=threads, lookup=lookup, session=session,
+        )  # fmt: skip
+    elif sampling != GREEDY or lookup or session is not None:
+        raise click.UsageError(
+            f"--target {target} takes the likeliest token each time; leave out sampling, --lookup and --session"
+        )
+    else:
+        from edgekit.devices.generation import generate_on
+
+        with progress_bar() as progress:
+            running = generate_on(
+                place, opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop,
+                threads=threads, progress=progress,
+            )  # fmt: skip
     pieces: list[str] = []
     interrupted = False
     with closing(interruptible(running)) as stream:

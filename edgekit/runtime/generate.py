@@ -96,7 +96,8 @@ def generate(
     decoder or tokenizer.
     """
     bundle = model.bundle if isinstance(model, Decoder) else model
-    _check(prompt, max_new_tokens, stop, sampling, lookup)
+    check_request(prompt, max_new_tokens, stop)
+    _check_choices(sampling, lookup)
     tokenizer = Tokenizer(bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
     chat = tokenizer.chat_template is not None if chat is None else chat
@@ -118,18 +119,22 @@ def generate(
         decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens))
     generation = Generation(prompt_tokens=len(ids), reused_tokens=before.refill(decoder, ids), _decoder=decoder)
     tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling, lookup)
-    pieces = _pieces(generation, tokens, Stream(tokenizer, () if chat else ids), StopStrings(stop))
+    pieces = text_pieces(generation, tokens, Stream(tokenizer, () if chat else ids), StopStrings(stop))
     generation._pieces = pieces if session is None else _saving(generation, pieces, session, before, ids, asked)
     return generation
 
 
-def _check(prompt: str, max_new_tokens: int, stop: Sequence[str], sampling: Sampling, lookup: int) -> None:
+def check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
+    """Raises UsageError for what no generation can begin with."""
     if not prompt:
         raise UsageError("prompt: is empty; give some text")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
     if any(not s for s in stop):
         raise UsageError("stop: an empty string would stop at once; leave it out")
+
+
+def _check_choices(sampling: Sampling, lookup: int) -> None:
     if lookup < 0:
         raise UsageError(f"lookup: {lookup} is negative; 0 proposes nothing, 8 is usual")
     if lookup and (sampling.temperature or sampling.repetition_penalty != 1.0):
@@ -181,7 +186,10 @@ def _saving(
         after.write(path, decoder)
 
 
-def _pieces(state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings) -> Generator[str, None, None]:
+def text_pieces(
+    state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings
+) -> Generator[str, None, None]:
+    """The text of ``tokens`` as it becomes whole, up to a stop string; says in ``state`` how it ended."""
     try:
         for token in tokens:
             yield from text.push(stream.push(token))

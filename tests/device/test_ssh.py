@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.devices import Target, open_connection
+from edgekit.devices.generation import generate_on
 from edgekit.devices.transfer import remove
 from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
 from edgekit.parity import verify
@@ -169,6 +170,32 @@ def test_it_is_measured_there(pi: str, tmp_path: Path) -> None:
     assert found["devices"][0]["target"] == pi and found["failures"] == {}
     too_many = edgekit("bench", str(tmp_path / "t"), "--target", pi, "-t", "1000")
     assert too_many.returncode == 2 and "1000 threads asked for, the device has" in too_many.stdout
+
+
+def test_text_is_generated_there(pi: str, tmp_path: Path) -> None:
+    decoder_bundle(tmp_path / "b")
+    arguments = ("generate", str(tmp_path / "b"), "hello there", "--json", "-n", "20")
+    here, there = edgekit(*arguments), edgekit(*arguments, "--target", pi)
+    assert there.returncode == 0, there.stderr
+    expected, found = json.loads(here.stdout), json.loads(there.stdout)
+    assert found["tokens"] == expected["tokens"] and found["text"] == expected["text"] and len(found["tokens"]) > 1
+    assert found["finish"] == expected["finish"] and found["prefill_tokens_per_second"] > 0
+    sampled = edgekit(*arguments, "--target", pi, "--temperature", "1")
+    assert sampled.returncode == 2 and "takes the likeliest token each time; leave out sampling" in sampled.stdout
+
+
+def test_generation_there_can_be_left(pi: str, tmp_path: Path) -> None:
+    bundle, target = decoder_bundle(tmp_path / "b"), Target.parse(pi)
+    running = generate_on(target, bundle, "a", chat=False, max_new_tokens=40)
+    next(running)
+    running.cancel()
+    assert list(running) == [] or running.finish == "cancelled"
+    stopped = generate_on(target, bundle, "hello there", max_new_tokens=20, stop=["\ufffd"])
+    assert "\ufffd" not in "".join(stopped) and stopped.finish in ("stop", "length")
+    with pytest.raises(UsageError, match="max_new_tokens: 0 is less than 1"):
+        generate_on(target, bundle, "a", max_new_tokens=0)
+    with pytest.raises(UsageError, match=r"prompt: \d+ tokens; the context holds 64"):
+        generate_on(target, bundle, "a" * 100)
 
 
 def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path) -> None:

@@ -315,8 +315,12 @@ def test_ctrl_c_ends_a_generation_and_gives_out_what_was_ready(bundle: Bundle, t
         started.wait()
         signal.pthread_kill(main, signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     threading.Thread(target=press).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(interruptible(running))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(interruptible(running))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert running.finish == "cancelled"
     assert (tmp_path / "s").exists()
