@@ -31,7 +31,7 @@ target_option = click.option(
     default=("local",),
     show_default=True,
     metavar="TARGET",
-    help="Where to run: local or ssh:[user@]host[:port]; may be given several times.",
+    help="Where to run: local, ssh:[user@]host[:port] or adb:SERIAL; may be given several times.",
 )
 
 

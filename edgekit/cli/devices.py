@@ -15,7 +15,7 @@ def devices() -> None:
 
     \b
     edgekit devices show ssh:pi@raspberrypi      what it is
-    edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once
+    edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once (a phone: --aar FILE)
     edgekit devices clean ssh:pi@raspberrypi     removes all of edgekit's files
     """
 
@@ -41,20 +41,30 @@ def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
 @click.option(
     "--wheels",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A directory with the wheels, for hosts without network; by default pip downloads them here.",
+    help="Linux: a directory with the wheels, for hosts without network; by default pip downloads them here.",
+)
+@click.option(
+    "--aar",
+    type=click.Path(exists=True, path_type=Path),
+    help="Android: ONNX Runtime's package, onnxruntime-android-1.29.0.aar, or a directory that it was unpacked to.",
 )
 @json_option
-def setup(target: str, wheels: Path | None, as_json: bool) -> None:
-    """Install ONNX Runtime on TARGET (64-bit Linux over ssh), in a directory of edgekit's own; no root, no network there."""
-    from edgekit.devices import Target, open_connection
-    from edgekit.devices.setup import setup_linux
-    from edgekit.errors import UnsupportedError
+def setup(target: str, wheels: Path | None, aar: Path | None, as_json: bool) -> None:
+    """Install ONNX Runtime on TARGET, in a directory of edgekit's own: no root there, and no network."""
+    from edgekit.devices import LOCAL, Target, open_connection
+    from edgekit.devices.linux import setup_linux
+    from edgekit.devices.phone import setup_android
 
     parsed = Target.parse(target)
-    if parsed.kind != "ssh":
-        raise UnsupportedError(f"target {target!r}: this edgekit sets up 'ssh:' targets only")
+    if parsed.kind == LOCAL:
+        raise click.UsageError("TARGET local: is this machine, which has what edgekit was installed with")
+    if (wheels and parsed.kind != "ssh") or (aar and parsed.kind != "adb"):
+        raise click.UsageError("--wheels is for ssh: targets, --aar for adb: ones")
     with progress_bar() as progress, open_connection(parsed) as connection:
-        found = setup_linux(connection, wheels, progress)
+        if parsed.kind == "adb":
+            found = setup_android(connection, aar, progress)
+        else:
+            found = setup_linux(connection, wheels, progress)
     show([f"{target}: {found}"], {"target": target, "installed": found}, as_json)
 
 

@@ -39,7 +39,9 @@ from edgekit.cli.console import json_option, printable, progress_bar, quiet_libr
     metavar="FILE",
     help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end, with its cache.",
 )
-@click.option("--target", default="local", show_default=True, help="Where to run: local or ssh:[user@]host[:port].")
+@click.option(
+    "--target", default="local", show_default=True, help="Where to run: local, ssh:[user@]host[:port] or adb:SERIAL."
+)
 @threads_option
 @json_option
 def generate(

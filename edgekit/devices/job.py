@@ -5,73 +5,33 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
-import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgekit import errors
-from edgekit.bundle import Bundle
-from edgekit.bundle.manifest import NAME
-from edgekit.bundle.reading import sha256
-from edgekit.devices import runner
 from edgekit.devices.connection import Connection, Done
-from edgekit.devices.transfer import Item, Progress, push
 from edgekit.errors import RuntimeUnavailable
-from edgekit.lowbit.library import ABIS, built_library
 
 LONGEST_ANSWER = 1 << 30
 """Characters of one line at most: a device is trusted no further than a bundle."""
 DTYPES = {"float32", "float16", "int64", "int32", "int8", "uint8", "bool"}
 
 
-def send_bundle(connection: Connection, bundle: Bundle, abi: str, progress: Progress) -> str:
-    """Pushes a bundle, the runner and the operator library; returns the bundle's directory on the device.
-
-    Raises RuntimeUnavailable as :func:`edgekit.devices.transfer.push`.
-    """
-    manifest = item_of(bundle.directory / NAME, "")
-    folder = f"bundles/{manifest.sha256[:16]}"
-    items = [Item(manifest.source, f"{folder}/{NAME}", manifest.sha256, manifest.bytes)]
-    items += [Item(bundle.directory / f.path, f"{folder}/{f.path}", f.sha256, f.bytes) for f in bundle.manifest.files]
-    items.append(item_of(Path(runner.__file__), "runner/runner.py"))
-    if bundle.manifest.uses_operators:
-        items.append(item_of(built_library(abi), f"lib/{ABIS[abi]}"))
-    push(connection, items, progress)
-    return f"{connection.directory}/{folder}"
-
-
-def check_hashes(connection: Connection, bundle: Bundle, directory: str) -> None:
-    """Compares every file of a bundle on the device with its sha256. Raises BundleError naming the file."""
-    listed = "".join(f"{f.sha256}  {f.path}\n" for f in bundle.manifest.files)
-    done = connection.run(f"cd {shlex.quote(directory)} && sha256sum -c -", stdin=listed.encode(), timeout=1800)
-    if done.code != 0:
-        wrong = [line for line in done.stdout.decode("utf-8", "replace").splitlines() if not line.endswith(": OK")]
-        raise errors.BundleError(
-            f"{connection.name}: {wrong[0] if wrong else done.stderr.strip()}: the file on the device is not the "
-            "bundle's; `edgekit devices clean` and run again"
-        )
-
-
 class Job:
     """A running runner. ``ask`` raises the runner's own error, RuntimeUnavailable when the device or the runner dies."""
 
-    def __init__(
-        self, connection: Connection, settings: Mapping[str, object], isa: str = "", cores: Sequence[int] = ()
-    ) -> None:
-        """``settings`` as docs/runner.md; ``isa`` forces an instruction set, ``cores`` are those it may run on (any)."""
+    def __init__(self, connection: Connection, command: str) -> None:
+        """``command`` is the script that becomes the runner."""
         self.name = connection.name
         self._connection = connection
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
-            connection.argv(_command(connection, settings, isa, cores)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages,
+            connection.argv(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages,
         )  # fmt: skip
         try:
             self.facts = self.line()
@@ -99,7 +59,8 @@ class Job:
         if not isinstance(answer, dict):
             raise RuntimeUnavailable(f"{self.name}: {self._death()}")
         if "error" in answer:
-            kind = getattr(errors, str(answer["error"]), errors.RuntimeUnavailable)
+            named = getattr(errors, str(answer["error"]), None)
+            kind = named if isinstance(named, type) and issubclass(named, errors.EdgekitError) else RuntimeUnavailable
             raise kind(f"{self.name}: {answer.get('message')}")
         return answer
 
@@ -170,18 +131,3 @@ def _array(entry: Mapping[str, Any]) -> np.ndarray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']!r}")
     return np.frombuffer(base64.b64decode(entry["data"]), entry["dtype"]).reshape(entry["shape"])
-
-
-def _command(connection: Connection, settings: Mapping[str, object], isa: str, cores: Sequence[int]) -> str:
-    variables = ["ORT_DISABLE_TELEMETRY=1", *([f"EDGEKIT_ISA={shlex.quote(isa)}"] if isa else [])]
-    mask = f"taskset {sum(1 << core for core in cores):x} " if cores else ""
-    given = shlex.quote(json.dumps(settings))
-    return (
-        f"cd {shlex.quote(connection.directory)} && exec env {' '.join(variables)} "
-        f"{mask}venv/bin/python runner/runner.py {given}"
-    )
-
-
-def item_of(source: Path, path: str) -> Item:
-    """A local file, to be pushed to ``path``."""
-    return Item(source, path, sha256(source), os.path.getsize(source))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shlex
 import subprocess
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.bundle.reading import sha256
 from edgekit.devices.connection import Connection, Done, last_words
 from edgekit.errors import RuntimeUnavailable
 
@@ -35,6 +37,11 @@ class Item:
     path: str
     sha256: str
     bytes: int
+
+
+def item_of(source: Path, path: str) -> Item:
+    """A local file, to be pushed to ``path``."""
+    return Item(source, path, sha256(source), os.path.getsize(source))
 
 
 def push(connection: Connection, items: Sequence[Item], progress: Progress = lambda what, share: None) -> int:

@@ -84,13 +84,14 @@ class OnDevice:
         """Pushes the bundle; raises as :func:`edgekit.devices.deploy.deploy`."""
         self._connection, self._bundle, self._threads = connection, bundle, threads
         self._deployed = deploy(connection, bundle, progress)
-        self.versions = {"device": self._deployed.runtime, "machine": self._deployed.machine}
+        self.versions = {"device": self._deployed.runtime, "machine": self._deployed.system.machine}
         self._isa = ""
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         length = _longest(vectors) if self._bundle.manifest.decoder is not None else 1
         with self._deployed.job(self._threads, max_length=length) as job:
             self._isa = isa_of(job.ask("load"))
+            self.versions["device"] = f"onnxruntime {job.facts.get('onnxruntime')}, {job.facts.get('runtime')}"
             return [
                 self._checked(vector, job.arrays("replay", vector=info.file))
                 for info, vector in zip(self._bundle.manifest.vectors, vectors, strict=True)

@@ -17,7 +17,7 @@ import pytest
 from edgekit.devices import Target, open_connection
 from edgekit.devices.generation import generate_on
 from edgekit.devices.transfer import remove
-from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
+from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.parity import verify
 from tests.native.tooling import require
 from tests.unit.test_verify import faulty
@@ -242,13 +242,3 @@ def test_cleaning_leaves_nothing(pi: str, home: Path) -> None:
     assert list(home.iterdir()) == []
     with open_connection(Target.parse(pi)) as connection:
         remove(connection)
-
-
-def test_android_is_not_verified_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adb = tmp_path / "bin" / "adb"
-    adb.parent.mkdir()
-    adb.write_text('#!/bin/sh\nshift 4\nexec sh -c "$1"\n')
-    adb.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{adb.parent}:{os.environ['PATH']}")
-    with pytest.raises(UnsupportedError, match="target 'adb:X': this edgekit runs bundles on 'local' and 'ssh:' only"):
-        verify(linear_bundle(tmp_path / "b"), targets=["adb:X"])

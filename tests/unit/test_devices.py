@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from edgekit.devices import Target, open_connection
 from edgekit.devices.job import Job
+from edgekit.devices.linux import inspect_linux
+from edgekit.devices.phone import LIBRARIES, Android, inspect_android, installed, setup_android
 from edgekit.devices.probe import Core, parse, probe
-from edgekit.devices.setup import inspect_linux
 from edgekit.errors import RuntimeUnavailable, UnsupportedError, UsageError
 from tests.device.shell_connection import ShellConnection
 
@@ -214,6 +216,82 @@ def test_devices_that_no_wheel_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("x86\n34\n", "its ABI is 'x86'; the runner is made for arm64-v8a, x86_64"),
+        ("\n", "its ABI is 'unknown'"),
+        ("arm64-v8a\n25\n", "Android API 25; API 26 (Android 8) or newer is needed"),
+        ("arm64-v8a\n\n", "Android API unknown"),
+    ],
+)
+def test_phones_that_run_no_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, message: str) -> None:
+    connection = ShellConnection(tmp_path)
+    monkeypatch.setattr(connection, "text", lambda script: facts)
+    with pytest.raises(UnsupportedError) as failure:
+        inspect_android(connection)
+    assert message in str(failure.value)
+
+
+class Phone(ShellConnection):
+    """A phone that says what it is, and is this machine otherwise."""
+
+    def argv(self, script: str) -> list[str]:
+        return super().argv(f"getprop() {{ [ $1 = ro.build.version.sdk ] && echo 34 || echo arm64-v8a; }}; {script}")
+
+
+def archive(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as package:
+        for name in names:
+            package.writestr(name, name * 10)
+    return path
+
+
+def test_a_phone_gets_onnxruntime_out_of_its_package(tmp_path: Path) -> None:
+    connection = Phone(tmp_path / "device")
+    with pytest.raises(
+        RuntimeUnavailable, match=r"not set up there; run `edgekit devices setup ssh:here --aar FILE` once"
+    ):
+        installed(connection)
+    names = [f"jni/{abi}/{library}" for abi in ("arm64-v8a", "x86_64") for library in LIBRARIES]
+    package = archive(tmp_path / "ort.aar", "classes.jar", *names)
+    setup_android(connection, package, lambda what, share: None)
+    for library in LIBRARIES:
+        assert (tmp_path / "device" / "lib" / library).read_text() == f"jni/arm64-v8a/{library}" * 10
+    assert installed(connection) == "onnxruntime for Android"
+
+
+def test_packages_that_are_none(tmp_path: Path) -> None:
+    connection, say = Phone(tmp_path / "device"), lambda what, share: None
+    with pytest.raises(UsageError, match=r"--aar FILE is needed: ONNX Runtime's Android package \(com.microsoft"):
+        setup_android(connection, None, say)
+    (tmp_path / "no.aar").write_bytes(b"no zip")
+    with pytest.raises(UsageError, match=r"no.aar: is no readable .aar \(File is not a zip file\)"):
+        setup_android(connection, tmp_path / "no.aar", say)
+    for package in (archive(tmp_path / "other.aar", "jni/x86/libonnxruntime.so"), tmp_path):
+        with pytest.raises(
+            UsageError, match=r"holds no jni/arm64-v8a/libonnxruntime.so; give onnxruntime-android 1.29.0's"
+        ):
+            setup_android(connection, package, say)
+
+
+def test_how_a_runner_is_started_on_a_phone() -> None:
+    command = Android("arm64-v8a").command("/data/local/tmp/edgekit", "A=1", "taskset f0 ", "'{}'")
+    assert command == (
+        "cd /data/local/tmp/edgekit && exec env A=1 LD_LIBRARY_PATH=/data/local/tmp/edgekit/lib "
+        "CLASSPATH=/data/local/tmp/edgekit/runner/runner.jar taskset f0 app_process "
+        "-Donnxruntime.native.path=/data/local/tmp/edgekit/lib /data/local/tmp/edgekit dev.edgekit.runner.Main '{}'"
+    )
+
+
+def test_a_runner_that_was_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.devices.phone.RUNNER", tmp_path / "runner.jar")
+    with pytest.raises(
+        RuntimeUnavailable, match=r"the runner for Android is not there; in a checkout `python -m tools"
+    ):
+        Android("arm64-v8a").runner_files()
+
+
+@pytest.mark.parametrize(
     ("script", "message"),
     [
         ("echo oops >&2; exit 3", "the runner ended (oops); was it killed for memory, or the device switched off?"),
@@ -221,13 +299,14 @@ def test_devices_that_no_wheel_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("echo 'link down' >&2; exit 255", "link down"),
         ('echo \'{"error": "BundleError", "message": "bad"}\'', "bad"),
         ('echo \'{"error": "SystemExit", "message": "x"}\'', "x"),
+        ('echo \'{"error": "annotations", "message": "y"}\'', "y"),
     ],
 )
 def test_runners_that_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str) -> None:
     connection = ShellConnection(tmp_path)
     monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
     with pytest.raises(Exception, match=r"^ssh:here: ") as failure:
-        Job(connection, {})
+        Job(connection, "")
     assert message in str(failure.value)
 
 
@@ -239,7 +318,7 @@ def test_answers_that_hold_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     script = f"echo '{{\"runner\": 1}}'; read request; echo '{{\"arrays\": {arrays}}}'; read more"
     monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
     with (
-        Job(connection, {}) as job,
+        Job(connection, "") as job,
         pytest.raises(RuntimeUnavailable, match="the runner's answer to 'replay' holds no"),
     ):
         job.arrays("replay")

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a Linux device: a virtual environment below edgekit's directory, from wheels that the host fetches.
+"""Linux devices over ssh. ONNX Runtime lives in a virtual environment below edgekit's directory, made of the host's wheels.
 
 The device needs no network, no pip and no compiler: only Python with its venv module.
 """
@@ -14,9 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.devices import runner
 from edgekit.devices.connection import Connection
-from edgekit.devices.job import item_of
-from edgekit.devices.transfer import Progress, push
+from edgekit.devices.transfer import Item, Progress, item_of, push
 from edgekit.errors import RuntimeUnavailable, UnsupportedError
 
 ONNXRUNTIME = "1.29.0"
@@ -44,6 +44,16 @@ class Linux:
     def abi(self) -> str:
         """The operator library's name for it."""
         return MACHINES[self.machine]
+
+    def runner_files(self) -> list[Item]:
+        """What has to be there besides a bundle and :func:`setup_linux`."""
+        return [item_of(Path(runner.__file__), "runner/runner.py")]
+
+    def command(self, directory: str, variables: str, prefix: str, settings: str) -> str:
+        """The script that becomes a runner; ``variables``, ``prefix`` and ``settings`` are quoted already."""
+        return (
+            f"cd {shlex.quote(directory)} && exec env {variables} {prefix}venv/bin/python runner/runner.py {settings}"
+        )
 
 
 def inspect_linux(connection: Connection) -> Linux:
