@@ -14,6 +14,7 @@ def devices() -> None:
     """What runs bundles besides this machine: ssh:[user@]host[:port] (Linux), adb:SERIAL (Android).
 
     \b
+    edgekit devices show                         every phone that is attached
     edgekit devices show ssh:pi@raspberrypi      what it is
     edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once (a phone: --aar FILE)
     edgekit devices clean ssh:pi@raspberrypi     removes all of edgekit's files
@@ -21,19 +22,26 @@ def devices() -> None:
 
 
 @devices.command("show")
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @json_option
 def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
-    """Say what each TARGET is: model, cores and clocks, instruction sets, memory, temperature, emulated or not."""
+    """Say what each TARGET is, or every phone that is attached: model, cores, instruction sets, memory, emulated or not."""
     from edgekit.devices import Target, open_connection
+    from edgekit.devices.connection import attached_phones
     from edgekit.devices.probe import probe
 
+    phones = [] if targets else attached_phones()
+    ready = targets or tuple(f"adb:{serial}" for serial, state in phones if state == "device")
     found = []
-    for target in targets:
+    for target in ready:
         with open_connection(Target.parse(target)) as connection:
             found.append(probe(connection))
-    lines = (line for facts in found for line in facts.lines())
-    show(lines, {"devices": [facts.to_json() for facts in found]}, as_json)
+    others = {f"adb:{serial}": state for serial, state in phones if state != "device"}
+    lines = [line for facts in found for line in facts.lines()]
+    lines += [f"{target}: {state}" for target, state in others.items()]
+    if not lines:
+        lines = ["no phone is attached; give a Linux device as ssh:[user@]host"]
+    show(lines, {"devices": [facts.to_json() for facts in found], "not_ready": others}, as_json)
 
 
 @devices.command()

@@ -189,6 +189,23 @@ def open_connection(target: Target) -> Connection:
     return {"ssh": Ssh, "adb": Adb}[target.kind](target)
 
 
+def attached_phones() -> list[tuple[str, str]]:
+    """Serial number and state ("device", "unauthorized", "offline") of what adb sees.
+
+    Raises RuntimeUnavailable when adb is missing or does not answer.
+    """
+    command = [_program("adb", "Android's platform-tools"), "devices"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeUnavailable("adb devices: no answer; `adb kill-server` and try again") from None
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeUnavailable(f"adb devices: exit code {done.returncode}: {words[:300]}")
+    fields = (line.split() for line in done.stdout.splitlines()[1:])
+    return [(found[0], found[1]) for found in fields if len(found) >= 2]
+
+
 def _program(name: str, what: str) -> str:
     found = shutil.which(name)
     if found is None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edgekit.cli.main import main
 from edgekit.devices import Target, open_connection
+from edgekit.devices.connection import attached_phones
 from edgekit.devices.job import Job
 from edgekit.devices.linux import inspect_linux
 from edgekit.devices.phone import LIBRARIES, Android, inspect_android, installed, setup_android
@@ -177,6 +179,25 @@ def test_phones_out_of_reach(adb: Path, words: str, message: str) -> None:
     with pytest.raises(RuntimeUnavailable) as failure:
         open_connection(Target.parse("adb:X"))
     assert str(failure.value).startswith(f"adb:X: {message}")
+
+
+def test_attached_phones_are_listed(adb: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adb.write_text(
+        '#!/bin/sh\nif [ "$1" = devices ]; then printf "List of devices attached\\nX\\tdevice\\nY\\tunauthorized\\n\\n"; exit; fi\n'
+        'exec sh -c "$5"\n'
+    )
+    assert attached_phones() == [("X", "device"), ("Y", "unauthorized")]
+    with pytest.raises(SystemExit):
+        main(["devices", "show"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("adb:X: ") and lines[-1] == "adb:Y: unauthorized"
+    adb.write_text("#!/bin/sh\necho List of devices attached\n")
+    with pytest.raises(SystemExit):
+        main(["devices", "show"])
+    assert capsys.readouterr().out == "no phone is attached; give a Linux device as ssh:[user@]host\n"
+    adb.write_text("#!/bin/sh\necho cannot start server >&2; exit 1\n")
+    with pytest.raises(RuntimeUnavailable, match="adb devices: exit code 1: cannot start server"):
+        attached_phones()
 
 
 @pytest.mark.parametrize("kind", ["ssh", "adb"])
