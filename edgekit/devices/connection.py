@@ -165,7 +165,7 @@ class Adb(Connection):
     def lost(self, done: Done) -> str:
         words = done.stderr.strip().splitlines()
         found = next((w for w in words if w.startswith(("adb: ", "error: "))), "")
-        if not found:
+        if done.code != 1 or not found:  # adb's own exit code; a script's messages may look alike
             return ""
         for word, advice in _ADB_ADVICE.items():
             if word in found:

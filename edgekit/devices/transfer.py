@@ -52,16 +52,10 @@ def push(connection: Connection, items: Sequence[Item], progress: Progress = lam
     """
     held = _index(connection)
     missing = [i for i in items if held.get(i.path) != (i.sha256, i.bytes)]
-    known = {sha: path for path, (sha, _) in held.items()}
-    travelling = [i for i in missing if i.sha256 not in known]
-    total = sum(i.bytes for i in travelling)
     _check_room(connection, sum(i.bytes for i in missing))
-    for item in missing:
-        if item.sha256 in known:
-            source = shlex.quote(known[item.sha256])
-            connection.text(
-                f"{_enter(connection)} && mkdir -p incoming && cp {source} incoming/{item.sha256} && {_settle(item)}"
-            )
+    known = {sha: path for path, (sha, _) in held.items()}
+    travelling = [i for i in missing if i.sha256 not in known or not _copy(connection, known[i.sha256], i)]
+    total = sum(i.bytes for i in travelling)
     sent = 0
 
     def report(before: int, done: int) -> None:
@@ -76,6 +70,12 @@ def push(connection: Connection, items: Sequence[Item], progress: Progress = lam
 def remove(connection: Connection) -> None:
     """Deletes everything that edgekit has on the device."""
     connection.text(f"rm -rf {shlex.quote(connection.directory)}")
+
+
+def _copy(connection: Connection, source: str, item: Item) -> bool:
+    """Takes the file from another place on the device; False when what lies there is no longer what it was."""
+    script = f"mkdir -p incoming && cp {shlex.quote(source)} incoming/{item.sha256} && {_settle(item)}"
+    return connection.run(f"{_enter(connection)} && {script}").code == 0
 
 
 def _enter(connection: Connection) -> str:

@@ -49,6 +49,16 @@ def test_what_the_device_has_elsewhere_is_copied(tmp_path: Path) -> None:
     assert (tmp_path / "device" / again.path).read_bytes() == b"x" * 1000
 
 
+def test_a_copy_that_was_damaged_there_is_not_taken(tmp_path: Path) -> None:
+    connection = ShellConnection(tmp_path / "device")
+    first = item(tmp_path, "w", b"x" * 1000)
+    push(connection, [first])
+    (tmp_path / "device" / first.path).write_bytes(b"y" * 1000)
+    again = item(tmp_path, "w", b"x" * 1000, "bundles/other/w")
+    assert push(connection, [again]) == 1000
+    assert (tmp_path / "device" / again.path).read_bytes() == b"x" * 1000
+
+
 def test_a_file_of_another_size_is_sent_again(tmp_path: Path) -> None:
     connection, one = ShellConnection(tmp_path / "device"), item(tmp_path, "w", b"x" * 1000)
     push(connection, [one])
