@@ -41,7 +41,7 @@ class Facts:
 LIMITS = {"elf": 65536, "pe": 65536, "macho": 98304}
 """The most bytes that a library may have. A Mach-O segment fills whole pages of 16 KiB, and there are four."""
 
-EXPORTS = ("EdgekitOpsVersion", "RegisterCustomOps")
+EXPORTS = ("EdgekitOpsVersion", "Java_dev_edgekit_Operators_version", "RegisterCustomOps")
 _LINUX = Facts(
     machine="X86_64",
     name="libedgekit_ops.so",
@@ -173,7 +173,7 @@ def read_macho(binary: lief.MachO.Binary, size: int) -> Facts:
         executable_data=bool(both),
         relro=None,
         bind_now=None,
-        stripped=not any("edgekit" in str(symbol.name) for symbol in binary.symbols),  # C++ names have the namespace
+        stripped=not any("7edgekit" in str(symbol.name) for symbol in binary.symbols),  # the namespace in C++ names
         build_id=None,
         hard_float=None,
         signed=binary.has_code_signature,

@@ -103,6 +103,7 @@ BIONIC(long, sysconf, (int name)) {
     case 96: return sysconf(_SC_NPROCESSORS_CONF);
     case 97: return sysconf(_SC_NPROCESSORS_ONLN);
     case 98: return sysconf(_SC_PHYS_PAGES);
+    case 149: return sysconf(_SC_LEVEL2_CACHE_SIZE);
     default: fprintf(stderr, "bionic shim: sysconf(%d) is not known\n", name); errno = EINVAL; return -1;
   }
 }

@@ -68,7 +68,8 @@ def forwards(abi: str) -> str:
     source = (HERE / "bionic_libc.c").read_text()
     written = set(re.findall(r"^(?:BIONIC\([^,]+, |VERSIONED\()(\w+)", source, re.MULTILINE))
     renamed = {**RENAMED, **(RENAMED_X86_64 if abi == "x86_64" else {})}
-    names = [name for name in asked_for(onnxruntime(abi)) if name not in written]
+    libraries = (onnxruntime(abi), onnxruntime(abi).with_name("libonnxruntime4j_jni.so"))
+    names = sorted({name for library in libraries for name in asked_for(library)} - written)
     return "".join(f"FORWARD({i}, {name}, {renamed.get(name, name)})\n" for i, name in enumerate(names))
 
 
