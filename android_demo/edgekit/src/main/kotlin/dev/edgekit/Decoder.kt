@@ -1,0 +1,137 @@
+package dev.edgekit
+
+import ai.onnxruntime.OnnxTensor
+import java.io.Closeable
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+
+/**
+ * A language model with a key-value cache of [slots] tokens.
+ *
+ * Past and present of a layer are one buffer, which the graph writes in place; nothing is copied, and a single token allocates no more
+ * than ONNX Runtime's Java API does itself. For one thread at a time.
+ *
+ * Throws [UsageException] when the cache does not fit into memory.
+ */
+internal class Decoder(private val session: Session, private val info: DecoderInfo, val slots: Int) : Closeable {
+    /** Tokens in the cache. */
+    var length = 0
+        private set
+
+    /** Logits of the token that was fed last. */
+    val logits = FloatArray(info.vocabSize)
+
+    private val owned = ArrayList<OnnxTensor>()
+    private val given = LinkedHashMap(session.keepInput())
+    private val cache = LinkedHashMap<String, OnnxTensor>()
+    private val last: Map<String, OnnxTensor>
+    private val ids = buffer(PIECE.toLong() * Long.SIZE_BYTES)
+    private val ones = buffer(slots.toLong() * Long.SIZE_BYTES)
+    private val row = buffer(info.vocabSize.toLong() * Float.SIZE_BYTES)
+    private val rowValues = row.asFloatBuffer()
+    private val single: OnnxTensor
+    private var rows = buffer(0)
+
+    init {
+        for (slot in 0 until slots) ones.putLong(slot * Long.SIZE_BYTES, 1)
+        for (layer in 0 until info.layers) {
+            val heads = info.kvHeads[layer].toLong()
+            val dim = info.headDim[layer].toLong()
+            for (part in listOf("key", "value")) {
+                val memory = buffer(heads * slots * dim * Float.SIZE_BYTES)
+                val tensor = owned(DType.FLOAT32, memory, 1, heads, slots.toLong(), dim)
+                given["past_key_values.$layer.$part"] = tensor
+                cache["present.$layer.$part"] = tensor
+            }
+        }
+        last = cache + ("logits" to owned(DType.FLOAT32, row, 1, 1, info.vocabSize.toLong()))
+        single = owned(DType.INT64, part(ids, Long.SIZE_BYTES), 1, 1)
+    }
+
+    /** Forgets all tokens; the buffers stay. */
+    fun reset() {
+        length = 0
+    }
+
+    /** Feeds [tokens], in pieces of [PIECE]; [logits] are then those of the last. Throws [UsageException] when the context is full. */
+    fun feed(tokens: IntArray) {
+        checkRoom(tokens.size)
+        for (start in tokens.indices step PIECE) run(tokens, start, minOf(start + PIECE, tokens.size), 1, last)
+        rowValues.rewind()
+        rowValues.get(logits)
+    }
+
+    /** Feeds tokens [start] to [stop] at once and hands over the logits of each; the array is the same every time. */
+    fun feedAll(tokens: IntArray, start: Int, stop: Int, seen: (position: Int, logits: FloatArray) -> Unit) {
+        checkRoom(stop - start)
+        val count = stop - start
+        val bytes = count.toLong() * info.vocabSize * Float.SIZE_BYTES
+        if (rows.capacity() < bytes) rows = buffer(bytes)
+        session.tensor(DType.FLOAT32, part(rows, bytes.toInt()), 1, count.toLong(), info.vocabSize.toLong()).use { all ->
+            run(tokens, start, stop, 0, cache + ("logits" to all))
+        }
+        val values = rows.asFloatBuffer()
+        for (position in start until stop) {
+            values.get(logits)
+            seen(position, logits)
+        }
+    }
+
+    override fun close() {
+        owned.forEach { it.close() }
+    }
+
+    private fun run(tokens: IntArray, start: Int, stop: Int, keep: Long, into: Map<String, OnnxTensor>) {
+        val count = stop - start
+        for (index in 0 until count) ids.putLong(index * Long.SIZE_BYTES, tokens[start + index].toLong())
+        val total = length + count
+        session.tensor(DType.INT64, part(ones, total * Long.SIZE_BYTES), 1, total.toLong()).use { mask ->
+            given["attention_mask"] = mask
+            if (count == 1) {
+                given["input_ids"] = single
+                session.runBound(given, into, keep)
+            } else {
+                session.tensor(DType.INT64, part(ids, count * Long.SIZE_BYTES), 1, count.toLong()).use {
+                    given["input_ids"] = it
+                    session.runBound(given, into, keep)
+                }
+            }
+        }
+        length = total
+    }
+
+    private fun checkRoom(count: Int) {
+        if (length + count > slots) throw UsageException("context full: $length + $count tokens, $slots slots")
+    }
+
+    private fun owned(dtype: DType, memory: ByteBuffer, vararg shape: Long): OnnxTensor =
+        session.tensor(dtype, memory, *shape).also { owned.add(it) }
+
+    private fun part(memory: ByteBuffer, bytes: Int): ByteBuffer = memory.duplicate().also { it.limit(bytes) }
+
+    private fun buffer(bytes: Long): ByteBuffer {
+        if (bytes > Int.MAX_VALUE) throw UsageException("context of $slots tokens: a buffer of $bytes bytes is too large; ask for fewer tokens")
+        return try {
+            ByteBuffer.allocateDirect(bytes.toInt()).order(ByteOrder.nativeOrder())
+        } catch (error: OutOfMemoryError) {
+            close()
+            throw UsageException("context of $slots tokens: there is not enough memory for its cache; ask for fewer tokens", error)
+        }
+    }
+
+    companion object {
+        /** Tokens of a prompt that are fed at once: more are not faster, and the memory between layers grows with them. */
+        const val PIECE = 128
+
+        /** The likeliest token: the lowest of equals, the first NaN where there is one. */
+        fun likeliest(logits: FloatArray): Int {
+            var best = 0
+            for (index in logits.indices) {
+                val value = logits[index]
+                if (value.isNaN()) return index
+                if (value > logits[best]) best = index
+            }
+            return best
+        }
+    }
+}

@@ -1,0 +1,104 @@
+package dev.edgekit
+
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
+import org.junit.Assert.assertNull
+import org.junit.Assert.assertThrows
+import org.junit.Assert.assertTrue
+import org.junit.Test
+
+class ManifestTest {
+    private val decoder = """{"layers": 2, "kv_heads": [1, 1], "head_dim": [16, 16], "vocab_size": 259, "max_length": 64,
+        "proof_error": 0, "bos_token_id": null, "eos_token_ids": [257]}"""
+    private val layer = """{"name": "l", "format": "int8", "block_size": 128, "bits_per_weight": 8, "shape": [4, 4]}"""
+    private val least = linkedMapOf(
+        "schema_version" to "1", "task" to "\"text-generation\"", "name" to "\"tiny\"", "architecture" to "\"\"", "source" to "\"here\"",
+        "recipe" to """{"parity": {"max_abs": 0.001, "top1": null, "margin": 0.5}}""",
+        "inputs" to """[{"name": "x", "dtype": "int64", "dims": ["batch", 4]}]""", "outputs" to "[]", "nodes" to "3",
+    )
+
+    private fun text(vararg changed: Pair<String, String>): String =
+        (least + changed).entries.joinToString(", ", "{", "}") { "\"${it.key}\": ${it.value}" }
+
+    private fun parse(vararg changed: Pair<String, String>) = Manifest.parse(text(*changed), "m.json")
+
+    private fun refused(expected: String, text: String) {
+        val error = assertThrows(BundleException::class.java) { Manifest.parse(text, "m.json") }
+        assertTrue(error.message, error.message!!.startsWith(expected))
+    }
+
+    @Test
+    fun theLeastManifestIsEnough() {
+        val manifest = parse()
+        assertEquals("tiny", manifest.name)
+        assertEquals(listOf("batch", 4L), manifest.inputs.single().dims)
+        assertEquals(0.001, manifest.parity.maxAbs!!, 0.0)
+        assertNull(manifest.parity.top1)
+        assertEquals(0.5, manifest.parity.margin, 0.0)
+        assertNull(manifest.decoder)
+        assertFalse(manifest.usesOperators)
+    }
+
+    @Test
+    fun allOfAManifestIsRead() {
+        val manifest = parse(
+            "decoder" to decoder, "layers" to "[$layer]", "taps" to """{"a": "b"}""", "evaluation" to """{"ppl": 3}""",
+            "vectors" to """[{"file": "v", "kind": "text"}]""", "files" to """[{"path": "v", "bytes": 1, "sha256": "0"}]""",
+        )
+        val info = manifest.decoder!!
+        assertEquals(listOf(1, 1), info.kvHeads)
+        assertEquals(listOf(257L), info.eosTokenIds)
+        assertEquals(-1, manifest.layers.single().activationBlockSize)
+        assertEquals("b", manifest.taps["a"])
+        assertEquals(3.0, manifest.evaluation["ppl"]!!, 0.0)
+        assertEquals(1, manifest.files.single().bytes)
+        assertEquals("text", manifest.vectors.single().kind)
+    }
+
+    @Test
+    fun onlyLayersOfTheOperatorsNeedThem() {
+        fun uses(format: String, more: String = "") = parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]").usesOperators
+        assertTrue(uses("t2"))
+        assertTrue(uses("int8-channel", ", \"activation_block_size\": 0"))
+        assertFalse(uses("int8-channel"))
+        assertFalse(uses("int4", ", \"activation_block_size\": 0"))
+    }
+
+    @Test
+    fun versionsComeFirst() {
+        refused("m.json: no schema_version; this is not an edgekit bundle", "[]")
+        refused("m.json: no schema_version", text("schema_version" to "true"))
+        refused("m.json: no schema_version", text("schema_version" to "1.0"))
+        refused("m.json: schema_version 2, this edgekit reads up to 1", """{"schema_version": 2, "unheard": "of"}""")
+    }
+
+    @Test
+    fun whatIsNotAsTheFormatHasItIsRefused() {
+        refused("m.json: not valid JSON (", "{")
+        refused("m.json: not valid JSON (the key \"nodes\" stands twice", text().replace("}", "}").dropLast(1) + ", \"nodes\": 4}")
+        refused("m.json: not valid JSON (", text("nodes" to "NaN"))
+        refused("m.json: not valid JSON (", text("nodes" to "1e999"))
+        refused("m.json: manifest: unknown key \"license\"; known are schema_version, task", text("license" to "1"))
+        refused("m.json: manifest: missing key \"nodes\"", text().replace("\"nodes\": 3", "\"taps\": {}"))
+        refused("m.json: manifest.nodes: expected a whole number, found 3.5", text("nodes" to "3.5"))
+        refused("m.json: manifest.name: expected text, found null", text("name" to "null"))
+        refused("m.json: manifest.outputs: expected a list, found an object", text("outputs" to "{}"))
+        refused("m.json: manifest.outputs[0]: expected an object, found \"y\"", text("outputs" to "[\"y\"]"))
+        refused("m.json: manifest.inputs[0].dims[0]: expected a number or a name, found 1.5", text("inputs" to """[{"name": "x", "dtype": "f", "dims": [1.5]}]"""))
+        refused("m.json: manifest.taps.a: expected text, found 1", text("taps" to """{"a": 1}"""))
+        refused("m.json: manifest.task: \"poetry\" is not one of text-generation", text("task" to "\"poetry\""))
+        refused("m.json: manifest.recipe.parity: unknown key \"beauty\"", text("recipe" to """{"parity": {"beauty": 1}}"""))
+    }
+
+    @Test
+    fun buffersAreAllocatedByTheDecodersNumbers() {
+        fun wrong(from: String, to: String, expected: String) =
+            refused("m.json: manifest.decoder$expected", text("decoder" to decoder.replace(from, to)))
+        wrong("\"layers\": 2", "\"layers\": 3", ": 3 layers, but 2 kv_heads and 2 head_dim")
+        wrong("[1, 1]", "[1, 0]", ".kv_heads: 0 is not between 1 and 4096")
+        wrong("[16, 16]", "[16, 65537]", ".head_dim: 65537 is not between 1 and 65536")
+        wrong("259", "1000000000000", ".vocab_size: 1000000000000 is not between 1 and 134217728")
+        wrong("64", "-64", ".max_length: -64 is not between 1 and 134217728")
+        wrong("[257]", "257", ".eos_token_ids: expected a list, found 257")
+    }
+}

