@@ -32,14 +32,8 @@ def main(base: str, name: str, user: int, variables: list[str], command: list[st
     """Never returns."""
     root = f"{name}/root"
     # Names without the path to here, whose commas and colons would be taken for the options' own.
-    _mount(
-        "-t",
-        "overlay",
-        "-o",
-        f"lowerdir={name}/layer:{base},upperdir={name}/upper,workdir={name}/work",
-        "overlay",
-        root,
-    )
+    layers = f"lowerdir={name}/layer:{base},upperdir={name}/upper,workdir={name}/work"
+    _mount("-t", "overlay", "-o", layers, "overlay", root)
     _mount("-t", "proc", "proc", f"{root}/proc")
     _mount("--bind", f"{name}/cpuinfo", f"{root}/proc/cpuinfo")
     _mount("-t", "devpts", "-o", "newinstance,ptmxmode=0666,mode=620,gid=5", "devpts", f"{root}/dev/pts")

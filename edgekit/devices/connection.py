@@ -140,7 +140,7 @@ class Ssh(Connection):
     def lost(self, done: Done) -> str:
         if done.code != 255:
             return ""
-        words = done.stderr.strip().splitlines() or ["no message"]
+        words = done.stderr.strip().splitlines() or ["the device closed it without a word"]
         return f"ssh lost the connection: {words[-1][:300]}"
 
     def close(self) -> None:

@@ -108,19 +108,29 @@ def _check_room(connection: Connection, needed: int) -> None:
 def _send(connection: Connection, item: Item, progress: Callable[[int], None]) -> None:
     """One file, however often the link breaks within ``TRIES``."""
     for attempt in range(1, TRIES + 1):
-        done = _stream(connection, item, progress)
-        if done.code == 0:
+        reason = _attempt(connection, item, progress)
+        if not reason:
             return
-        reason = connection.lost(done)
-        if not reason and done.stdout.startswith(b"sha256 "):
-            reason = f"{item.source.name}: its sha256 is not the one that was sent"
-        elif not reason:
-            reason = f"{item.source.name}: could not be written ({last_words(done)})"
         if attempt == TRIES:
             raise RuntimeUnavailable(
                 f"{connection.name}: {reason}; {TRIES} tries; what arrived is kept, and the next call goes on from there"
             )
         time.sleep(attempt)
+
+
+def _attempt(connection: Connection, item: Item, progress: Callable[[int], None]) -> str:
+    """Why the file did not arrive; empty when it did."""
+    try:
+        done = _stream(connection, item, progress)
+    except RuntimeUnavailable as error:
+        return str(error).removeprefix(f"{connection.name}: ")
+    if done.code == 0:
+        return ""
+    if lost := connection.lost(done):
+        return lost
+    if done.stdout.startswith(b"sha256 "):
+        return f"{item.source.name}: its sha256 is not the one that was sent"
+    return f"{item.source.name}: could not be written ({last_words(done)})"
 
 
 def _stream(connection: Connection, item: Item, progress: Callable[[int], None]) -> Done:
