@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -79,14 +80,14 @@ def progress_bar() -> Iterator[Progress]:
 
 
 class _Lines:
-    """Names each step once, with the seconds since the start."""
+    """Names each step once, with the seconds since the start; steps of several devices take turns."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._last = ""
+        self._last: deque[str] = deque(maxlen=8)
 
     def __call__(self, what: str, share: float) -> None:
         step = "write weights" if what.startswith("write ") else what
-        if step != self._last:
-            self._last = step
+        if step not in self._last:
+            self._last.append(step)
             click.echo(f"{time.perf_counter() - self._began:6.1f} s  {printable(step)}", err=True)

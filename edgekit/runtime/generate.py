@@ -258,17 +258,19 @@ def interruptible(running: Generation) -> Generator[str, None, None]:
             ready.put(error)
 
     thread = threading.Thread(target=work, name="generation", daemon=True)
-    thread.start()
     try:
         try:
+            thread.start()
             yield from _until_end(ready)
         except KeyboardInterrupt:
             running.cancel()
-            yield from _until_end(ready)
+            if thread.is_alive() or not ready.empty():  # Ctrl-C may come before the thread has begun
+                yield from _until_end(ready)
             raise
     finally:
         running.cancel()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 def _until_end(ready: queue.SimpleQueue[str | BaseException | None]) -> Iterator[str]:

@@ -324,3 +324,18 @@ def test_ctrl_c_ends_a_generation_and_gives_out_what_was_ready(bundle: Bundle, t
         signal.signal(signal.SIGINT, before)
     assert running.finish == "cancelled"
     assert (tmp_path / "s").exists()
+
+
+def test_ctrl_c_while_the_thread_begins_ends_it_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def pressed(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", pressed)
+    running = generate(bundle, "abc", chat=False, max_new_tokens=10_000)
+    with pytest.raises(KeyboardInterrupt):
+        list(interruptible(running))
+    assert running.finish == "cancelled"
+    assert not any(t.name == "generation" for t in threading.enumerate())

@@ -91,7 +91,9 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
             }
             val listed = manifest.files.mapTo(HashSet()) { it.path }
             for (vector in manifest.vectors) {
-                if (vector.file !in listed) throw BundleException("$where: vector \"${vector.file.take(120)}\" is not among the listed files")
+                if (vector.file !in listed) {
+                    throw BundleException("$where: vector \"${vector.file.take(120)}\" is not among the listed files")
+                }
             }
             if (GRAPH !in listed) throw BundleException("$where: $GRAPH is not among the listed files")
         }
@@ -121,7 +123,9 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
             val bad = NOT_PORTABLE.containsMatchIn(name) ||
                 name.split('/').any { it.isEmpty() || it.endsWith('.') || it.endsWith(' ') || DEVICE.matches(it) }
             if (bad) {
-                throw BundleException("$where: path \"${name.take(120)}\" is not a plain relative path inside the bundle; do not use this bundle")
+                throw BundleException(
+                    "$where: path \"${name.take(120)}\" is not a plain relative path inside the bundle; do not use this bundle",
+                )
             }
         }
 

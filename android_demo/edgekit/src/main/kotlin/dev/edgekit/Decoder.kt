@@ -110,7 +110,9 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
     private fun part(memory: ByteBuffer, bytes: Int): ByteBuffer = memory.duplicate().also { it.limit(bytes) }
 
     private fun buffer(bytes: Long): ByteBuffer {
-        if (bytes > Int.MAX_VALUE) throw UsageException("context of $slots tokens: a buffer of $bytes bytes is too large; ask for fewer tokens")
+        if (bytes > Int.MAX_VALUE) {
+            throw UsageException("context of $slots tokens: a buffer of $bytes bytes is too large; ask for fewer tokens")
+        }
         return try {
             ByteBuffer.allocateDirect(bytes.toInt()).order(ByteOrder.nativeOrder())
         } catch (error: OutOfMemoryError) {

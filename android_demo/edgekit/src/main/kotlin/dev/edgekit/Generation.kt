@@ -4,8 +4,8 @@ import dev.edgekit.tokenizer.TextStream
 import dev.edgekit.tokenizer.Tokenizer
 
 /**
- * How text is generated: at most [maxNewTokens]; [chat] answers the prompt in the model's chat template instead of continuing it (null: where
- * there is a template), [system] begins the chat; [stop] are texts that end it and are not given out; [temperature] 0 takes the
+ * How text is generated: at most [maxNewTokens]; [chat] answers the prompt in the model's chat template instead of continuing it (null:
+ * where there is a template), [system] begins the chat; [stop] are texts that end it and are not given out; [temperature] 0 takes the
  * likeliest token; [topK] 0 and [topP] 1 consider all tokens; without [seed] every text is another one.
  */
 public data class GenerateOptions(
@@ -42,7 +42,9 @@ internal class Prompt(private val tokenizer: Tokenizer, text: String, private va
             throw UsageException("system: the prompt is continued as it is, without a chat; put the words into the prompt")
         }
         if (ids.isEmpty()) throw UsageException("prompt: has no tokens; give some text")
-        if (ids.size >= limit) throw UsageException("prompt: ${ids.size} tokens; the context holds $limit, the answer included; give a shorter one")
+        if (ids.size >= limit) {
+            throw UsageException("prompt: ${ids.size} tokens; the context holds $limit, the answer included; give a shorter one")
+        }
     }
 
     /**

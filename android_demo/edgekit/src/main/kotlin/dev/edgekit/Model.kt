@@ -88,8 +88,9 @@ public class Model internal constructor(private val bundle: Bundle, private val 
     }
 
     /**
-     * Times of [rounds] rounds: a decoder's prefill of [promptTokens] and [newTokens] tokens one by one, or any other model's latency with its
-     * first golden sample. Throws [UsageException] for numbers below 1 or beyond the context, and for a bundle without golden vectors.
+     * Times of [rounds] rounds: a decoder's prefill of [promptTokens] and [newTokens] tokens one by one, or any other model's latency
+     * with its first golden sample. Throws [UsageException] for numbers below 1 or beyond the context, and for a bundle without golden
+     * vectors.
      */
     public fun benchmark(promptTokens: Int = 128, newTokens: Int = 64, rounds: Int = 5): List<BenchmarkRow> = alone {
         if (promptTokens < 1 || newTokens < 1 || rounds < 1) {

@@ -85,7 +85,9 @@ internal fun textMetrics(vector: Map<String, Tensor>, answer: Map<String, Tensor
 
 /** `max_abs`, `sqnr_db` and `cosine` of as many floats; NaN or infinity in [found] can never pass. */
 internal fun tensorDistance(reference: FloatArray, found: FloatArray): Map<String, Double> {
-    if (reference.size != found.size) throw BundleException("golden vector: ${reference.size} values, the graph answers ${found.size}; export again")
+    if (reference.size != found.size) {
+        throw BundleException("golden vector: ${reference.size} values, the graph answers ${found.size}; export again")
+    }
     if (found.any { !it.isFinite() }) return mapOf("max_abs" to INFINITY, "sqnr_db" to -MOST_DECIBELS, "cosine" to 0.0)
     var signal = 0.0
     var power = 0.0
@@ -154,7 +156,9 @@ private fun valid(vector: Map<String, Tensor>, output: Tensor): FloatArray {
 }
 
 private fun rows(tensor: Tensor): List<DoubleArray> {
-    if (tensor.shape.size != 2 || tensor.count == 0) throw BundleException("golden vector: $tensor, two dimensions are expected; export again")
+    if (tensor.shape.size != 2 || tensor.count == 0) {
+        throw BundleException("golden vector: $tensor, two dimensions are expected; export again")
+    }
     val values = tensor.floats()
     val width = tensor.shape[1].toInt()
     return List(tensor.shape[0].toInt()) { row -> DoubleArray(width) { values[row * width + it].toDouble() } }

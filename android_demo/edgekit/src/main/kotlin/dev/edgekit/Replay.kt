@@ -39,14 +39,14 @@ private class Wanted(vector: Map<String, Tensor>, who: String, positions: Int) {
     fun add(position: Int, logits: FloatArray) {
         for (index in position * width until (position + 1) * width) {
             val token = tokens[index]
-            if (token !in logits.indices) throw BundleException("golden vector: token $token, the vocabulary has ${logits.size}; export again")
+            if (token !in logits.indices) beyond(token, logits.size)
             found[index] = logits[token.toInt()]
         }
     }
 }
 
 /** Next-token predictions in short, collected position by position. */
-private class Summary(private val ids: IntArray, private val kept: Int, private val vocabulary: Int, private val wanted: Map<String, Wanted>) {
+private class Summary(private val ids: IntArray, private val kept: Int, vocabulary: Int, private val wanted: Map<String, Wanted>) {
     private val top = LongArray(ids.size)
     private val logsumexp = FloatArray(ids.size)
     private val nll = FloatArray(ids.size - 1)
@@ -58,7 +58,7 @@ private class Summary(private val ids: IntArray, private val kept: Int, private 
         logsumexp[position] = logSumExp(logits)
         if (position + 1 < ids.size) {
             val next = ids[position + 1]
-            if (next !in logits.indices) throw BundleException("golden vector: token $next, the vocabulary has ${logits.size}; export again")
+            if (next !in logits.indices) beyond(next.toLong(), logits.size)
             nll[position] = logsumexp[position] - logits[next]
         }
         wanted.values.forEach { it.add(position, logits) }
@@ -85,5 +85,8 @@ private class Summary(private val ids: IntArray, private val kept: Int, private 
         return ln(sum).toFloat() + peak
     }
 }
+
+private fun beyond(token: Long, vocabulary: Int): Nothing =
+    throw BundleException("golden vector: token $token, the vocabulary has $vocabulary; export the model again")
 
 private fun broken(what: String): Nothing = throw BundleException("golden vector: no $what; export the model again")

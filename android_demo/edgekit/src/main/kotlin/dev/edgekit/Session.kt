@@ -115,7 +115,9 @@ internal class Session(private val graph: File, threads: Int, private val librar
             val rows = feeds[KEEP]?.longs()?.firstOrNull() ?: 0
             return guarded {
                 keep.putLong(0, rows)
-                ort.run(given + keepInput(), wanted.toSet(), runOptions).use { result -> wanted.associateWith { copy(result.get(it).get() as OnnxTensor) } }
+                ort.run(given + keepInput(), wanted.toSet(), runOptions).use { result ->
+                    wanted.associateWith { copy(result.get(it).get() as OnnxTensor) }
+                }
             }
         } finally {
             given.values.forEach { it.close() }

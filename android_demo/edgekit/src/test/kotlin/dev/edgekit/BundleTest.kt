@@ -60,7 +60,8 @@ class BundleTest {
     fun sizesAndListsMustFit() {
         refused(directory(listed("model.onnx", 4), listed("vectors/v")), "model.onnx: 3 bytes, the manifest says 4")
         refused(directory(listed("model.onnx"), listed("vectors/v"), listed("gone")), "\"gone\" is missing")
-        refused(directory(listed("model.onnx"), listed("vectors/v"), listed("Model.onnx")), "is listed twice (upper and lower case are one)")
+        val twice = directory(listed("model.onnx"), listed("vectors/v"), listed("Model.onnx"))
+        refused(twice, "is listed twice (upper and lower case are one)")
         refused(directory(listed("model.onnx")), "vector \"vectors/v\" is not among the listed files")
         refused(directory(listed("vectors/v")), "model.onnx is not among the listed files")
     }
@@ -68,9 +69,13 @@ class BundleTest {
     @Test
     fun pathsStayInside() {
         val bad = listOf(
-            "", "/etc/passwd", "../x", "a/../x", "a//b", "./a", "a.", "a ", "a:b", "a\\\\b", "a?b", "con", "aux.txt", "d/LPT1.x", "a\\u0000b", "a/",
+            "", "/etc/passwd", "../x", "a/../x", "a//b", "./a", "a.", "a ", "a:b", "a\\\\b", "a?b", "con", "aux.txt", "d/LPT1.x",
+            "a\\u0000b", "a/",
         )
-        for (path in bad) refused(directory(listed("model.onnx"), listed("vectors/v"), listed(path)), "is not a plain relative path inside the bundle")
+        for (path in bad) {
+            val directory = directory(listed("model.onnx"), listed("vectors/v"), listed(path))
+            refused(directory, "is not a plain relative path inside the bundle")
+        }
     }
 
     @Test

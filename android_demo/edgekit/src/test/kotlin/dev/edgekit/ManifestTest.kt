@@ -57,7 +57,8 @@ class ManifestTest {
 
     @Test
     fun onlyLayersOfTheOperatorsNeedThem() {
-        fun uses(format: String, more: String = "") = parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]").usesOperators
+        fun uses(format: String, more: String = ""): Boolean =
+            parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]").usesOperators
         assertTrue(uses("t2"))
         assertTrue(uses("int8-channel", ", \"activation_block_size\": 0"))
         assertFalse(uses("int8-channel"))
@@ -84,7 +85,8 @@ class ManifestTest {
         refused("m.json: manifest.name: expected text, found null", text("name" to "null"))
         refused("m.json: manifest.outputs: expected a list, found an object", text("outputs" to "{}"))
         refused("m.json: manifest.outputs[0]: expected an object, found \"y\"", text("outputs" to "[\"y\"]"))
-        refused("m.json: manifest.inputs[0].dims[0]: expected a number or a name, found 1.5", text("inputs" to """[{"name": "x", "dtype": "f", "dims": [1.5]}]"""))
+        val dims = text("inputs" to """[{"name": "x", "dtype": "f", "dims": [1.5]}]""")
+        refused("m.json: manifest.inputs[0].dims[0]: expected a number or a name, found 1.5", dims)
         refused("m.json: manifest.taps.a: expected text, found 1", text("taps" to """{"a": 1}"""))
         refused("m.json: manifest.task: \"poetry\" is not one of text-generation", text("task" to "\"poetry\""))
         refused("m.json: manifest.recipe.parity: unknown key \"beauty\"", text("recipe" to """{"parity": {"beauty": 1}}"""))

@@ -136,11 +136,13 @@ class ModelTest {
             said("UsageException: maxNewTokens: 0 is less than 1") { model.generate("a", GenerateOptions(maxNewTokens = 0)) }
             said("UsageException: stop: an empty string") { model.generate("a", GenerateOptions(stop = listOf(""))) }
             said("UsageException: topK: -1 is negative") { model.generate("a", GenerateOptions(topK = -1)) }
-            said("UsageException: system: the prompt is continued as it is") { text(model, "a", GenerateOptions(chat = false, system = "b")) }
-            val long = "x".repeat(64)
-            said("UsageException: prompt: 65 tokens; the context holds 64, the answer included") { text(model, long, GenerateOptions(chat = false)) }
+            val plain = GenerateOptions(chat = false)
+            said("UsageException: system: the prompt is continued as it is") { text(model, "a", plain.copy(system = "b")) }
+            said("UsageException: prompt: 65 tokens; the context holds 64, the answer included") { text(model, "x".repeat(64), plain) }
         }
-        open("linear").use { model -> said("UnsupportedException: ${File(bundles, "linear")}: task generic is no language model") { model.generate("a") } }
+        open("linear").use { model ->
+            said("UnsupportedException: ${File(bundles, "linear")}: task generic is no language model") { model.generate("a") }
+        }
     }
 
     @Test
@@ -165,7 +167,8 @@ class ModelTest {
     @Test
     fun aReaderThatHasEnoughEndsTheRun() {
         open("decoder").use { model ->
-            repeat(20) { assertEquals(1, runBlocking { model.generate("abc", GenerateOptions(chat = false, temperature = 5f, seed = 0)).first { it.isNotEmpty() } }.length) }
+            val drawn = GenerateOptions(chat = false, temperature = 5f, seed = 0)
+            repeat(20) { assertEquals(1, runBlocking { model.generate("abc", drawn).first() }.length) }
             assertTrue(model.parity(0).passed)
         }
     }

@@ -67,7 +67,8 @@ class SamplingTest {
 
     @Test
     fun impossibleNumbersAreRefused() {
-        fun refused(expected: String, make: () -> Unit) = assertEquals(expected, assertThrows(UsageException::class.java) { make() }.message)
+        fun refused(expected: String, make: () -> Unit) =
+            assertEquals(expected, assertThrows(UsageException::class.java) { make() }.message)
         refused("temperature: -1.0 is negative; 0 takes the likeliest token, 0.7 is usual") { Sampling(-1f, 0, 1f, null) }
         refused("temperature: NaN is negative; 0 takes the likeliest token, 0.7 is usual") { Sampling(Float.NaN, 0, 1f, null) }
         refused("topK: -1 is negative; 0 considers all tokens") { Sampling(1f, -1, 1f, null) }

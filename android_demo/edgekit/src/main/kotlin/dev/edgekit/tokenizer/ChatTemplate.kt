@@ -26,7 +26,8 @@ internal class ChatTemplate(private val text: String, private val where: String)
         } catch (error: TemplateFailure) {
             throw BundleException("$where: the chat template failed: ${oneLine(error.message.orEmpty())}", error)
         } catch (error: TemplateUnknown) {
-            throw UnsupportedException("$where: the chat template uses ${oneLine(error.what)}, which is not supported on this device", error)
+            val what = oneLine(error.what)
+            throw UnsupportedException("$where: the chat template uses $what, which is not supported on this device", error)
         }
     }
 

@@ -18,7 +18,8 @@ internal fun packed(arrays: Map<String, Tensor>): Map<String, Any?> = arrays.map
 /** An array that has travelled. Throws [UsageException] when it is none. */
 internal fun unpacked(array: Request): Tensor {
     val name = array.text("dtype")
-    val dtype = DType.values().firstOrNull { it.numpy == name } ?: throw UsageException("dtype $name: known are ${DType.values().map { it.numpy }}")
+    val dtype = DType.values().firstOrNull { it.numpy == name }
+        ?: throw UsageException("dtype $name: known are ${DType.values().map { it.numpy }}")
     val bytes = try {
         Base64.getDecoder().decode(array.text("data"))
     } catch (error: IllegalArgumentException) {

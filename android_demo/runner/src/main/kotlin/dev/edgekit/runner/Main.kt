@@ -7,8 +7,8 @@ import dev.edgekit.RuntimeUnavailableException
 import dev.edgekit.UnsupportedException
 import dev.edgekit.UsageException
 import java.io.BufferedReader
-import java.io.FileOutputStream
 import java.io.FileDescriptor
+import java.io.FileOutputStream
 import java.io.PrintStream
 import kotlin.system.exitProcess
 
@@ -35,7 +35,8 @@ public object Main {
     }
 
     private fun settings(arguments: Array<String>): Request {
-        val text = arguments.singleOrNull() ?: throw UsageException("${arguments.size} arguments, one expected: a JSON object with the settings")
+        val text = arguments.singleOrNull()
+            ?: throw UsageException("${arguments.size} arguments, one expected: a JSON object with the settings")
         return Request.parse(text)
     }
 
@@ -77,11 +78,13 @@ internal class Request(private val fields: Map<*, *>) {
     fun texts(key: String): List<String> =
         (fields[key] as? List<*> ?: wrong(key, "a list")).map { it as? String ?: wrong(key, "a list of texts") }
 
-    fun objects(key: String): Map<String, Request> = (fields[key] as? Map<*, *> ?: wrong(key, "an object")).entries.associate { (name, value) ->
-        name as String to Request(value as? Map<*, *> ?: wrong("$key.$name", "an object"))
+    fun objects(key: String): Map<String, Request> {
+        val entries = (fields[key] as? Map<*, *> ?: wrong(key, "an object")).entries
+        return entries.associate { (name, value) -> name as String to Request(value as? Map<*, *> ?: wrong("$key.$name", "an object")) }
     }
 
-    private fun wrong(key: String, expected: String): Nothing = throw UsageException("\"$key\": $expected is expected; push the runner again")
+    private fun wrong(key: String, expected: String): Nothing =
+        throw UsageException("\"$key\": $expected is expected; push the runner again")
 
     companion object {
         fun parse(text: String): Request {

@@ -170,6 +170,7 @@ private fun json(value: Any?, given: Given): String {
 }
 
 private fun selected(value: Any?, given: Given, wanted: Boolean): List<Any?> {
+    if (!isTrue(value)) return emptyList() // jinja2 does not even look whether none is a list
     val arguments = given.all()
     val path = textOf(arguments.firstOrNull(), "an attribute").split('.')
     val test = arguments.getOrNull(1)?.let { textOf(it, "a test") }
