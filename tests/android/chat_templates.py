@@ -121,7 +121,7 @@ FILTERS = (
     "{{ 'aXbX' | replace('X', '-') }}{{ 'aXbX' | replace('X', '-', 1) }}{{ 5 | replace('5', '6') }}{{ 'a' | string }}{{ 1 | string ~ 2 }}",
     "{% for key, value in {'a': 1, 'b': 2} | items %}{{ key }}{{ value }}{% endfor %}{{ nothing | items | list | length }}",
     "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages | rejectattr('role', 'in', ['user']) | list | length }}",
-    "{{ (messages | selectattr('content') | list)[0].role }}{{ messages | rejectattr('x', 'defined') | list | length }}",
+    "{{ (messages | selectattr('content') | list)[0].role }}{{ none | selectattr('a') | list | length }}{{ messages | rejectattr('x', 'defined') | list | length }}",
     "{{ -1 | string }}{{ 'a' ~ 'b' | upper }}{{ ('a' ~ 'b') | upper }}{{ 'x' | upper | lower }}{{ [1, 2] | list | length }}",
 )
 TESTS = (

@@ -75,10 +75,10 @@ def point_set(holds: Callable[[str], bool]) -> str:
     return numbers(deltas(boundaries(point for point in POINTS if holds(chr(point)))))
 
 
-def matched(pattern: str) -> list[int]:
+def matched(pattern: str, among: str = EVERYTHING) -> list[int]:
     """The code points that a regular expression of one character matches in the library."""
     split = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "removed", invert=True)
-    return [ord(c) for piece, _ in split.pre_tokenize_str(EVERYTHING) for c in piece]
+    return [ord(c) for piece, _ in split.pre_tokenize_str(among) for c in piece]
 
 
 def runs(of: list[int]) -> str:
@@ -96,9 +96,12 @@ def runs(of: list[int]) -> str:
 def categories() -> str:
     """General category in the library's regular expressions."""
     of = [len(CATEGORIES)] * (sys.maxunicode + 1)
-    for index, name in enumerate(CATEGORIES):
-        for point in matched(rf"\p{{{name}}}"):
-            of[point] = index
+    left = EVERYTHING
+    for name in sorted(CATEGORIES, key=["Cn", "Co", "Lo"].count, reverse=True):  # the large ones first: less is left
+        found = matched(rf"\p{{{name}}}", left)
+        for point in found:
+            of[point] = CATEGORIES.index(name)
+        left = left.translate(dict.fromkeys(found))
     assert of.count(len(CATEGORIES)) == 0x800, "a code point without category"
     return runs(of)
 
@@ -213,8 +216,9 @@ def tables() -> dict[str, tuple[str, str]]:
         "CLUSTERS": ("Kinds of code points in grapheme clusters, as runs: 32 * length + kind.", clusters()),
         "COMBINING": ("Combining classes: distance, length, class.", combining_classes()),
     }
+    assigned = "".join(map(chr, matched(r"[^\p{Cn}\p{Co}]")))
     for script in SCRIPTS:
-        edges = deltas(boundaries(matched(rf"\p{{{script}}}")))
+        edges = deltas(boundaries(matched(rf"\p{{{script}}}", assigned)))
         found[f"SCRIPT_{script.upper()}"] = (f"Regular expressions: the script {script}.", numbers(edges))
     return found
 
