@@ -1,5 +1,6 @@
 """Methods that make a PyTorch model smaller before it is exported."""
 
 from edgekit.compress.backslash import Backslash, BackslashCallback, Rate
+from edgekit.compress.prune import Pruner, Pruning
 
-__all__ = ["Backslash", "BackslashCallback", "Rate"]
+__all__ = ["Backslash", "BackslashCallback", "Pruner", "Pruning", "Rate"]

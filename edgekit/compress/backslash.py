@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from edgekit.compress import masks
 from edgekit.compress.gaussian import shape_of_moments
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.errors import UsageError
 
 VARIANTS = ("decoupled", "proximal", "bits")
 SCOPES = ("global", "tensor")
@@ -48,7 +49,7 @@ class Rate:
     per bit and parameter, and stops at zero too.
 
     epsilon: the authors use 1, with which the adaptive shape has hardly an effect (constant steps, as L1); at 0.01 small
-    weights are pulled more strongly than large ones.
+    weights are pulled more strongly than large ones. shape: fixed instead of estimated; 1 is L1 and 2 is L2 regularization.
     """
 
     steps: int
@@ -58,8 +59,10 @@ class Rate:
     epsilon: float = 0.01
     scope: str = "global"  # one shape for the model, or one for each tensor
     least_shape: float = 0.1  # shapes fall while they are used; 0.5 is steadier
+    shape: float | None = None
     group: str = ""  # "row" or "column": whole ones are pulled to zero too, by their norm
     group_strength: float = 0.0
+    exclude: tuple[str, ...] = ()  # globs over parameter names
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -71,6 +74,8 @@ class Rate:
                 f"variant {self.variant!r}, scope {self.scope!r}, group {self.group!r}: give one of {', '.join(VARIANTS)}; "
                 f"of {', '.join(SCOPES)}; and row, column or nothing"
             )
+        if self.shape is not None and not 0 < self.shape <= 3:
+            raise UsageError(f"shape: {self.shape} is not above 0 and at most 3; leave it out to have it estimated")
         if not self.epsilon > 0 or not self.strength >= 0 or not self.group_strength >= 0:
             raise UsageError(
                 f"epsilon {self.epsilon}, strength {self.strength}, group_strength {self.group_strength}: epsilon must be "
@@ -88,12 +93,10 @@ class Backslash:
     def __init__(self, model: nn.Module, rate: Rate) -> None:
         """Raises UnsupportedError for a model without trainable matrices."""
         self.rate = rate
-        self.weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
-        if not self.weights:
-            raise UnsupportedError("model: no trainable matrix or convolution; nothing to constrain")
+        self.weights = masks.matrices(model, rate.exclude)
         self.count = sum(weight.numel() for weight in self.weights.values())
         self.done = 0
-        self.masks: dict[str, Tensor] = {}
+        self.masks: masks.Masks = {}
         moments = self._moments()
         self.shape = self._shape(moments.values())
         self.deviation = math.sqrt(sum(square for _, _, square in moments.values()) / self.count)
@@ -102,8 +105,7 @@ class Backslash:
     def step(self) -> None:
         """One step of the rate term, after the optimizer's; past :meth:`hold`, zeros are put back instead."""
         if self.masks:
-            for name, mask in self.masks.items():
-                self.weights[name].mul_(mask)
+            masks.apply(self.masks, self.weights)
             return
         moments = self._moments()
         self.shape = self._shape(moments.values())
@@ -119,14 +121,13 @@ class Backslash:
                 self._shrink_groups(weight)
         self.done += 1
 
-    @torch.no_grad()
     def hold(self) -> None:
         """Ends the rate term: what is zero now stays zero."""
-        self.masks = {name: weight != 0 for name, weight in self.weights.items()}
+        self.masks = masks.nonzero(self.weights)
 
     def zeros(self) -> float:
         """Share of weights that are exactly zero."""
-        return sum(int((weight == 0).sum()) for weight in self.weights.values()) / self.count
+        return masks.zero_share(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs; masks as bool tensors by name."""
@@ -134,14 +135,8 @@ class Backslash:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state_dict`` was taken. Raises UsageError for another model's masks."""
-        masks: dict[str, Tensor] = dict(state["masks"])
-        for name, mask in masks.items():
-            if name not in self.weights or mask.shape != self.weights[name].shape:
-                raise UsageError(
-                    f"masks: {name} {list(mask.shape)} is no weight of this model; resume with the same model"
-                )
+        self.masks = masks.restored(state["masks"], self.weights)
         self.done, self.deviation = int(state["done"]), float(state["deviation"])
-        self.masks = {name: mask.to(self.weights[name].device) for name, mask in masks.items()}
 
     def _moments(self) -> dict[str, tuple[float, float, float]]:
         """Number of values, sum of magnitudes and of squares by tensor."""
@@ -152,6 +147,8 @@ class Backslash:
             }
 
     def _shape(self, moments: Iterable[tuple[float, float, float]]) -> float:
+        if self.rate.shape is not None:
+            return self.rate.shape
         count, absolute, square = (sum(values) for values in zip(*moments, strict=True))
         return max(self.rate.least_shape, shape_of_moments(count, absolute, square))
 

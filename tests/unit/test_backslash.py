@@ -205,6 +205,18 @@ def trainer(tmp_path: Path, net: nn.Module, steps: int, callback: BackslashCallb
     return Trainer(model=net, args=arguments, train_dataset=Squares(), callbacks=[callback])
 
 
+def test_a_fixed_shape_is_ordinary_regularization() -> None:
+    for nu, kept in ((1.0, lambda w: w - 1e-3 * w.sign()), (2.0, lambda w: w * (1 - 2e-3))):
+        net = model()
+        before = net[0].weight.detach().clone()  # type: ignore[union-attr, operator]
+        rate = Backslash(net, Rate(steps=1, lam=1e-3 * 900, variant="decoupled", epsilon=1e-12, shape=nu))
+        assert rate.count == 900
+        rate.step()
+        torch.testing.assert_close(net[0].weight.detach(), kept(before))  # type: ignore[no-untyped-call]
+    with pytest.raises(UsageError, match=r"shape: 0.0 is not above 0 and at most 3"):
+        Rate(steps=1, shape=0.0)
+
+
 def test_the_trainer_takes_it(tmp_path: Path) -> None:
     callback = BackslashCallback(Rate(steps=8, strength=3.0))
     net = Net()
