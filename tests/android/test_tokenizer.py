@@ -257,12 +257,3 @@ def test_a_broken_file_is_said_to_be_broken(jar: Path, tmp_path: Path, text: str
     java(jar, "parity", tmp_path / "jobs")
     with pytest.raises(ValueError, match=r"^BundleException: .*; export "):
         list(read_answers(tmp_path / "result"))
-
-
-def test_a_megabyte_a_second(jar: Path, tmp_path: Path) -> None:
-    text = tmp_path / "prose"
-    text.write_text("\n".join(tokenizer_lines.prose()[:20_000]), encoding="utf-8")
-    for name, directory in (("smollm2", smollm2()), ("minilm", minilm()), ("llama2", packaged("llama2"))):
-        speeds = dict(line.split() for line in java(jar, "speed", directory, text).splitlines())
-        print(name, {what: f"{speed} MB/s" for what, speed in speeds.items()})
-        assert float(speeds["lines"]) > 1, name
