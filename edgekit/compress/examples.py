@@ -1,0 +1,116 @@
+"""What a model is trained and judged with: examples, and a loss and scores for language models and classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgekit.errors import UnsupportedError, UsageError
+
+LABELS = "labels"
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Arrays [n, ...] by name: a model's inputs, and for classifiers ``labels`` int64 [n]."""
+
+    arrays: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+            raise UsageError(
+                f"examples: arrays of {lengths or 'nothing'}; all need the same number of rows, at least 1"
+            )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def select(self, rows: Tensor | slice) -> dict[str, Tensor]:
+        """Some rows of each array."""
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """All rows in order, ``size`` at a time."""
+        return (self.select(slice(start, start + size)) for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A kind of model: ``loss`` is what training lowers; ``score`` gives sums over a batch and how many it summed."""
+
+    name: str
+    loss: Callable[[nn.Module, Batch], Tensor]
+    score: Callable[[nn.Module, Batch], tuple[dict[str, float], int]]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, examples: Examples, batch_size: int = 64) -> dict[str, float]:
+        """Mean scores over all examples, in eval mode; "loss" (nats) is one of them, the model's mode is put back."""
+        training = model.training
+        model.eval()
+        sums: dict[str, float] = {}
+        count = 0
+        for batch in examples.batches(batch_size):
+            found, size = self.score(model, batch)
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            count += size
+        model.train(training)
+        return {name: value / count for name, value in sums.items()}
+
+
+def outputs(model: nn.Module, inputs: Batch) -> Tensor:
+    """The logits: a tensor, the entry "logits", or the first of several."""
+    found: Any = model(**inputs)
+    if isinstance(found, Tensor):
+        return found
+    if hasattr(found, "logits"):
+        return found.logits  # type: ignore[no-any-return]
+    first = next(iter(found.values() if isinstance(found, Mapping) else found), None)
+    if not isinstance(first, Tensor):
+        raise UnsupportedError(f"{type(model).__name__}: returns a {type(found).__name__} without a tensor in it")
+    return first
+
+
+def _tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [n * (T - 1), V] and the tokens they should give."""
+    ids = batch["input_ids"]
+    return outputs(model, {"input_ids": ids})[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
+
+
+def _classes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    labels = batch[LABELS]
+    logits = outputs(model, {name: array for name, array in batch.items() if name != LABELS}).float()
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise UnsupportedError(
+            f"{type(model).__name__}: gives logits {list(logits.shape)} for {len(labels)} labels; a classifier gives [n, classes]"
+        )
+    if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
+        wrong = int(labels.max()) if int(labels.min()) >= 0 else int(labels.min())
+        raise UsageError(f"labels: {wrong} is no class of {type(model).__name__}, which has {logits.shape[1]}")
+    return logits, labels
+
+
+def _objective(name: str, compare: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]) -> Objective:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return functional.cross_entropy(*compare(model, batch))
+
+    def score(model: nn.Module, batch: Batch) -> tuple[dict[str, float], int]:
+        logits, wanted = compare(model, batch)
+        right = int((logits.argmax(1) == wanted).sum())
+        return {"loss": float(functional.cross_entropy(logits, wanted, reduction="sum")), "accuracy": right}, len(
+            wanted
+        )
+
+    return Objective(name, loss, score)
+
+
+LANGUAGE = _objective("language", _tokens)
+"""Next tokens of ``input_ids`` int64 [n, T]; accuracy is the share predicted."""
+CLASSES = _objective("classes", _classes)
+"""``labels`` int64 [n] from all other arrays, which are the model's inputs by name."""
