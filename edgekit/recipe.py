@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from edgekit.errors import RecipeError
-from edgekit.schema import build, suggest
+from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
 ONLY = ("", "ternary", "vocabulary")
@@ -102,14 +99,7 @@ class Recipe:
                     f"give one of {', '.join(shipped_recipes())} or a .yaml file"
                 )
             path = _directory() / f"{name}.yaml"
-        try:
-            data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-        except OSError as error:
-            raise RecipeError(
-                f"{path}: cannot be read ({error.strerror}); give a YAML file or one of {', '.join(shipped_recipes())}"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(path, RecipeError, f"a YAML file or one of {', '.join(shipped_recipes())}")
         try:
             return Recipe.from_dict(data)
         except RecipeError as error:
@@ -138,17 +128,6 @@ def _directory() -> Path:
     """export_configs: inside the installed package, or at the repository's root in an editable install."""
     inside = Path(__file__).parent / "export_configs"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "export_configs"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain data only; a key that stands twice is an error instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        found = super().construct_mapping(node, deep)
-        if len(found) != len(node.value):
-            twice = Counter(str(key.value) for key, _ in node.value).most_common(1)[0][0]
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
-        return found
 
 
 def _check_rule(rule: Rule, where: str) -> None:

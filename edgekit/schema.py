@@ -6,8 +6,12 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from edgekit.errors import EdgekitError
 
@@ -37,6 +41,27 @@ def build(kind: Any, data: Any, where: str, error: type[EdgekitError]) -> Any:
         shown = f" ({str(data)[:60]!r})" if isinstance(data, bool | int | float | str) else ""
         raise error(f"{where}: expected {kind.__name__}, got {type(data).__name__}{shown}")
     return data
+
+
+def read_yaml(path: Path, error: type[EdgekitError], expected: str = "a YAML file") -> Any:
+    """Plain data out of a YAML file; raises ``error`` when it cannot be read, is no YAML, or has a key twice."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({cause.strerror}); give {expected}") from cause
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise error(f"{path}: not valid YAML: {' '.join(str(cause).split())}") from cause
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain data only; a key that stands twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            twice = Counter(str(key.value) for key, _ in node.value).most_common(1)[0][0]
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return found
 
 
 def suggest(value: str, known: Iterable[str]) -> str:
