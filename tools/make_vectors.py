@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import PackedTensor, pack_t2
-from edgekit.lowbit.reference import int8_matmul, ternary_matmul
+from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
 
@@ -43,7 +44,25 @@ def cases() -> list[Case]:
     for value in (0.0, 1e-44, 1e30):
         made.append(_case("TernaryMatMul", 2, 6, 200, "tensor", 0, False, False, len(made), value))
         made.append(_case("Int8MatMul", 2, 6, 200, "tensor", 0, False, False, len(made), value))
+    for index, (m, n, k) in enumerate(shapes):
+        for bits in (4, 8):
+            made.append(_sparse_case(m, n, k, bits, 128 * ((index + bits // 8) % 2), index % 2 == 0, len(made)))
     return made
+
+
+def _sparse_case(m: int, n: int, k: int, bits: int, block: int, with_bias: bool, seed: int) -> Case:
+    random = np.random.default_rng(seed)
+    half = seed % 3 == 0
+    x = (random.standard_normal((m, k)) * 3).astype(np.float16 if half else np.float32)
+    codes = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (n, k)).astype(np.int8)
+    codes[random.random((n, k)) < random.uniform(0, 1, (n, 1))] = 0  # rows of any density
+    scales = random.uniform(0.01, 1.0, (n,)).astype(np.float32)
+    bias = random.standard_normal(n).astype(np.float32) if with_bias else None
+    weight = PackedTensor(f"sparse-int{bits}", (n, k), 128, sparse.pack([codes], n, bits), scales)
+    y = sparse_matmul(x.astype(np.float32), weight, bias, block).astype(x.dtype)
+    arrays = {"X": x, "W": weight.data, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
+    name = f"{seed:02}-SparseMatMul-{bits}-{m}x{n}x{k}-{block}{'-bias' * with_bias}{'-half' * half}"
+    return Case(name, "SparseMatMul", {"K": k, "N": n, "bits": bits, "activation_block_size": block}, arrays)
 
 
 def _case(

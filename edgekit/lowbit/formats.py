@@ -12,10 +12,12 @@ int8          uint8 [N, ceil(K/b), b]                      float32 [N, ceil(K/b)
 int8-channel  uint8 [N, ceil(K/128), 128]                  float32 [N]                         (code - 128) * scale
 int4          uint8 [N, ceil(K/b), b/2], low nibble first  float32 [N, ceil(K/b)]              (code - 8) * scale
 t2            uint8 [N, ceil(K/128), 32], 2 bits a code    float32 [1], [N] or [N, ceil(K/b)]  (code - 1) * scale
+sparse-int4   uint8 [bytes], see sparse.py                 float32 [N]                         (code - 8) * scale
+sparse-int8   uint8 [bytes], see sparse.py                 float32 [N]                         (code - 128) * scale
 ============  ===========================================  ==================================  ====================
 
-The data of all but the floats are as ``com.microsoft::MatMulNBits`` has them (block_size b or 128, K padded with the code
-of zero).
+The data of int8, int8-channel, int4 and t2 are as ``com.microsoft::MatMulNBits`` has them (block_size b or 128, K padded
+with the code of zero).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import UnsupportedError
+from edgekit.lowbit import sparse
 from edgekit.lowbit.weights import RowWeight, Weight
 
 Array = NDArray[np.generic]
@@ -35,6 +38,8 @@ Floats = NDArray[np.float32]
 NATIVE_BLOCK = 128
 """Codes of a block that edgekit's own operators read at a time."""
 TERNARY_BLOCK = NATIVE_BLOCK
+SPARSE_BITS = {"sparse-int4": 4, "sparse-int8": 8}
+"""Formats that store only what is not zero, and the bits of a code."""
 CHUNK = 1 << 18
 """Elements handled at a time: temporaries stay in the cache and never grow with the weight."""
 
@@ -50,11 +55,15 @@ class PackedTensor:
     scales: Floats | None = None
 
     def rows(self, start: int, stop: int) -> PackedTensor:
-        """Rows start to stop as a packed tensor of their own (views, no copy)."""
+        """Rows start to stop as a packed tensor of their own (views, no copy, unless sparse)."""
         scales = self.scales
         if scales is not None and scales.size != 1:
             scales = scales[start:stop]
-        return replace(self, shape=(stop - start, self.shape[1]), data=self.data[start:stop], scales=scales)
+        if self.format in SPARSE_BITS:
+            data: Array = sparse.cut(np.asarray(self.data, np.uint8), start, stop)  # a copy, here
+        else:
+            data = self.data[start:stop]
+        return replace(self, shape=(stop - start, self.shape[1]), data=data, scales=scales)
 
     @property
     def nbytes(self) -> int:
@@ -298,6 +307,49 @@ def dequantize_t2(packed: PackedTensor) -> Floats:
     return np.ascontiguousarray(values)
 
 
+def sparse_codes(weight: Weight, bits: int) -> Iterator[tuple[NDArray[np.int8], Floats]]:
+    """A weight [N, K] rounded per row, some rows at a time: signed codes int8 [n, K] and scales float32 [n].
+
+    As in the dense formats: absmax / 127, and with 4 bits the row's weight of largest magnitude becomes -8 exactly.
+    """
+    most = (1 << (bits - 1)) - 1
+    for part in _row_chunks(*_shape(weight)):
+        rows = _rows(weight, part)
+        high, low = rows.max(axis=1, initial=0), rows.min(axis=1, initial=0)
+        if bits == 4:
+            scale = _safe(np.where(high > -low, high, low) / np.float32(-most - 1))
+        else:
+            scale = _safe(np.maximum(high, -low) / np.float32(most))
+        yield np.clip(np.rint(rows / scale[:, None]), -most - 1, most).astype(np.int8), scale
+
+
+def _quantize_sparse(name: str, weight: Weight) -> PackedTensor:
+    parts = list(sparse_codes(weight, SPARSE_BITS[name]))
+    data = sparse.pack((codes for codes, _ in parts), weight.shape[0], SPARSE_BITS[name])
+    scales = np.concatenate([scale for _, scale in parts])
+    return PackedTensor(name, _shape(weight), NATIVE_BLOCK, data, scales)
+
+
+def quantize_sparse_int4(weight: Weight, block_size: int) -> PackedTensor:
+    return _quantize_sparse("sparse-int4", weight)
+
+
+def quantize_sparse_int8(weight: Weight, block_size: int) -> PackedTensor:
+    return _quantize_sparse("sparse-int8", weight)
+
+
+def unpack_sparse(packed: PackedTensor) -> NDArray[np.int8]:
+    """Signed codes int8 [N, K] of a sparse tensor. Raises BundleError when its bytes contradict each other."""
+    return sparse.unpack(np.asarray(packed.data, np.uint8), *packed.shape, SPARSE_BITS[packed.format])
+
+
+def dequantize_sparse(packed: PackedTensor) -> Floats:
+    assert packed.scales is not None
+    values = unpack_sparse(packed).astype(np.float32)
+    values *= packed.scales[:, None] if packed.scales.size > 1 else packed.scales[0]
+    return values
+
+
 def _shape(weight: Weight) -> tuple[int, int]:
     return int(weight.shape[0]), int(weight.shape[1])
 
@@ -309,4 +361,6 @@ FORMATS: dict[str, Format] = {
     "int8-channel": Format("int8-channel", 8, NATIVE_BLOCK, quantize_int8_channel, dequantize_int8_channel),
     "int4": Format("int4", 4, 64, quantize_int4, dequantize_int4),
     "t2": Format("t2", 2, TERNARY_BLOCK, quantize_t2, dequantize_t2),
+    "sparse-int4": Format("sparse-int4", 4, NATIVE_BLOCK, quantize_sparse_int4, dequantize_sparse),
+    "sparse-int8": Format("sparse-int8", 8, NATIVE_BLOCK, quantize_sparse_int8, dequantize_sparse),
 }

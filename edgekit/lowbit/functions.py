@@ -1,10 +1,13 @@
-"""ONNX function bodies of ``ai.edgekit::TernaryMatMul`` and ``Int8MatMul``.
+"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``, ``Int8MatMul`` and ``SparseMatMul``.
 
 :func:`ternary_function` and :func:`int8_function` are what a bundle carries and a runtime without edgekit's library
 executes: one ``com.microsoft::MatMulNBits`` with 2 or 8 bits, block_size 128 and accuracy_level 4, which reads the very
 bytes of the operator's W. It rounds activations per block of 128, whatever ``activation_block_size`` says, so it equals the
 operator up to that rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins
 over the body.
+
+:func:`sparse_function` writes its weights out as 8-bit codes with standard operators and goes on in the same way. ONNX
+Runtime does that once, while it loads the model (constant folding): the model then runs at the speed and size of 8 bits.
 
 :func:`exact_function` is the operator's definition in standard operators, bit for bit, for tests of kernels: slow, and
 every weight becomes a float in memory.
@@ -25,6 +28,7 @@ DOMAIN = "ai.edgekit"
 MICROSOFT = "com.microsoft"
 TERNARY = "TernaryMatMul"
 INT8 = "Int8MatMul"
+SPARSE = "SparseMatMul"
 INTS = ("K", "N", "activation_block_size")
 
 
@@ -54,10 +58,16 @@ class _Body:
             self.constant(np.array([1], np.int64)),
         )
 
-    def function(self, name: str, inputs: Sequence[ir.Value], output: ir.Value) -> ir.Function:
+    def number(self, *values: int) -> ir.Value:
+        """int64, a scalar or a vector."""
+        return self.constant(np.array(values if len(values) > 1 else values[0], np.int64))
+
+    def function(
+        self, name: str, inputs: Sequence[ir.Value], output: ir.Value, ints: Sequence[str] = INTS
+    ) -> ir.Function:
         imports = {"": 21, MICROSOFT: 1}
         graph = ir.Graph(inputs, [output], nodes=self.nodes, opset_imports=imports, name=name)
-        attributes = [ir.Attr(number, ir.AttributeType.INT, None) for number in INTS]
+        attributes = [ir.Attr(number, ir.AttributeType.INT, None) for number in ints]
         return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
 
 
@@ -83,6 +93,57 @@ def int8_function() -> ir.Function:
     body = _Body()
     y = _matmul(body, 8, x, w, _every_scale(body, w, scales), None, bias)  # codes count from 128, as MatMulNBits has it
     return body.function(INT8, [x, w, scales, bias], y)
+
+
+def sparse_function() -> ir.Function:
+    """``SparseMatMul(X, W, scales, bias?) -> Y``, attributes K, N, bits, activation_block_size; scales [1] or [N]."""
+    x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
+    body = _Body()
+    codes = _dense_codes(body, w)
+    y = _matmul(body, 8, x, codes, _every_scale(body, codes, scales), None, bias)
+    return body.function(SPARSE, [x, w, scales, bias], y, (*INTS, "bits"))
+
+
+def _dense_codes(body: _Body, w: ir.Value) -> ir.Value:
+    """A sparse W (lowbit/sparse.py) as uint8 [N, blocks, 128], codes from 128."""
+    n, k, bits = (body.attribute(name) for name in ("N", "K", "bits"))
+    one, two, eight, last = body.number(1), body.number(2), body.number(8), body.constant(np.array([-1], np.int64))
+    blocks = body.op("Div", body.op("Add", k, body.number(NATIVE_BLOCK - 1)), body.number(NATIVE_BLOCK))
+    own = body.op("Mul", blocks, body.number(NATIVE_BLOCK // 8))  # bytes of a row's mask
+    firsts = _row_starts(body, w, n)
+
+    spread = body.op("Range", body.number(0), body.op("Squeeze", own), one)
+    mask = body.ints("Gather", w, body.op("Add", firsts, spread), axis=0)
+    shifts = body.constant(np.arange(8, dtype=np.uint8))
+    shifted = body.op(
+        "BitShift", body.op("Unsqueeze", mask, last), shifts, attributes=[ir.AttrString("direction", "RIGHT")]
+    )
+    bit = body.op("BitwiseAnd", shifted, body.constant(np.array(1, np.uint8)))
+    groups = body.ints("Concat", n, body.op("Mul", blocks, two), body.constant(np.array([64], np.int64)), axis=0)
+    stored = body.ints("Cast", body.op("Reshape", bit, groups), to=ir.DataType.INT64.value)
+
+    rank = body.ints("CumSum", stored, two, exclusive=1)
+    count = body.ints("ReduceSum", stored, last, keepdims=0)
+    size = body.op("Div", body.op("Add", body.op("Mul", count, bits), body.number(7)), eight)
+    start = body.op("Add", body.ints("CumSum", size, one, exclusive=1), body.op("Add", firsts, own))
+    place = body.op("Mul", body.op("Unsqueeze", start, last), eight)  # in bits
+    place = body.op("Add", place, body.op("Mul", rank, bits))
+    byte = body.ints("Cast", body.ints("Gather", w, body.op("Div", place, eight), axis=0), to=ir.DataType.INT64.value)
+    range_ = body.op("Pow", two, bits)
+    code = body.op("Mod", body.op("Div", byte, body.op("Pow", two, body.op("Mod", place, eight))), range_)
+    value = body.op("Mul", body.op("Sub", code, body.op("Div", range_, two)), stored)
+    from_128 = body.ints("Cast", body.op("Add", value, body.number(128)), to=ir.DataType.UINT8.value)
+    shape = body.ints("Concat", n, blocks, body.constant(np.array([NATIVE_BLOCK], np.int64)), axis=0)
+    return body.op("Reshape", from_128, shape)
+
+
+def _row_starts(body: _Body, w: ir.Value, n: ir.Value) -> ir.Value:
+    """int64 [N, 1]: the first N numbers of 32 bits."""
+    bytes_ = body.op("Slice", w, body.constant(np.array([0], np.int64)), body.op("Mul", n, body.number(4)))
+    wide = body.ints("Cast", bytes_, to=ir.DataType.INT64.value)
+    quads = body.op("Reshape", wide, body.constant(np.array([-1, 4], np.int64)))
+    weighted = body.op("Mul", quads, body.number(1, 1 << 8, 1 << 16, 1 << 24))
+    return body.ints("ReduceSum", weighted, body.constant(np.array([1], np.int64)), keepdims=1)
 
 
 def _every_scale(body: _Body, w: ir.Value, scales: ir.Value) -> ir.Value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.lowbit.formats import TERNARY_BLOCK, PackedTensor, block_count, unpack_t2
+from edgekit.lowbit.formats import TERNARY_BLOCK, PackedTensor, block_count, unpack_sparse, unpack_t2
 
 Floats = NDArray[np.float32]
 
@@ -83,3 +83,14 @@ def int8_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, act
     assert weight.scales is not None
     signed = weight.data.reshape(weight.shape[0], -1)[:, : weight.shape[1]].astype(np.int64) - 128
     return _matmul(x, signed, weight.scales, bias, activation_block_size)
+
+
+def sparse_matmul(
+    x: Floats, weight: PackedTensor, bias: Floats | None = None, activation_block_size: int = 0
+) -> Floats:
+    """``ai.edgekit::SparseMatMul``: float32 [M, K] by a sparse-int4 or sparse-int8 weight [N, K] -> float32 [M, N].
+
+    ``weight`` has scales [1] or [N]. The rules are those of :func:`ternary_matmul`; what is not stored is zero.
+    """
+    assert weight.scales is not None
+    return _matmul(x, unpack_sparse(weight).astype(np.int64), weight.scales, bias, activation_block_size)

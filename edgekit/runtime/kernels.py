@@ -15,7 +15,7 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session
 
-NATIVE = ("TernaryMatMul", "Int8MatMul")
+NATIVE = ("TernaryMatMul", "Int8MatMul", "SparseMatMul")
 HEAVY = (
     *NATIVE, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from edgekit.lowbit.formats import FORMATS, PackedTensor
+from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor
 from edgekit.lowbit.functions import DOMAIN, MICROSOFT
 from edgekit.lowbit.library import load_library
 
@@ -56,15 +56,19 @@ def one_node(
 def native(
     op: str, x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int
 ) -> onnxruntime.InferenceSession:
-    """``TernaryMatMul`` or ``Int8MatMul`` of the operator library, for X like ``x``."""
+    """``TernaryMatMul``, ``Int8MatMul`` or ``SparseMatMul`` of the operator library, for X like ``x``."""
     library = load_library()
     assert weight.scales is not None
     assert library is not None
     kind = ir.DataType.FLOAT16 if x.dtype == np.float16 else ir.DataType.FLOAT
     inputs: list[Input] = [graph_input(kind, x.ndim), ("W", weight.data), ("scales", weight.scales)]
     inputs += [("bias", bias)] if bias is not None else []
-    sizes = {"K": weight.shape[1], "N": weight.shape[0]}
-    return one_node(DOMAIN, op, inputs, library=library.path, **sizes, activation_block_size=block)
+    return one_node(DOMAIN, op, inputs, library=library.path, **_sizes(weight), activation_block_size=block)
+
+
+def _sizes(weight: PackedTensor) -> dict[str, int]:
+    bits = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
+    return {"K": weight.shape[1], "N": weight.shape[0], **bits}
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:
@@ -75,15 +79,14 @@ def _constant(name: str, array: np.ndarray) -> ir.Value:
 def of_function(
     function: ir.Function, weight: PackedTensor, bias: np.ndarray | None, activation_block_size: int, rank: int = 2
 ) -> onnxruntime.InferenceSession:
-    """``TernaryMatMul`` or ``Int8MatMul`` as ``function`` defines it."""
+    """``TernaryMatMul``, ``Int8MatMul`` or ``SparseMatMul`` as ``function`` defines it."""
     assert weight.scales is not None
     inputs: list[Input] = [graph_input(ir.DataType.FLOAT, rank), ("W", weight.data), ("scales", weight.scales)]
     if bias is not None:
         inputs.append(("bias", bias))
     return one_node(
-        DOMAIN, function.name, inputs, [function],
-        K=weight.shape[1], N=weight.shape[0], activation_block_size=activation_block_size,
-    )  # fmt: skip
+        DOMAIN, function.name, inputs, [function], **_sizes(weight), activation_block_size=activation_block_size
+    )
 
 
 def matmul_nbits(weight: PackedTensor) -> onnxruntime.InferenceSession:

@@ -1,4 +1,4 @@
-"""``ai.edgekit::TernaryMatMul`` and ``Int8MatMul``: one suite, each implementation against the integer-exact numpy reference.
+"""``ai.edgekit::TernaryMatMul``, ``Int8MatMul`` and ``SparseMatMul``: one suite, each implementation against the integer-exact numpy reference.
 
 Every instruction set that this processor has is forced in turn and must give the reference's very bits. Other processors
 are covered in ``tests/native``, emulated.

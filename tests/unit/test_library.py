@@ -94,7 +94,7 @@ def test_a_system_it_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_shipped_library_is_built() -> None:
     assert set(SHIPPED) < set(ABIS)
     for abi in ABIS:
-        limit = 96 if abi.startswith("macos") else 64  # KiB; macOS pads segments to 16
+        limit = 96 if abi.startswith("macos") else 80  # KiB; macOS pads segments to 16
         assert 0 < built_library(abi).stat().st_size <= limit << 10
 
 

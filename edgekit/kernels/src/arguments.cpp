@@ -76,6 +76,36 @@ OrtStatus* check_w(const Api& api, const Tensor& w, const Attributes& a, size_t 
   return invalid(api, message << " (N, K/128 rounded up, bytes of a block)");
 }
 
+// A sparse W is one run of bytes; what is in it is looked at by those who read it.
+OrtStatus* check_sparse_w(const Api& api, const Tensor& w, const Attributes& a, size_t blocks, size_t* bytes) {
+  Message message;
+  message << operator_name(a.format) << ": W ";
+  if (w.value == nullptr) return invalid(api, message << "is missing");
+  if (w.type != kUint8) return invalid(api, message << "has element type " << w.type << ", uint8 expected");
+  if (w.rank != 1) return invalid(api, message << "is " << w << ", one dimension expected (bytes)");
+  const uint64_t n = static_cast<uint64_t>(a.n);
+  const uint64_t least = 4 * (n + 1) + n * blocks * kMaskBytes + kSparseTail, most = uint64_t{1} << 32;
+  if (w.dims[0] < 0 || static_cast<uint64_t>(w.dims[0]) < least || static_cast<uint64_t>(w.dims[0]) >= most) {
+    message << "has " << w.dims[0] << " bytes, at least " << static_cast<int64_t>(least) << " expected for " << a.n;
+    return invalid(api, message << " rows of " << a.k << ", and fewer than 2^32");
+  }
+  *bytes = static_cast<size_t>(w.dims[0]);
+  return nullptr;
+}
+
+// Rows begin behind their places and end before the bytes that may be read too many.
+OrtStatus* check_sparse_ends(const Api& api, const Attributes& a, const Arguments& out) {
+  uint32_t first, end;
+  __builtin_memcpy(&first, out.w, sizeof first);
+  __builtin_memcpy(&end, out.w + out.n * sizeof end, sizeof end);
+  const size_t begin = sparse_header(out.n), stop = out.w_bytes - kSparseTail;
+  if (first == begin && end == stop) return nullptr;
+  Message message;
+  message << operator_name(a.format) << ": W says that its rows are bytes " << int64_t{first} << " to " << int64_t{end};
+  return invalid(api, message << ", " << static_cast<int64_t>(begin) << " to " << static_cast<int64_t>(stop)
+                              << " expected; the file is damaged, export or copy it again");
+}
+
 OrtStatus* check_scales(const Api& api, const Tensor& s, const Attributes& a, Arguments* out) {
   Message message;
   message << operator_name(a.format) << ": scales ";
@@ -118,7 +148,9 @@ OrtStatus* make_output(const Api& api, OrtKernelContext* context, const Tensor& 
 
 }  // namespace
 
-const char* operator_name(Format format) { return format == kTernary ? "TernaryMatMul" : "Int8MatMul"; }
+const char* operator_name(Format format) {
+  return format == kTernary ? "TernaryMatMul" : format == kInt8 ? "Int8MatMul" : "SparseMatMul";
+}
 
 OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format format, bool half, Attributes* out) {
   out->format = format;
@@ -127,6 +159,11 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   if (OrtStatus* status = api.attribute(info, "N", &out->n)) return status;
   int64_t block = 0;
   if (OrtStatus* status = api.attribute(info, "activation_block_size", &block)) return status;
+  int64_t bits = 8;
+  if (is_sparse(format)) {
+    if (OrtStatus* status = api.attribute(info, "bits", &bits)) return status;
+    out->format = bits == 4 ? kSparse4 : kSparse8;
+  }
   out->each_block = block != 0;
   const int64_t most = format == kTernary ? kMostTernaryK : kMostInt8K;
   Message message;
@@ -140,6 +177,7 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   if (block != 0 && block != static_cast<int64_t>(kBlock)) {
     return invalid(api, message << "attribute activation_block_size is " << block << ", 0 (per token) or 128 expected");
   }
+  if (bits != 4 && bits != 8) return invalid(api, message << "attribute bits is " << bits << ", 4 or 8 expected");
   return nullptr;
 }
 
@@ -157,7 +195,10 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
   out->half = a.half;
   out->steps_each = a.each_block;
   if (OrtStatus* status = check_x(api, x, a, &out->m)) return status;
-  if (OrtStatus* status = check_w(api, w, a, out->blocks)) return status;
+  out->w_bytes = out->n * out->blocks * block_bytes(a.format);
+  OrtStatus* const wrong = is_sparse(a.format) ? check_sparse_w(api, w, a, out->blocks, &out->w_bytes)
+                                               : check_w(api, w, a, out->blocks);
+  if (wrong != nullptr) return wrong;
   if (OrtStatus* status = check_scales(api, scales, a, out)) return status;
   if (OrtStatus* status = check_bias(api, bias, a)) return status;
   out->each = out->steps_each || out->scales_each;
@@ -171,6 +212,9 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
   out->w = static_cast<const uint8_t*>(w_data);
   out->scales = static_cast<const float*>(scale_data);
   out->bias = static_cast<const float*>(bias_data);
+  if (is_sparse(a.format)) {
+    if (OrtStatus* status = check_sparse_ends(api, a, *out)) return status;
+  }
   return make_output(api, context, x, a, &out->y);
 }
 

@@ -11,7 +11,7 @@ constexpr int64_t kMostTernaryK = int64_t{1} << 22;  // sums of codes moved up b
 constexpr int64_t kMostInt8K = int64_t{1} << 17;     // 127 * 128 * K stays below 2^31
 
 struct Attributes {
-  Format format;
+  Format format;  // of SparseMatMul: by its attribute bits
   bool half;  // X and Y are float16
   int64_t k, n;
   bool each_block;  // activations are rounded per block of 128, not per row
@@ -26,12 +26,16 @@ struct Arguments {
   bool scales_each;  // one a block
   const void* x;
   const uint8_t* w;
+  size_t w_bytes;
   const float* scales;
   const float* bias;  // or null
   void* y;
 };
 
 const char* operator_name(Format format);
+
+// Where a sparse W's first row begins: behind the places of its `n` rows and of their end.
+constexpr size_t sparse_header(size_t n) { return (n + 1) * sizeof(uint32_t); }
 
 // Reads K, N and activation_block_size. Returns null or an error.
 OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format format, bool half, Attributes* out);

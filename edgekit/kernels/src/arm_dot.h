@@ -4,6 +4,8 @@
 namespace edgekit {
 namespace {
 
+inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) { return vdotq_s32(sum, w, x); }
+
 // Planes 1 and 2 are multiplied where they stand, 4 and 16 times too large; the top one is moved down, as it would be
 // negative. 32 bytes of a row by the eight vectors of its block of activations.
 struct Ternary {
@@ -47,7 +49,7 @@ inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t b
     const int8x16_t q = vld1q_s8(x + k);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      sum[r] = vdotq_s32(sum[r], as_signed(signed_int8(vld1q_u8(rows[r] + k))), q);
+      sum[r] = dot_int8(sum[r], as_signed(signed_int8(vld1q_u8(rows[r] + k))), q);
     }
     ahead = prefetch(ahead, 16);
   }

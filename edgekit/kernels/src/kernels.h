@@ -8,6 +8,10 @@
 // of K. For kTernary in *planes*: byte 32 f + j of a block is element 4 j + f, so that `weights & 3 << 2 f` meets 32
 // neighbouring bytes and no code has to be moved.
 //
+// Sparse rows (kSparse4, kSparse8) begin with a bit for each weight, 16 bytes a block, set where the weight is stored.
+// The codes of those follow, of one group of 64 weights after the other: bytes worth code - 128, or 4 bits worth code
+// - 8, low nibble first and every group from a byte of its own. kSparseTail bytes can be read behind any row.
+//
 // Products are summed exactly and never accumulated over K in fewer than 32 bits; floats.h holds the float arithmetic
 // for all instruction sets, so results are the same bits on each. Everything is valid input here: operator.cpp checked
 // it.
@@ -17,7 +21,7 @@
 
 namespace edgekit {
 
-enum Format : int { kTernary = 0, kInt8 = 1 };
+enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3 };
 
 constexpr size_t kBlock = 128;         // codes of K
 constexpr size_t kPlane = 32;          // bytes of a plane of activations
@@ -27,7 +31,17 @@ constexpr size_t kGemvTokens = 4;      // tokens at most that one gemv() call ta
 constexpr size_t kMostPanelRows = 32;  // Kernels::panel_rows at most
 constexpr size_t kPrefetch = 4096;     // bytes past the rows in use that gemv() asks for (measured: docs/kernels.md)
 
+constexpr size_t kGroup = 64;                  // weights of a sparse row that one word of its mask tells of
+constexpr size_t kMaskBytes = kBlock / 8;      // of a block's mask
+constexpr size_t kSparseTail = 64;             // bytes behind the last sparse row, so that a group's are read at once
+
 constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
+constexpr bool is_sparse(Format format) { return format == kSparse4 || format == kSparse8; }
+
+// Where reading of a sparse row stands, and the end of its codes.
+struct SparseRow {
+  const uint8_t *mask, *codes, *end;
+};
 
 struct Kernels {
   const char* name;
@@ -35,6 +49,7 @@ struct Kernels {
   size_t panel_rows;  // rows of W that pack() and tile() work on
   size_t gemv_most;   // tokens up to which gemv() is faster than pack() and tile() (measured: docs/kernels.md)
   int int8_zero;      // what the kernels below take a kInt8 code's zero for: 128 = the bytes as stored, 0 = signed
+  int sparse4_zero;   // what sparse() takes a kSparse4 weight's zero for; a kSparse8 weight's is int8_zero
 
   // Rounds a row of `count` floats to int8 codes, with step = absmax / 127 of the row or with `steps_each` of each
   // block. Stores whole blocks of codes, in planes or in order, and for the row or with `each` for each block the step
@@ -60,10 +75,18 @@ struct Kernels {
   // where scale is scales[p * scale_stride + r], or with `one_scale` scales[0]; with `add` added to what is there.
   void (*finish)(const int32_t* sums, size_t sum_stride, size_t pieces, const int32_t* corrections, const float* steps,
                  const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y);
+
+  // sums[p * kGemvRows] = sum over piece p of code * activation, for `blocks` blocks of one sparse row and one token;
+  // a weight that is not stored counts as its format's zero. Moves `row` on. False when the codes of a group end behind
+  // row->end: what was read lies before row->end + kSparseTail, and sums mean nothing.
+  bool (*sparse)(Format format, SparseRow* row, const int8_t* x, size_t blocks, bool each, int32_t* sums);
+
+  // The same blocks as kInt8 codes.
+  bool (*expand)(Format format, SparseRow* row, size_t blocks, uint8_t* codes);
 };
 
 // One table an instruction set, defined where the compiler's target has it.
-extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm;
+extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi2, kNeon, kNeonDotprod, kNeonI8mm;
 
 }  // namespace edgekit
 

@@ -3,8 +3,9 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "sparse_table.h"
 
-EK_TARGET_BEGIN("avx2,fma")
+EK_TARGET_BEGIN("avx2,fma,popcnt")
 
 #include "floats.h"
 
@@ -41,10 +42,11 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 }  // namespace
 }  // namespace edgekit
 
+#include "sparse_256.h"
 #include "x86_256.h"
 
 namespace edgekit {
-const Kernels kAvx2 = {"avx2", kRows, 16, kInt8Zero, quantize, gemv, pack, tile, finish};
+const Kernels kAvx2 = {"avx2", kRows, 16, kInt8Zero, kInt8Zero, quantize, gemv, pack, tile, finish, sparse, expand};
 }  // namespace edgekit
 
 EK_TARGET_END

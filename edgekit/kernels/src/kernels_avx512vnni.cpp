@@ -3,8 +3,10 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "sparse_table.h"
+#include "sparse_vbmi2.h"
 
-EK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+EK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")
 
 #include "floats.h"
 
@@ -374,9 +376,19 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
   }
 }
 
-}  // namespace
+// Sparse rows, on 256 bits.
+inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) { return _mm256_dpbusd_epi32(sum, stored, x); }
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96, 128, quantize, gemv, pack, tile, finish};
+}  // namespace
+}  // namespace edgekit
+
+#include "sparse_256.h"
+
+namespace edgekit {
+
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96, 128, 128, quantize, gemv, pack, tile, finish, sparse, expand};
+const Kernels kAvx512Vbmi2 = {
+    "avx512vbmi2", kRows, 96, 128, 8, quantize, gemv, pack, tile, finish, sparse_vbmi2, expand_vbmi2};
 
 }  // namespace edgekit
 

@@ -3,14 +3,15 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "sparse_table.h"
 
 // Tests build these kernels in AVX512's encoding too, to run them where only that exists.
 #if defined(EDGEKIT_TEST_EVEX)
 #define EK_DPBUSD _mm256_dpbusd_epi32
-EK_TARGET_BEGIN("avx2,fma,avx512vl,avx512vnni")
+EK_TARGET_BEGIN("avx2,fma,popcnt,avx512vl,avx512vnni")
 #else
 #define EK_DPBUSD _mm256_dpbusd_avx_epi32
-EK_TARGET_BEGIN("avx2,fma,avxvnni")
+EK_TARGET_BEGIN("avx2,fma,popcnt,avxvnni")
 #endif
 
 #include "floats.h"
@@ -37,10 +38,11 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 }  // namespace
 }  // namespace edgekit
 
+#include "sparse_256.h"
 #include "x86_256.h"
 
 namespace edgekit {
-const Kernels kAvxVnni = {"avxvnni", kRows, 16, kInt8Zero, quantize, gemv, pack, tile, finish};
+const Kernels kAvxVnni = {"avxvnni", kRows, 16, kInt8Zero, kInt8Zero, quantize, gemv, pack, tile, finish, sparse, expand};
 }  // namespace edgekit
 
 EK_TARGET_END

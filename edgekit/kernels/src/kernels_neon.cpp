@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include "kernels.h"
+#include "sparse_table.h"
 
 EK_TARGET_BEGIN(EK_ARM_NEON)
 
@@ -47,15 +48,18 @@ inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_
   return sum_rows(sum[0], sum[1], sum[2], sum[3]);
 }
 
+inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) {
+  const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+  return vpadalq_s16(sum, vmlal_s8(low, vget_high_s8(w), vget_high_s8(x)));
+}
+
 inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
   int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   for (size_t k = 0; k < blocks * kBlock; k += 16) {
     const int8x16_t q = vld1q_s8(x + k);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      const int8x16_t w = as_signed(signed_int8(vld1q_u8(rows[r] + k)));
-      const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(q));
-      sum[r] = vpadalq_s16(sum[r], vmlal_s8(low, vget_high_s8(w), vget_high_s8(q)));
+      sum[r] = dot_int8(sum[r], as_signed(signed_int8(vld1q_u8(rows[r] + k))), q);
     }
     ahead = prefetch(ahead, 16);
   }
@@ -144,8 +148,13 @@ void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, s
 }
 
 }  // namespace
+}  // namespace edgekit
 
-const Kernels kNeon = {"neon", kRows, 4, 0, quantize, gemv, pack, tile, finish};
+#include "sparse_arm.h"
+
+namespace edgekit {
+
+const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand};
 
 }  // namespace edgekit
 

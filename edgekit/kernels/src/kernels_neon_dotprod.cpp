@@ -3,11 +3,13 @@
 #include <arm_neon.h>
 
 #include "kernels.h"
+#include "sparse_table.h"
 
 EK_TARGET_BEGIN(EK_ARM_DOTPROD)
 
 #include "arm_dot.h"
 #include "floats.h"
+#include "sparse_arm.h"
 
 namespace edgekit {
 namespace {
@@ -85,7 +87,7 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4, 0, quantize, gemv, pack, tile, finish};
+const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand};
 
 }  // namespace edgekit
 

@@ -66,8 +66,37 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
   }
 }
 
+bool expand(Format format, SparseRow* row, size_t blocks, uint8_t* codes) {
+  for (size_t g = 0; g < blocks * (kBlock / kGroup); ++g, row->mask += kGroup / 8, codes += kGroup) {
+    size_t stored = 0;
+    for (size_t i = 0; i < kGroup; ++i) {
+      codes[i] = 128;
+      if ((row->mask[i / 8] >> (i % 8) & 1) == 0) continue;
+      const int code = format == kSparse8 ? row->codes[stored] : (row->codes[stored / 2] >> (stored % 2 * 4) & 15) + 120;
+      codes[i] = static_cast<uint8_t>(code);
+      ++stored;
+    }
+    row->codes += format == kSparse8 ? stored : (stored + 1) / 2;
+    if (row->codes > row->end) return false;
+  }
+  return true;
+}
+
+bool sparse(Format format, SparseRow* row, const int8_t* x, size_t blocks, bool each, int32_t* sums) {
+  uint32_t sum = 0;
+  for (size_t b = 0; b < blocks; ++b) {
+    uint8_t codes[kBlock];
+    if (!expand(format, row, 1, codes)) return false;
+    sum += static_cast<uint32_t>(block_sum(kInt8, codes, x + b * kBlock));
+    if (!each && b + 1 < blocks) continue;
+    sums[(each ? b : 0) * kGemvRows] = static_cast<int32_t>(sum);
+    sum = 0;
+  }
+  return true;
+}
+
 }  // namespace
 
-const Kernels kScalar = {"scalar", kRows, 4, 128, quantize, gemv, pack, tile, finish};
+const Kernels kScalar = {"scalar", kRows, 4, 128, 128, quantize, gemv, pack, tile, finish, sparse, expand};
 
 }  // namespace edgekit

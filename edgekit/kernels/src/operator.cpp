@@ -10,12 +10,11 @@
 namespace edgekit {
 namespace {
 
-// An operator for one element type of X and one instruction set. ONNX Runtime hands the OrtCustomOp back.
+// An operator for one element type of X. ONNX Runtime hands the OrtCustomOp back.
 struct Operator {
   OrtCustomOp interface;
-  Format format;
+  Format format;  // kSparse4 for SparseMatMul of any bits
   bool half;
-  const Kernels* kernels;
 };
 
 // One node: lives in memory of the allocator that it names.
@@ -29,10 +28,32 @@ struct Node {
 // Nodes created since the library was loaded: a runtime sees by it that the operators, not their function bodies, run.
 int64_t created = 0;
 
+Message& list_supported(Message& message) {
+  const char* separator = "";
+  for (size_t i = 0; i < kCandidateCount; ++i) {
+    if (!kCandidates[i].supported()) continue;
+    message << separator << kCandidates[i].kernels->name;
+    separator = " ";
+  }
+  return message;
+}
+
+// The kernels that EDGEKIT_ISA names, or the best; an error when this processor has no such.
+OrtStatus* choose_kernels(const Api& api, const Kernels** out) {
+  *out = choose();
+  if (*out != nullptr) return nullptr;
+  Message message;
+  message << "EDGEKIT_ISA=" << forced() << ": this processor cannot run it; it has ";
+  list_supported(message) << ". Unset EDGEKIT_ISA to let the library choose";
+  return api.error(kInvalidArgument, message.text());
+}
+
 const Operator& self(const OrtCustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
 
 OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** out) {
   const Api api(table);
+  const Kernels* kernels = nullptr;
+  if (OrtStatus* status = choose_kernels(api, &kernels)) return status;
   Attributes attributes;
   if (OrtStatus* status = read_attributes(api, info, self(op).format, self(op).half, &attributes)) return status;
   OrtAllocator* allocator = nullptr;
@@ -43,7 +64,7 @@ OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtK
     return status;
   }
   Node* node = static_cast<Node*>(memory);
-  *node = Node{api, allocator, self(op).kernels, attributes};
+  *node = Node{api, allocator, kernels, attributes};
   *out = node;
   __atomic_fetch_add(&created, 1, __ATOMIC_RELAXED);
   return nullptr;
@@ -77,62 +98,17 @@ int EK_CALL on_cpu(const OrtCustomOp*, size_t) { return 0; }
 int EK_CALL one(const OrtCustomOp*) { return 1; }
 int EK_CALL any_version(const OrtCustomOp*) { return 0x7FFFFFFF; }
 
-constexpr Operator make(Format format, bool half, const Kernels* kernels) {
+constexpr Operator make(Format format, bool half) {
   return Operator{
       {kApiVersion, nullptr,    name,        provider,    input_type, input_count, output_type, output_count, nullptr,
        destroy,     input_kind, output_kind, on_cpu,      one,        one,         one,         one,          create,
        compute,     nullptr,    one,         any_version, nullptr,    nullptr,     nullptr,     nullptr},
       format,
-      half,
-      kernels};
+      half};
 }
 
-struct Operators {
-  const Kernels* kernels;
-  Operator all[4];
-};
-
-constexpr Operators operators_of(const Kernels* kernels) {
-  return {kernels,
-          {make(kTernary, false, kernels), make(kTernary, true, kernels), make(kInt8, false, kernels),
-           make(kInt8, true, kernels)}};
-}
-
-// Constants: choosing an instruction set changes nothing that a running session uses.
-const Operators kOperators[] = {
-#if defined(__x86_64__)
-    operators_of(&kAvx512Vnni),
-    operators_of(&kAvxVnni),
-    operators_of(&kAvx2),
-#elif defined(__aarch64__)
-    operators_of(&kNeonI8mm),
-    operators_of(&kNeonDotprod),
-    operators_of(&kNeon),
-#elif defined(__ARM_NEON)
-    operators_of(&kNeon),
-#endif
-    operators_of(&kScalar),
-};
-
-Message& list_supported(Message& message) {
-  const char* separator = "";
-  for (size_t i = 0; i < kCandidateCount; ++i) {
-    if (!kCandidates[i].supported()) continue;
-    message << separator << kCandidates[i].kernels->name;
-    separator = " ";
-  }
-  return message;
-}
-
-OrtStatus* add(const Api& api, OrtCustomOpDomain* domain, const Kernels* kernels) {
-  for (const Operators& found : kOperators) {
-    if (found.kernels != kernels) continue;
-    for (const Operator& op : found.all) {
-      if (OrtStatus* status = api.add_operator(domain, &op.interface)) return status;
-    }
-  }
-  return nullptr;
-}
+const Operator kOperators[] = {make(kTernary, false), make(kTernary, true),  make(kInt8, false),
+                               make(kInt8, true),     make(kSparse4, false), make(kSparse4, true)};
 
 }  // namespace
 }  // namespace edgekit
@@ -143,16 +119,14 @@ EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptio
   const OrtApi* table = base->GetApi(kApiVersion);
   if (table == nullptr) return nullptr;  // older than 1.18: no way to say so; the operators stay unknown
   const Api api(table);
-  const Kernels* kernels = choose();
-  if (kernels == nullptr) {
-    Message message;
-    message << "EDGEKIT_ISA=" << forced() << ": this processor cannot run it; it has ";
-    list_supported(message) << ". Unset EDGEKIT_ISA to let the library choose";
-    return api.error(kInvalidArgument, message.text());
-  }
+  // Each node chooses when it is made; what cannot be had is told as early as possible.
+  const Kernels* kernels = nullptr;
+  if (OrtStatus* status = choose_kernels(api, &kernels)) return status;
   OrtCustomOpDomain* domain = nullptr;
   if (OrtStatus* status = api.create_domain("ai.edgekit", &domain)) return status;
-  if (OrtStatus* status = add(api, domain, kernels)) return status;
+  for (const Operator& op : kOperators) {
+    if (OrtStatus* status = api.add_operator(domain, &op.interface)) return status;
+  }
   return api.add_domain(options, domain);  // which keeps it; sessions need it for as long as they live
 }
 

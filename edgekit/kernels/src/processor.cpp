@@ -44,11 +44,18 @@ bool saved(uint32_t bits) {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & bits) == bits;
 }
-bool has_avx2() { return (leaf(7, 0, 1) >> 5 & 1) && (leaf(1, 0, 2) >> 12 & 1) && saved(0x06); }
+bool has_avx2() {
+  constexpr uint32_t kOlder = 1u << 12 | 1u << 23;  // FMA and POPCNT
+  return (leaf(7, 0, 1) >> 5 & 1) && (leaf(1, 0, 2) & kOlder) == kOlder && saved(0x06);
+}
 bool has_avxvnni() { return has_avx2() && (leaf(7, 1, 0) >> 4 & 1); }
 bool has_avx512vnni() {
   constexpr uint32_t kFoundation = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   return has_avx2() && (leaf(7, 0, 1) & kFoundation) == kFoundation && (leaf(7, 0, 2) >> 11 & 1) && saved(0xE6);
+}
+bool has_avx512vbmi2() {
+  constexpr uint32_t kVbmi = 1u << 1 | 1u << 6;  // VBMI and VBMI2
+  return has_avx512vnni() && (leaf(7, 0, 2) & kVbmi) == kVbmi;
 }
 #elif defined(__aarch64__) && defined(__linux__)
 unsigned long capabilities(unsigned long kind) { return EK_CALL_LIBC(getauxval, 0ul, kind); }
@@ -68,6 +75,7 @@ bool has_i8mm() { return has_dotprod() && feature("hw.optional.arm.FEAT_I8MM"); 
 
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
+    {&kAvx512Vbmi2, has_avx512vbmi2},
     {&kAvx512Vnni, has_avx512vnni},
     {&kAvxVnni, has_avxvnni},
     {&kAvx2, has_avx2},

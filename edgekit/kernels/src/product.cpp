@@ -12,9 +12,10 @@ constexpr size_t kSpan = 64;           // blocks that one gemv() call takes wher
 constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
 constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
 constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
+constexpr size_t kSparsePrefetch = 4096;  // bytes past a sparse row that are asked for (measured: docs/kernels.md)
 constexpr size_t kAlignment = 64;
 
-// One call of the operator: what its parts share. Only `finite` is written by them.
+// One call of the operator: what its parts share. Only `finite` and `intact` are written by them.
 struct Call {
   const Kernels& kernels;
   Format format;
@@ -27,9 +28,17 @@ struct Call {
   float* steps;
   int32_t* corrections;
   bool finite = true;
+  bool intact = true;  // sparse rows fit their codes
 
   const float* row(size_t t) const { return a.half ? floats + t * a.k : static_cast<const float*>(a.x) + t * a.k; }
-  int32_t zero() const { return format == kTernary ? 1 : kernels.int8_zero; }
+  Format dense() const { return is_sparse(format) ? kInt8 : format; }  // of panels
+
+  // One token needs no panel: a sparse row is multiplied while it is read.
+  bool sparse_rows() const { return is_sparse(format) && a.m == 1; }
+  int32_t zero() const {
+    if (format == kTernary) return 1;
+    return format == kSparse4 && sparse_rows() ? kernels.sparse4_zero : kernels.int8_zero;
+  }
 };
 
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -143,48 +152,164 @@ void prefetch_rows(const Call& call, const uint8_t* w, size_t rows, size_t block
   }
 }
 
+// A row of a sparse W, which begins with where each row begins and where the last one ends, 32 bits each. False where
+// those places cannot be right.
+bool find_row(const Arguments& a, size_t r, SparseRow* row) {
+  uint32_t first, end;
+  __builtin_memcpy(&first, a.w + r * sizeof first, sizeof first);
+  __builtin_memcpy(&end, a.w + (r + 1) * sizeof end, sizeof end);
+  const size_t mask = a.blocks * kMaskBytes;
+  if (first < sparse_header(a.n) || end > a.w_bytes - kSparseTail || end < first || end - first < mask) return false;
+  *row = {a.w + first, a.w + first + mask, a.w + end};
+  return true;
+}
+
+// A damaged row is found by the part that has it; which one, only then (first_damaged()).
+void not_intact(Call& call) { __atomic_store_n(&call.intact, false, __ATOMIC_RELAXED); }
+
+// Asks for what is read some rows later, one line of memory after the other.
+void prefetch_sparse(const SparseRow& row) {
+  for (const uint8_t* at = row.mask; at < row.end; at += 64) __builtin_prefetch(at + kSparsePrefetch, 0, 2);
+}
+
+// Sparse rows for one token.
+void sparse_part(void* data, size_t part) {
+  Call& call = *static_cast<Call*>(data);
+  const Arguments& a = call.a;
+  const size_t first = part * kGemvRows, rows = smaller(kGemvRows, a.n - first);
+  const size_t span = a.each ? kSpan : a.blocks;
+  SparseRow at[kGemvRows];
+  int32_t sums[kSpan * kGemvRows];
+  float local[kGemvRows];
+  float* y = destination(a, 0, first, local);
+  for (size_t r = 0; r < rows; ++r) {
+    if (!find_row(a, first + r, &at[r])) return not_intact(call);
+  }
+  for (size_t b = 0; b < a.blocks; b += span) {
+    const size_t blocks = smaller(span, a.blocks - b);
+    for (size_t r = 0; r < rows; ++r) {
+      if (b == 0) prefetch_sparse(at[r]);
+      if (!call.kernels.sparse(call.format, &at[r], call.codes + b * kBlock, blocks, a.each, sums + r)) {
+        return not_intact(call);
+      }
+    }
+    finish(call, sums, kGemvRows, 0, a.each ? b : 0, a.each ? blocks : 1, a.scales + (a.one_scale ? 0 : first), 0, rows,
+           y);
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    if (at[r].codes != at[r].end) return not_intact(call);
+  }
+  complete(a, 0, first, rows, y);
+}
+
+// What many tokens use of some rows of W, a piece after the other.
+struct Panel {
+  alignas(kAlignment) uint8_t bytes[kPanelBytes];
+  alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
+  alignas(kAlignment) float local[kTokens * kMostPanelRows];
+  float gathered[kMostPanelRows];
+};
+
+// The part of a product that a panel and some tokens are: rows from `first`, tokens from `t`, blocks from `b`.
+struct Piece {
+  size_t first, rows, t, tokens, b, blocks;
+  bool last;  // of K
+};
+
+void multiply_panel(const Call& call, Panel& panel, const Piece& at) {
+  const Arguments& a = call.a;
+  const size_t width = call.kernels.panel_rows, step = a.each ? 1 : at.blocks;
+  const float* scales = a.scales_each ? panel.gathered : a.scales + (a.one_scale ? 0 : at.first);
+  for (size_t p = 0; p < at.blocks; p += step) {
+    const size_t block = at.b + p;
+    call.kernels.tile(call.dense(), panel.bytes + p * kBlock * width, call.codes + at.t * call.stride + block * kBlock,
+                      call.stride, at.tokens, step, !a.each && block > 0, panel.sums);
+    if (!a.each && !at.last) continue;
+    if (a.scales_each) gather_scales(a, at.first, at.rows, block, 1, width, panel.gathered);
+    for (size_t i = 0; i < at.tokens; ++i) {
+      finish(call, panel.sums + i * width, 0, at.t + i, a.each ? block : 0, 1, scales, 0, at.rows,
+             destination(a, at.t + i, at.first, panel.local + i * width));
+    }
+  }
+}
+
+void complete_panel(const Call& call, Panel& panel, const Piece& at) {
+  const size_t width = call.kernels.panel_rows;
+  for (size_t i = 0; i < at.tokens; ++i) {
+    complete(call.a, at.t + i, at.first, at.rows, destination(call.a, at.t + i, at.first, panel.local + i * width));
+  }
+}
+
 // A panel of W for many tokens: unpacked piece by piece into the cache and used for all of them.
 void gemm_part(void* data, size_t part) {
   const Call& call = *static_cast<const Call*>(data);
   const Arguments& a = call.a;
-  const size_t width = call.kernels.panel_rows;
-  const size_t first = part * width, rows = smaller(width, a.n - first);
-  const size_t span = parts(kPanelBytes / kBlock, width);
-  alignas(kAlignment) uint8_t panel[kPanelBytes];
-  alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
-  alignas(kAlignment) float local[kTokens * kMostPanelRows];
-  float gathered[kMostPanelRows];
-  const float* scales = a.scales_each ? gathered : a.scales + (a.one_scale ? 0 : first);
-  for (size_t t = 0; t < a.m; t += kTokens) {
-    const size_t tokens = smaller(kTokens, a.m - t);
-    for (size_t b = 0; b < a.blocks; b += span) {
-      const size_t blocks = smaller(span, a.blocks - b), step = a.each ? 1 : blocks;
-      call.kernels.pack(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
-                        blocks, panel);
-      if (b + span < a.blocks) {
-        prefetch_rows(call, a.w + first * call.row_bytes + (b + span) * block_bytes(call.format), rows, span);
-      } else if (first + 2 * width <= a.n) {
-        prefetch_rows(call, a.w + (first + width) * call.row_bytes, width, span);
+  const size_t width = call.kernels.panel_rows, span = parts(kPanelBytes / kBlock, width);
+  Piece at{part * width, smaller(width, a.n - part * width), 0, 0, 0, 0, false};
+  Panel panel;
+  for (at.t = 0; at.t < a.m; at.t += kTokens) {
+    at.tokens = smaller(kTokens, a.m - at.t);
+    for (at.b = 0; at.b < a.blocks; at.b += span) {
+      at.blocks = smaller(span, a.blocks - at.b);
+      at.last = at.b + span >= a.blocks;
+      const uint8_t* w = a.w + at.first * call.row_bytes + at.b * block_bytes(call.format);
+      call.kernels.pack(call.format, w, call.row_bytes, at.rows, at.blocks, panel.bytes);
+      if (!at.last) {
+        prefetch_rows(call, w + span * block_bytes(call.format), at.rows, span);
+      } else if (at.first + 2 * width <= a.n) {
+        prefetch_rows(call, a.w + (at.first + width) * call.row_bytes, width, span);
       }
-      for (size_t p = 0; p < blocks; p += step) {
-        call.kernels.tile(call.format, panel + p * kBlock * width, call.codes + t * call.stride + (b + p) * kBlock,
-                          call.stride, tokens, step, !a.each && b > 0, sums);
-        if (!a.each && b + span < a.blocks) continue;
-        if (a.scales_each) gather_scales(a, first, rows, b + p, 1, width, gathered);
-        for (size_t i = 0; i < tokens; ++i) {
-          finish(call, sums + i * width, 0, t + i, a.each ? b + p : 0, 1, scales, 0, rows,
-                 destination(a, t + i, first, local + i * width));
-        }
-      }
+      multiply_panel(call, panel, at);
     }
-    for (size_t i = 0; i < tokens; ++i)
-      complete(a, t + i, first, rows, destination(a, t + i, first, local + i * width));
+    complete_panel(call, panel, at);
   }
+}
+
+// The same for sparse rows, which are written out as 8-bit codes before a panel is made of them.
+void sparse_gemm_part(void* data, size_t part) {
+  Call& call = *static_cast<Call*>(data);
+  const Arguments& a = call.a;
+  const size_t width = call.kernels.panel_rows, span = parts(kPanelBytes / kBlock, width);
+  Piece at{part * width, smaller(width, a.n - part * width), 0, 0, 0, 0, false};
+  Panel panel;
+  alignas(kAlignment) uint8_t dense[kPanelBytes];
+  SparseRow rows[kMostPanelRows];
+  for (at.t = 0; at.t < a.m; at.t += kTokens) {
+    at.tokens = smaller(kTokens, a.m - at.t);
+    for (size_t r = 0; r < at.rows; ++r) {
+      if (!find_row(a, at.first + r, &rows[r])) return not_intact(call);
+    }
+    for (at.b = 0; at.b < a.blocks; at.b += span) {
+      at.blocks = smaller(span, a.blocks - at.b);
+      at.last = at.b + span >= a.blocks;
+      for (size_t r = 0; r < at.rows; ++r) {
+        const bool fits = call.kernels.expand(call.format, &rows[r], at.blocks, dense + r * span * kBlock);
+        if (!fits || (at.last && rows[r].codes != rows[r].end)) return not_intact(call);
+      }
+      call.kernels.pack(kInt8, dense, span * kBlock, at.rows, at.blocks, panel.bytes);
+      multiply_panel(call, panel, at);
+    }
+    complete_panel(call, panel, at);
+  }
+}
+
+// The first row whose mask and codes do not fit: looked for only when some part has met one.
+size_t first_damaged(const Arguments& a, Format format) {
+  for (size_t r = 0; r < a.n; ++r) {
+    SparseRow row{};
+    if (!find_row(a, r, &row)) return r;
+    for (size_t b = 0; b < a.blocks; ++b) {
+      uint8_t codes[kBlock];
+      if (!kScalar.expand(format, &row, 1, codes)) return r;
+    }
+    if (row.codes != row.end) return r;
+  }
+  return a.n;
 }
 
 // How many batches to offer the threads: by the work there is, never a spin or a thread of our own.
 size_t batches(const Call& call) {
-  const size_t bytes = call.a.n * call.row_bytes * (call.a.m < 4 ? 1 : call.a.m / 4);
+  const size_t bytes = call.a.w_bytes * (call.a.m < 4 ? 1 : call.a.m / 4);
   const size_t wanted = bytes / kBatchBytes;
   return wanted < 1 ? 1 : smaller(wanted, kMostBatches);
 }
@@ -197,6 +322,16 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
     Message message;
     message << operator_name(call.format) << ": X holds NaN or infinity, which has no 8-bit code; ";
     return api.error(kInvalidArgument, (message << "look for the first layer whose output is not finite").text());
+  }
+  if (is_sparse(call.format)) {
+    const size_t width = call.sparse_rows() ? kGemvRows : call.kernels.panel_rows;
+    const auto body = call.sparse_rows() ? sparse_part : sparse_gemm_part;
+    if (OrtStatus* status = api.parallel_for(context, body, parts(a.n, width), batches(call), &call)) return status;
+    if (call.intact) return nullptr;
+    Message message;
+    message << operator_name(call.format) << ": row " << static_cast<int64_t>(first_damaged(a, call.format));
+    return api.error(kInvalidArgument, (message << " of W has a mask that does not fit its codes; the file is damaged, "
+                                                   "export or copy it again").text());
   }
   const bool gemv = a.m <= (a.each ? smaller(kGemvTokens, call.kernels.gemv_most) : call.kernels.gemv_most);
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
@@ -231,7 +366,7 @@ OrtStatus* multiply(const Api& api, const OrtKernelContext* context, OrtAllocato
             a,
             stride,
             pieces,
-            a.n ? a.blocks * block_bytes(format) : 0,
+            a.blocks * block_bytes(format),
             reinterpret_cast<float*>(codes + code_bytes + 2 * piece_bytes),
             codes,
             reinterpret_cast<float*>(codes + code_bytes),

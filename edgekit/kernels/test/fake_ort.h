@@ -25,6 +25,7 @@ struct OrtValue {
 };
 struct OrtKernelInfo {
   int64_t k, n, block;
+  int64_t bits = 8;
 };
 struct OrtAllocator {};
 struct OrtKernelContext {
@@ -95,7 +96,10 @@ inline OrtStatus* deallocate(OrtAllocator*, void* memory) {
   return nullptr;
 }
 inline OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* out) {
-  *out = std::strcmp(name, "K") == 0 ? info->k : std::strcmp(name, "N") == 0 ? info->n : info->block;
+  *out = std::strcmp(name, "K") == 0      ? info->k
+         : std::strcmp(name, "N") == 0    ? info->n
+         : std::strcmp(name, "bits") == 0 ? info->bits
+                                          : info->block;
   return outcome();
 }
 inline OrtStatus* input_count(const OrtKernelContext* context, size_t* out) {

@@ -30,10 +30,10 @@ struct Source {
   }
 };
 
+// Which instruction set a node takes is asked for when it is made.
 const OrtCustomOpDomain& operators(const char* isa) {
   setenv("EDGEKIT_ISA", isa, 1);
-  static OrtSessionOptions scalar, best;
-  OrtSessionOptions& options = *isa ? scalar : best;
+  static OrtSessionOptions options;
   if (options.domain == nullptr && RegisterCustomOps(&options, fake::base()) != nullptr) std::abort();
   return *options.domain;
 }
@@ -59,6 +59,39 @@ OrtValue tensor(Source& source, ElementType type, std::vector<int64_t> dims) {
   return value;
 }
 
+// W of a SparseMatMul: sound as a writer makes it, and then with some bytes changed.
+OrtValue sparse(Source& source, int64_t n, int64_t k, int64_t bits) {
+  const bool sound = n > 0 && n < 200 && k > 0 && k < 3000;
+  const size_t rows = sound ? static_cast<size_t>(n) : 1, columns = sound ? static_cast<size_t>(k) : 1;
+  std::vector<uint8_t> bytes(4 * (rows + 1));
+  const uint8_t density = source.byte(), seed = source.byte();
+  uint32_t state = seed;
+  const auto draw = [&] { return state = state * 1664525 + 1013904223, state >> 20; };
+  for (size_t r = 0; r <= rows; ++r) {
+    const uint32_t place = static_cast<uint32_t>(bytes.size());
+    std::memcpy(bytes.data() + 4 * r, &place, 4);
+    if (r == rows) break;
+    bytes.resize(place + (columns + 127) / 128 * 16);
+    for (size_t first = 0; first < columns; first += 64) {
+      size_t stored = 0;
+      for (size_t i = first; i < std::min(columns, first + 64); ++i) {
+        if (draw() % 256 >= density) continue;
+        bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+        ++stored;
+      }
+      for (size_t i = 0; i < (bits == 4 ? (stored + 1) / 2 : stored); ++i) bytes.push_back(static_cast<uint8_t>(draw()));
+    }
+  }
+  bytes.resize(bytes.size() + 64);
+  for (uint8_t changes = source.byte() % 4; changes > 0; --changes) {
+    const size_t at = source.byte() | static_cast<size_t>(source.byte()) << 8;
+    bytes[at % bytes.size()] ^= source.byte();
+  }
+  OrtValue value{{kUint8, {static_cast<int64_t>(bytes.size())}}, std::malloc(bytes.size())};
+  std::memcpy(value.data, bytes.data(), bytes.size());
+  return value;
+}
+
 // The same bits, or NaN in both: of two NaN scales that are added, the order of the operands decides whose payload
 // stays, and that is the compiler's.
 template <typename Bits>
@@ -80,14 +113,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   Source source{bytes, size};
   const uint8_t choice = source.byte();
   const bool int8 = choice & 1, half = choice & 2, bias = choice & 4;
-  const OrtKernelInfo info{source.number(), source.number(), choice & 8 ? 128 : choice & 16 ? source.number() : 0};
+  OrtKernelInfo info{source.number(), source.number(), choice & 8 ? 128 : choice & 16 ? source.number() : 0};
+  const uint8_t kind = source.byte();
+  const bool is_sparse = kind % 3 == 0;
+  info.bits = kind < 120 ? 4 : kind < 250 ? 8 : source.number();
   const int64_t blocks = info.k > 0 && info.k < (int64_t{1} << 40) ? (info.k + 127) / 128 : 1;
   const int64_t m = source.byte() % 40;
   const uint8_t scales = source.byte() % 3;
   std::vector<int64_t> scale_dims{scales == 0 ? 1 : info.n};
   if (scales == 2) scale_dims.push_back(blocks);
   OrtValue inputs[] = {tensor(source, half ? kFloat16 : kFloat, {m, info.k}),
-                       tensor(source, kUint8, {info.n, blocks, int8 ? 128 : 32}), tensor(source, kFloat, scale_dims),
+                       is_sparse && kind % 8 ? sparse(source, info.n, info.k, info.bits)
+                                             : tensor(source, kUint8, {info.n, blocks, int8 ? 128 : 32}),
+                       tensor(source, kFloat, scale_dims),
                        tensor(source, kFloat, {info.n})};
   // A shape too large to be filled is only good for a refusal: what is claimed must then not be read.
   size_t claimed = 1;
@@ -106,7 +144,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
       OrtKernelContext context{{&inputs[0], &inputs[1], &inputs[2]}, {}};
       if (bias) context.inputs.push_back(choice & 32 ? nullptr : &inputs[3]);
       if (choice & 64) context.inputs.resize(source.byte() % 5, nullptr);
-      const OrtCustomOp* op = operators(i ? "scalar" : "").ops[(int8 ? 2 : 0) + (half ? 1 : 0)];
+      const OrtCustomOp* op = operators(i ? "scalar" : "").ops[(is_sparse ? 4 : int8 ? 2 : 0) + (half ? 1 : 0)];
       fake::calls = 0;
       fake::fail_at = choice & 128 ? source.byte() % 48 : -1;
       messages[i] = fake::run(op, info, context);

@@ -195,9 +195,75 @@ void test_finish(const Kernels& kernels, size_t rows, bool one_scale, bool add) 
   check(same, kernels.name, "finish", rows, one_scale, add);
 }
 
+// A sparse row of so many blocks, as it may stand at the very end of W: bytes of codes, and the tail.
+std::vector<uint8_t> sparse_row(Format format, size_t blocks, int percent, size_t* codes) {
+  std::vector<uint8_t> bytes(blocks * kMaskBytes);
+  *codes = 0;
+  for (size_t g = 0; g < blocks * kBlock / kGroup; ++g) {
+    size_t stored = 0;
+    for (size_t i = 0; i < kGroup; ++i) {
+      if (std::rand() % 100 >= percent) continue;
+      bytes[g * 8 + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+      ++stored;
+    }
+    *codes += format == kSparse8 ? stored : (stored + 1) / 2;
+  }
+  for (size_t i = 0; i < *codes + kSparseTail; ++i) bytes.push_back(static_cast<uint8_t>(std::rand()));
+  return bytes;
+}
+
+void test_sparse_row(const Kernels& kernels, Format format, size_t blocks, int percent, bool each) {
+  size_t codes = 0;
+  const std::vector<uint8_t> bytes = sparse_row(format, blocks, percent, &codes);
+  Fenced w(bytes.size()), memory(blocks * kBlock);
+  std::memcpy(w.data(), bytes.data(), bytes.size());
+  fill_codes(memory, percent % 2);
+  const int8_t* x = reinterpret_cast<const int8_t*>(memory.data());
+  const uint8_t *begin = w.data() + blocks * kMaskBytes, *end = begin + codes;
+  const size_t pieces = each ? blocks : 1, percents = static_cast<size_t>(percent);
+  Guarded<int32_t> expected(pieces * kGemvRows), found(pieces * kGemvRows);
+  SparseRow row{w.data(), begin, end}, own = row;
+  bool ok = kScalar.sparse(format, &row, x, blocks, each, expected.data());
+  ok &= kernels.sparse(format, &own, x, blocks, each, found.data()) && found.intact();
+  ok &= own.codes == end && own.mask == begin && row.codes == end && row.mask == begin;
+  check(ok, kernels.name, "reading of a sparse row", blocks, percents, each);
+  const int zero = format == kSparse4 ? kernels.sparse4_zero : kernels.int8_zero;
+  for (size_t p = 0; p < pieces; ++p) {
+    int32_t sum = 0;
+    for (size_t k = 0; k < (each ? kBlock : blocks * kBlock); ++k) sum += x[p * kBlock + k];
+    const int32_t less = (128 - zero) * sum;
+    check(expected.data()[p * kGemvRows] - less == found.data()[p * kGemvRows], kernels.name, "sparse", blocks,
+          percents, p);
+  }
+  Guarded<uint8_t> dense(blocks * kBlock), same(blocks * kBlock);
+  row = own = SparseRow{w.data(), begin, end};
+  ok = kScalar.expand(format, &row, blocks, dense.data()) && kernels.expand(format, &own, blocks, same.data());
+  ok &= same.intact() && own.codes == end && std::memcmp(dense.data(), same.data(), blocks * kBlock) == 0;
+  check(ok, kernels.name, "expand", blocks, percents, 0);
+  if (codes == 0) return;
+  // One byte less than the mask says: seen, and nothing behind the tail is read.
+  Fenced less(bytes.size() - 1);
+  std::memcpy(less.data(), bytes.data(), less.size());
+  row = own = SparseRow{less.data(), less.data() + blocks * kMaskBytes, less.data() + blocks * kMaskBytes + codes - 1};
+  ok = kernels.sparse(format, &row, x, blocks, each, found.data());
+  ok |= kernels.expand(format, &own, blocks, same.data());
+  check(!ok && found.intact() && same.intact(), kernels.name, "a row whose codes are too few", blocks, percents, 0);
+}
+
+void test_sparse(const Kernels& kernels) {
+  for (Format format : {kSparse4, kSparse8}) {
+    for (size_t blocks : {1, 2, 3, 4, 5, 9, 20}) {
+      for (int percent : {0, 1, 5, 10, 20, 33, 50, 81, 100}) {
+        for (bool each : {false, true}) test_sparse_row(kernels, format, blocks, percent, each);
+      }
+    }
+  }
+}
+
 void test_all(const Kernels& kernels) {
   const int before = checks, failed = failures;
   test_products(kernels);
+  test_sparse(kernels);
   for (size_t count : {1, 5, 127, 128, 129, 300, 2560}) {
     for (float scale : {8.0f, 1e-42f, 0.0f, 1e38f}) {
       for (int mode = 0; mode < 8; ++mode) test_quantize(kernels, count, scale, mode);

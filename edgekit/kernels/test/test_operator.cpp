@@ -117,23 +117,19 @@ struct Setup {
   bool int8, half;
   OrtKernelInfo info;
   std::vector<Input> inputs;  // X, W, scales, bias
+  bool sparse = false;
 };
 
 enum Position { kX, kW, kScales, kBias };
 
-// The library's operators for an instruction set; "" is its own choice.
-const OrtCustomOpDomain& operators(const std::string& isa) {
-  static std::map<std::string, OrtSessionOptions> known;
-  OrtSessionOptions& options = known[isa];
-  if (options.domain == nullptr) {
-    setenv("EDGEKIT_ISA", isa.c_str(), 1);
-    check(RegisterCustomOps(&options, &here::kBase) == nullptr, "registration for '" + isa + "'");
-    unsetenv("EDGEKIT_ISA");
-  }
+const OrtCustomOpDomain& operators() {
+  static OrtSessionOptions options;
+  if (options.domain == nullptr) check(RegisterCustomOps(&options, &here::kBase) == nullptr, "registration");
   return *options.domain;
 }
 
-// Runs an operator once; the error's text, or nothing and the bytes of Y.
+// Runs an operator once, with an instruction set or "", the library's own choice; the error's text, or nothing and the
+// bytes of Y.
 std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>* y, std::vector<int64_t>* shape) {
   std::vector<OrtValue> values(setup.inputs.size());
   OrtKernelContext context;
@@ -145,9 +141,11 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
     context.inputs.push_back(input.present ? &values[i] : nullptr);
   }
   context.output.info.type = setup.half ? kFloat16 : kFloat;
-  const OrtCustomOp* op = operators(isa).ops[(setup.int8 ? 2 : 0) + (setup.half ? 1 : 0)];
+  const OrtCustomOp* op = operators().ops[(setup.sparse ? 4 : setup.int8 ? 2 : 0) + (setup.half ? 1 : 0)];
   void* kernel = nullptr;
+  setenv("EDGEKIT_ISA", isa.c_str(), 1);
   OrtStatus* status = op->CreateKernelV2(op, here::api(kApiVersion), &setup.info, &kernel);
+  unsetenv("EDGEKIT_ISA");
   if (status == nullptr) {
     status = op->KernelComputeV2(kernel, &context);
     op->KernelDestroy(kernel);
@@ -367,13 +365,13 @@ void test_injected_failures(bool int8, bool half, int64_t block, bool with_bias)
 
 // Registration: each call fails once. A domain that was made is not given back, statuses are.
 void test_registration() {
-  for (int i = -1; i < 6; ++i) {
+  for (int i = -1; i < 8; ++i) {
     OrtSessionOptions options;
     fake::calls = 0, fake::fail_at = i;
     OrtStatus* status = RegisterCustomOps(&options, &here::kBase);
     fake::fail_at = -1;
     same(status ? status->message : "", i < 0 ? "" : "injected failure", "registration, call " + std::to_string(i));
-    check(i >= 0 || (fake::calls == 6 && options.domain->ops.size() == 4), "four operators are registered");
+    check(i >= 0 || (fake::calls == 8 && options.domain->ops.size() == 6), "six operators are registered");
     if (status) fake::release_status(status);
     check(fake::held == 0, "registration keeps no status");
   }
@@ -395,6 +393,9 @@ void test_instruction_set_by_name(const std::vector<std::string>& supported) {
                                  ". Unset EDGEKIT_ISA to let the library choose";
     same(status ? status->message : "", expected.substr(0, 399), "an unknown instruction set");
     if (status) fake::release_status(status);
+    status = operators().ops[0]->CreateKernelV2(operators().ops[0], here::api(kApiVersion), nullptr, nullptr);
+    same(status ? status->message : "", expected.substr(0, 399), "an unknown instruction set for a node");
+    if (status) fake::release_status(status);
     const std::string version = EdgekitOpsVersion();
     check(version.find(" none " + listed + "; ") != std::string::npos, "version: " + version);
   }
@@ -407,11 +408,11 @@ void test_instruction_set_by_name(const std::vector<std::string>& supported) {
 }
 
 void test_description() {
-  const std::vector<const OrtCustomOp*>& ops = operators("").ops;
+  const std::vector<const OrtCustomOp*>& ops = operators().ops;
   for (size_t i = 0; i < ops.size(); ++i) {
     const OrtCustomOp* op = ops[i];
     const ElementType x = i % 2 ? kFloat16 : kFloat;
-    same(op->GetName(op), i < 2 ? "TernaryMatMul" : "Int8MatMul", "name");
+    same(op->GetName(op), i < 2 ? "TernaryMatMul" : i < 4 ? "Int8MatMul" : "SparseMatMul", "name");
     same(op->GetExecutionProviderType(op), "CPUExecutionProvider", "provider");
     check(op->GetInputTypeCount(op) == 4 && op->GetOutputTypeCount(op) == 1, "numbers of inputs and outputs");
     check(op->GetInputType(op, 0) == x && op->GetOutputType(op, 0) == x, "types of X and Y");
@@ -473,10 +474,12 @@ void test_tiny(const std::string& isa) {
 
 Setup setup_of(const GoldenCase& golden) {
   const auto attribute = [&](const char* name) { return golden.attributes.at(name); };
+  const bool sparse = golden.op == "SparseMatMul";
   Setup setup{golden.op == "Int8MatMul",
               golden.arrays.at("X").dtype == "float16",
-              {attribute("K"), attribute("N"), attribute("activation_block_size")},
-              {}};
+              {attribute("K"), attribute("N"), attribute("activation_block_size"), sparse ? attribute("bits") : 8},
+              {},
+              sparse};
   for (const char* name : {"X", "W", "scales", "bias"}) {
     const auto found = golden.arrays.find(name);
     if (found == golden.arrays.end()) continue;
@@ -528,6 +531,149 @@ void test_threads(bool int8, bool half, const std::string& isa) {
   }
 }
 
+// Sparse bytes of random weights, `percent` of them stored; places of rows first, as operators.md has it.
+std::vector<uint8_t> sparse_bytes(size_t n, size_t k, size_t bits, uint32_t percent) {
+  std::vector<uint8_t> bytes(4 * (n + 1));
+  uint32_t state = 1;
+  const auto draw = [&] { return state = state * 1664525 + 1013904223, state >> 16; };
+  const size_t mask = (k + 127) / 128 * 16;
+  for (size_t r = 0; r <= n; ++r) {
+    const uint32_t place = static_cast<uint32_t>(bytes.size());
+    std::memcpy(bytes.data() + 4 * r, &place, 4);
+    if (r == n) break;
+    bytes.resize(place + mask);
+    for (size_t first = 0; first < k; first += 64) {
+      size_t stored = 0;
+      for (size_t i = first; i < std::min(k, first + 64); ++i) {
+        if (draw() % 100 >= percent) continue;
+        bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+        ++stored;
+      }
+      for (size_t i = 0; i < (stored * bits + 7) / 8; ++i) bytes.push_back(static_cast<uint8_t>(draw()));
+    }
+  }
+  bytes.resize(bytes.size() + 64);
+  return bytes;
+}
+
+Setup accepted_sparse(int64_t bits, bool half, int64_t block) {
+  Setup setup = accepted(false, half, block);
+  setup.sparse = true;
+  setup.info.bits = bits;
+  const std::vector<uint8_t> bytes = sparse_bytes(5, 130, static_cast<size_t>(bits), 25);
+  setup.inputs[kW] = {kUint8, {static_cast<int64_t>(bytes.size())}, bytes};
+  return setup;
+}
+
+void test_claims_of_sparse(int64_t bits, bool half) {
+  const Setup good = accepted_sparse(bits, half, 0);
+  const std::string op = "SparseMatMul: ";
+  for (int64_t wrong : {int64_t{0}, int64_t{2}, int64_t{5}, int64_t{-8}, INT64_MAX}) {
+    Setup setup = good;
+    setup.info.bits = wrong;
+    same(run(setup), op + "attribute bits is " + std::to_string(wrong) + ", 4 or 8 expected", "bits");
+  }
+  const std::string least = " bytes, at least 248 expected for 5 rows of 130, and fewer than 2^32";
+  for (int64_t size : {int64_t{0}, int64_t{247}, int64_t{-1}, int64_t{1} << 32, INT64_MAX, INT64_MIN}) {
+    same(claiming(good, kW, kUint8, {size}), op + "W has " + std::to_string(size) + least, "bytes of W");
+  }
+  same(claiming(good, kW, kUint8, {5, 64}), op + "W is [5, 64], one dimension expected (bytes)", "W of rank 2");
+  same(claiming(good, kW, kUint8, {}), op + "W is [], one dimension expected (bytes)", "W of rank 0");
+  same(claiming(good, kW, kFloat, {400}), op + "W has element type 1, uint8 expected", "float W");
+  same(claiming(good, kScales, kFloat, {5, 2}), op + "scales are [5, 2], [1], [5] expected", "scales of blocks");
+  Setup huge = good;
+  huge.info.n = (int64_t{1} << 31) - 1;
+  const std::string expected = op + "W has 400 bytes, at least 77309411360 expected for 2147483647 rows of 130";
+  same(claiming(huge, kW, kUint8, {400}), expected + ", and fewer than 2^32", "rows beyond any memory");
+}
+
+// Every byte of a small W damaged in turn: the same result on every instruction set, and an error where rows do not
+// fit. Damage of a code is not seen; nothing is read outside, which sanitizers watch.
+void test_damaged_sparse(int64_t bits, int64_t block, const std::vector<std::string>& supported) {
+  for (size_t rows : {1, 2}) {
+    Setup good = accepted_sparse(bits, false, block);
+    good.inputs[kX].dims[0] = static_cast<int64_t>(rows);
+    good.inputs[kX].bytes.resize(rows * 130 * 4);
+    const std::vector<uint8_t>& bytes = good.inputs[kW].bytes;
+    size_t refused = 0;
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      for (uint8_t flip : {uint8_t{1}, uint8_t{0xFF}}) {
+        Setup setup = good;
+        setup.inputs[kW].bytes[i] ^= flip;
+        std::vector<uint8_t> expected;
+        const std::string message = run(setup, "scalar", &expected, nullptr);
+        refused += !message.empty();
+        if (i < 24) check(message.find("is damaged") + 1 || message.find("does not fit its codes") + 1, "a wrong place");
+        for (const std::string& isa : supported) {
+          std::vector<uint8_t> y;
+          same(run(setup, isa, &y, nullptr), message, isa + ", byte " + std::to_string(i) + " damaged");
+          check(!message.empty() || y == expected, isa + ": other bits, byte " + std::to_string(i) + " damaged");
+        }
+      }
+    }
+    check(refused > 24 * 2, "damage is found");
+  }
+  Setup setup = accepted_sparse(bits, false, block);
+  uint32_t place;
+  std::memcpy(&place, setup.inputs[kW].bytes.data() + 4 * 3, 4);
+  setup.inputs[kW].bytes[place] = 0xFF, setup.inputs[kW].bytes[place + 1] = 0xFF;
+  same(run(setup),
+       "SparseMatMul: row 3 of W has a mask that does not fit its codes; the file is damaged, export or copy it again",
+       "which row");
+  setup.inputs[kW].bytes[0] ^= 4;
+  check(run(setup).find("SparseMatMul: W says that its rows are bytes 28 to ") == 0, "the first place");
+}
+
+void test_sparse_products(const std::string& isa) {
+  for (int64_t bits : {4, 8}) {
+    for (int64_t m : {1, 2, 33, 150}) {
+      for (int64_t block : {0, 128}) {
+        const int64_t k = m == 1 ? 9000 : 1300, n = 201;  // more blocks than gemv() takes at once
+        const bool half = m == 2;
+        const std::vector<uint8_t> bytes = sparse_bytes(static_cast<size_t>(n), static_cast<size_t>(k),
+                                                        static_cast<size_t>(bits), bits == 4 ? 20 : 60);
+        Input x{half ? kFloat16 : kFloat, {m, k}, std::vector<uint8_t>(static_cast<size_t>(m * k) * (half ? 2 : 4))};
+        uint32_t state = 1;
+        for (uint8_t& byte : x.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 26);
+        Setup setup{false, half, {k, n, block, bits}, {}, true};
+        const float scale = 0.25f;
+        Input scales{kFloat, {1}, std::vector<uint8_t>(4)};
+        std::memcpy(scales.bytes.data(), &scale, 4);
+        setup.inputs = {x, {kUint8, {static_cast<int64_t>(bytes.size())}, bytes}, scales};
+        std::vector<uint8_t> alone, shared, reference;
+        same(run(setup, isa, &alone, nullptr), "", "sparse, alone");
+        here::threads = true;
+        same(run(setup, isa, &shared, nullptr), "", "sparse, in threads");
+        here::threads = false;
+        same(run(setup, "scalar", &reference, nullptr), "", "sparse, scalar");
+        check(alone == shared && alone == reference, isa + ": sparse, other bits, " + std::to_string(m) + " rows");
+      }
+    }
+  }
+}
+
+void test_sparse_refusals() {
+  for (int64_t bits : {4, 8}) {
+    for (bool half : {false, true}) {
+      test_claims_of_sparse(bits, half);
+      for (int64_t block : {0, 128}) {
+        Setup setup = accepted_sparse(bits, half, block);
+        same(run(setup), "", "the call that the others spoil");
+        fake::calls = 0;
+        run(setup);
+        const int calls = fake::calls;
+        for (int i = 0; i < calls; ++i) {
+          fake::calls = 0, fake::fail_at = i;
+          same(run(setup), "injected failure", "sparse, call " + std::to_string(i) + " of " + std::to_string(calls));
+        }
+        fake::fail_at = -1;
+        setup.inputs.resize(1);
+        same(run(setup), "SparseMatMul: W is missing", "only X");
+      }
+    }
+  }
+}
+
 void test_refusals() {
   for (bool int8 : {false, true}) {
     for (bool half : {false, true}) {
@@ -564,10 +710,15 @@ int main(int count, char** arguments) {
   test_registration();
   test_instruction_set_by_name(supported);
   test_refusals();
+  test_sparse_refusals();
+  for (int64_t bits : {4, 8}) {
+    test_damaged_sparse(bits, bits == 4 ? 0 : 128, supported);
+  }
   check(!cases.empty(), "there are golden cases");
   for (const std::string& isa : supported) {
     test_golden(cases, isa);
     test_tiny(isa);
+    test_sparse_products(isa);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
     }
