@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections import Counter
@@ -62,6 +63,12 @@ class _StrictLoader(yaml.SafeLoader):
             twice = Counter(str(key.value) for key, _ in node.value).most_common(1)[0][0]
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
         return found
+
+
+# YAML 1.1 takes 1e-3, which everybody writes, for a text; 1.2 does not.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
+)
 
 
 def suggest(value: str, known: Iterable[str]) -> str:

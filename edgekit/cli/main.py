@@ -13,6 +13,7 @@ import click
 
 from edgekit import __version__
 from edgekit.cli.bench import bench
+from edgekit.cli.compress import compress
 from edgekit.cli.console import prepare_streams, printable
 from edgekit.cli.devices import devices
 from edgekit.cli.doctor import doctor
@@ -23,7 +24,7 @@ from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
 from edgekit.schema import suggest
 
-VERBS = (export, verify, bench, generate, inspect, devices, doctor)
+VERBS = (export, compress, verify, bench, generate, inspect, devices, doctor)
 INTERRUPTED, BUG = 130, 70
 
 

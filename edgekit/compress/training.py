@@ -26,6 +26,8 @@ NEWS = 20
 """How often the loss is told while training."""
 CURVE = 200
 """Points of a loss curve."""
+LARGEST = 1e6
+"""Of what multiplies gradients: beyond it numbers overflow whatever they are."""
 Progress = Callable[[str, float], None]
 
 
@@ -68,9 +70,9 @@ class Training:
             raise UsageError(
                 f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative"
             )
-        if not all(math.isfinite(v) and v >= 0 for v in (self.learning_rate, self.weight_decay, self.clip)):
+        if not all(0 <= v <= LARGEST for v in (self.learning_rate, self.weight_decay, self.clip)):
             raise UsageError(
-                f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, clip {self.clip}: finite and not negative"
+                f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, clip {self.clip}: not negative, at most {LARGEST:.0g}"
             )
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule: '{self.schedule}' is not one of {', '.join(SCHEDULES)}")

@@ -1,4 +1,4 @@
-"""``package.module:factory``: the user's own code builds the module."""
+"""``package.module:factory``: the user's own code builds the module, ``...@FILE`` puts other weights into it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from torch import nn
 
 from edgekit.errors import SourceError
@@ -24,16 +25,21 @@ def load(spec: str, *, task: str | None = None) -> Source:
 
     The current directory can be imported from, as with ``python -m``. The factory returns
     ``(nn.Module, example_inputs)``, the inputs a tuple or a dict of tensors with a leading batch dimension; a
-    transformers causal language model may come alone, its inputs are known.
+    transformers causal language model may come alone, its inputs are known. After an @ may stand a .safetensors file, or
+    a directory with model.safetensors, whose tensors replace the module's own.
 
     Raises:
-        SourceError: it cannot be imported or called, returns something else, or does not run on its inputs.
+        SourceError: it cannot be imported or called, returns something else, does not run on its inputs, or the weights
+            given are not its own.
     """
-    result = _call(spec, _find(spec))
+    spec, _, weights = spec.partition("@")
+    result = call(spec)
     module, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(module, nn.Module):
         raise SourceError(f"{spec}: returned {_describe(result)}; {_EXPECTED}")
     module.eval().requires_grad_(False)
+    if weights:
+        _put_weights(module, Path(weights))
     architecture = type(module).__name__
     config = getattr(module, "config", None)
     is_decoder = architecture.endswith(("ForCausalLM", "LMHeadModel")) and hasattr(config, "model_type")
@@ -53,6 +59,23 @@ def load(spec: str, *, task: str | None = None) -> Source:
         config=config if hasattr(config, "model_type") else None,
         example_inputs=named,
     )
+
+
+def call(spec: str) -> Any:
+    """What the function ``module:function`` returns. Raises SourceError when it cannot be imported or called."""
+    return _call(spec, _find(spec))
+
+
+def _put_weights(module: nn.Module, path: Path) -> None:
+    file = path / "model.safetensors" if path.is_dir() else path
+    try:
+        load_model(module, file)
+    # The file's own faults come as SafetensorError or OSError, tensors that do not fit as RuntimeError.
+    except Exception as error:
+        raise SourceError(
+            f"{file}: does not hold the weights of {type(module).__name__} ({_one_line(error)}); give the safetensors file "
+            "that was saved from it"
+        ) from error
 
 
 def _find(spec: str) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".pt2", ".safetensors", *_PICKLE_SUFFIXES)
@@ -64,7 +64,7 @@ class Source:
 
 
 def load(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> Source:
-    """Open ``spec``: a directory, a file, ``package.module:factory`` or a Hugging Face hub id.
+    """Open ``spec``: a directory, a file, ``package.module:factory[@weights.safetensors]`` or a Hugging Face hub id.
 
     Args:
         spec: what to open.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgekit.errors import RecipeError
-from edgekit.schema import build, suggest
+from edgekit.schema import build, read_yaml, suggest
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,11 @@ def test_refusals(data: object, message: str) -> None:
 def test_suggestions() -> None:
     assert suggest("in4", ["int4", "fp32"]) == "; did you mean 'int4'?"
     assert suggest("zebra", ["int4", "fp32"]) == ""
+
+
+def test_numbers_in_yaml_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1e-3\nb: -2E5\nc: 1.5e+3\nd: .5e1\ne: 12\nf: 1e\ng: a1e3\n")
+    found = read_yaml(path, RecipeError)
+    assert found == {"a": 1e-3, "b": -2e5, "c": 1500.0, "d": 5.0, "e": 12, "f": "1e", "g": "a1e3"}
+    assert type(found["a"]) is float and type(found["e"]) is int

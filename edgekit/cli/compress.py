@@ -1,0 +1,58 @@
+"""``edgekit compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What to do: data, method, training (docs/rate-constrained.md). Without it MODEL's rate is reported and nothing is made.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
+@click.option(
+    "--method",
+    type=click.Choice(["backslash", "prune", "2:4", "none"]),
+    help="Instead of the one in the config; `none` trains without, as a baseline.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted; the result is the same.")
+@click.option("--force", is_flag=True, help="Begin anew, and replace a compressed model that is already there.")
+@click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+@click.option(
+    "--step", type=float, help="Round to multiples of this in the report of a MODEL without config. [default: 2^-8]"
+)
+@json_option
+def compress(
+    model: str, config: Path | None, output: Path | None, method: str | None, resume: bool, force: bool,
+    allow_pickle: bool, step: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Train or prune MODEL into one that costs fewer bits; `edgekit export` takes what comes out.
+
+    MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
+    """
+    quiet_libraries()
+    from edgekit.compress.config import REPORT_STEP
+    from edgekit.compression import compress as run
+    from edgekit.compression import rate_of
+
+    if config is None:
+        if output or method or resume or force:
+            raise click.UsageError("--output, --method, --resume and --force need --config FILE")
+        report = rate_of(model, step or REPORT_STEP, allow_pickle=allow_pickle)
+        show(report.lines(), report.to_json(), as_json)
+        return
+    if output is None or step is not None:
+        raise click.UsageError("--config needs --output DIR, and has the step of the report itself (report_step)")
+    with progress_bar() as progress:
+        found = run(
+            model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
+        )  # fmt: skip
+    show(found.lines(), found.to_json(), as_json)
