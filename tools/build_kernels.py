@@ -1,4 +1,6 @@
-"""The operator library for every system: ``python -m tools.build_kernels`` fills edgekit/lowbit/native.
+"""The native libraries for every system: ``python -m tools.build_kernels`` fills edgekit/lowbit/native.
+
+There are two: the operators (edgekit_ops) and the decoder and encoder of packs (edgekit_coding).
 
 The compiler is Zig's clang from PyPI, one package for all targets, with no SDK and no NDK. Only the standard library is
 imported here: building edgekit's wheel runs this file where nothing else is installed.
@@ -16,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +61,7 @@ class Target:
     link: tuple[str, ...]
     stub: str = ""  # a file of edgekit/kernels/link that the link needs
     zig: str = ""  # Zig's name of the system where its driver links; ELF is linked by lld itself
+    sources: Path = KERNELS / "src"
 
 
 # Processors are the oldest that each system supports; faster instructions are in functions chosen when the library
@@ -87,14 +90,28 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def sources() -> list[Path]:
-    """Every .cpp of the library; one for another processor compiles to nothing."""
-    return sorted((KERNELS / "src").glob("*.cpp"))
+def _coding(target: Target) -> Target:
+    """The library of packs for the same system: other sources, another name, nothing asked of the system."""
+    link = tuple(
+        flag.replace("edgekit_ops", "edgekit_coding").replace("exports.map", "coding.map") for flag in target.link
+    )
+    stub = "" if target.stub == _BIONIC else target.stub
+    file = target.file.replace("edgekit_ops", "edgekit_coding")
+    return replace(target, file=file, link=link, stub=stub, sources=KERNELS / "coding")
+
+
+CODING: dict[str, Target] = {abi: _coding(target) for abi, target in TARGETS.items()}
+
+
+def sources(folder: Path = KERNELS / "src") -> list[Path]:
+    """Every .cpp of a library; one for another processor compiles to nothing."""
+    own = sorted(folder.glob("*.cpp"))
+    return own if folder == KERNELS / "src" else [*own, KERNELS / "src" / "memory.cpp"]
 
 
 def inputs() -> list[Path]:
     """Every file that the libraries depend on, this one included; folders too, which change when a file goes."""
-    folders = [KERNELS / "src", KERNELS / "link"]
+    folders = [KERNELS / "src", KERNELS / "coding", KERNELS / "link"]
     files = [path for folder in folders for path in folder.iterdir()]
     return [*folders, *files, KERNELS / "compile_flags.txt", Path(__file__).resolve()]
 
@@ -138,7 +155,12 @@ def compile_sources(target: Target, compiler: str, scratch: Path, cache: Path) -
     """The objects of one library, and for Android the libc.so to link against, all in ``scratch``."""
     compile_, link = commands(compiler, target)
     flags = (KERNELS / "compile_flags.txt").read_text().split()
-    run([*compile_, *flags, "-c", *map(str, sources())], f"{target.file} for {target.machine[0]}", scratch, cache)
+    run(
+        [*compile_, *flags, "-c", *map(str, sources(target.sources))],
+        f"{target.file} for {target.machine[0]}",
+        scratch,
+        cache,
+    )
     if target.stub:
         # Alone with its flags: these files are C.
         source = str(KERNELS / "link" / target.stub)
@@ -159,9 +181,9 @@ def link_library(
     run([*link, *objects, *target.link, *more, "-o", str(to)], f"{to} for {target.machine[0]}", to.parent, cache)
 
 
-def build(abi: str, output: Path, compiler: str, cache: Path) -> Path:
+def build(abi: str, output: Path, compiler: str, cache: Path, targets: dict[str, Target] = TARGETS) -> Path:
     """Builds one library as ``output/abi/file``, atomically."""
-    target = TARGETS[abi]
+    target = targets[abi]
     final = output / abi / target.file
     final.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -174,19 +196,20 @@ def build(abi: str, output: Path, compiler: str, cache: Path) -> Path:
     return final
 
 
-def is_current(abi: str, output: Path) -> bool:
+def is_current(abi: str, output: Path, targets: dict[str, Target] = TARGETS) -> bool:
     """Whether the library is newer than everything that it is made of."""
-    final = output / abi / TARGETS[abi].file
+    final = output / abi / targets[abi].file
     return final.is_file() and final.stat().st_mtime > max(path.stat().st_mtime for path in inputs())
 
 
 def build_and_report(abi: str, output: Path, compiler: str, cache: Path, force: bool) -> None:
-    """Builds one library unless it is current, and prints a line."""
-    start = time.perf_counter()
-    current = not force and is_current(abi, output)
-    path = output / abi / TARGETS[abi].file if current else build(abi, output, compiler, cache)
-    took = "up to date" if current else f"{time.perf_counter() - start:.1f} s"
-    print(f"{abi:<20} {path.stat().st_size:>6} bytes  {took}", flush=True)
+    """Builds the libraries of one system unless they are current, and prints a line for each."""
+    for targets in (TARGETS, CODING):
+        start = time.perf_counter()
+        current = not force and is_current(abi, output, targets)
+        path = output / abi / targets[abi].file if current else build(abi, output, compiler, cache, targets)
+        took = "up to date" if current else f"{time.perf_counter() - start:.1f} s"
+        print(f"{abi:<20} {path.name:<24} {path.stat().st_size:>6} bytes  {took}", flush=True)
 
 
 def build_all(abis: Iterable[str], output: Path, compiler: str, cache: Path, force: bool) -> None:

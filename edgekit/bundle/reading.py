@@ -51,6 +51,11 @@ class Bundle:
         """Bytes of the graph and its weights."""
         return sum(f.bytes for f in self.manifest.files if f.path in (GRAPH, DATA))
 
+    @property
+    def stored(self) -> dict[str, Stored]:
+        """Where each initializer outside the graph lies, by name."""
+        return {name: place for name, place in self._tensors.items() if isinstance(place, Stored)}
+
     def check_hashes(self) -> None:
         """Compares every file with its sha256. Raises BundleError naming the file."""
         for info in self.manifest.files:

@@ -78,6 +78,14 @@ class BundleWriter:
         Raises UsageError when the target was made by someone else meanwhile or cannot be replaced.
         """
         self._write_manifest(manifest, hashes=True)
+        return self.place()
+
+    def place(self) -> Bundle:
+        """Moves a directory that has its manifest into place as it is, and opens it; raises as :meth:`commit` does.
+
+        What is no valid bundle is not moved: BundleError.
+        """
+        Bundle.open(self.directory)
         for path in self._files():
             _sync(path)
         with self._writable():

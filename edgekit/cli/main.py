@@ -20,11 +20,12 @@ from edgekit.cli.doctor import doctor
 from edgekit.cli.export import export
 from edgekit.cli.generate import generate
 from edgekit.cli.inspect import inspect
+from edgekit.cli.pack import pack, unpack
 from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
 from edgekit.schema import suggest
 
-VERBS = (export, compress, verify, bench, generate, inspect, devices, doctor)
+VERBS = (export, compress, verify, bench, generate, inspect, pack, unpack, devices, doctor)
 INTERRUPTED, BUG = 130, 70
 
 

@@ -126,7 +126,7 @@ def test_a_source_that_does_not_compile_is_shown_and_leaves_the_library_alone(
     old = tmp_path / LINUX / "libedgekit_ops.so"
     old.parent.mkdir()
     old.write_text("the old one")
-    monkeypatch.setattr(build_kernels, "sources", lambda: [broken])
+    monkeypatch.setattr(build_kernels, "sources", lambda folder: [broken])
     with pytest.raises(
         SystemExit, match=r"(?s)libedgekit_ops.so for --target=x86_64-linux-gnu.*broken\.cpp:1:12: error"
     ):

@@ -1,0 +1,67 @@
+"""``edgekit pack`` and ``edgekit unpack``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, show
+
+_path = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=_path)
+@click.option("--output", "-o", required=True, type=_path, help="The file to make, such as model.edgepack.")
+@click.option(
+    "--base", type=_path, help="An older version of BUNDLE that the receiver has: only what differs is packed."
+)
+@click.option("--sign", type=_path, metavar="KEY", help="Sign with this private Ed25519 key (PEM).")
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@json_option
+def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force: bool, as_json: bool) -> None:
+    """Pack BUNDLE as one entropy-coded file for download.
+
+    `edgekit unpack` and apps with edgekit's Android library make the bundle of it again, byte for byte.
+    """
+    from edgekit.bundle import Bundle
+    from edgekit.coding import pack as run
+
+    with progress_bar() as progress:
+        opened = None if base is None else Bundle.open(base)
+        made = run(Bundle.open(bundle), output, base=opened, sign=sign, force=force, progress=progress)
+    show(made.lines(), made.to_json(), as_json)
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--output", "-o", required=True, type=_path, help="The bundle directory to make.")
+@click.option("--base", type=_path, help="The older version that PACK was made from.")
+@click.option(
+    "--verify-key", type=_path, metavar="PUB", help="Refuse PACK unless the owner of this public key signed it."
+)
+@click.option(
+    "--resume", is_flag=True, help="Unpack what a download has brought so far, and go on there the next time."
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@json_option
+def unpack(
+    pack: Path, output: Path, base: Path | None, verify_key: Path | None, resume: bool, force: bool, as_json: bool
+) -> None:
+    """Make the bundle of PACK, a file that `edgekit pack` made or - for stdin.
+
+    Every file is checked with the manifest's sha256 before any is seen under its name. With --resume exit code 1 says that more is to come.
+    """
+    from edgekit.bundle import Bundle
+    from edgekit.coding import unpack as run
+
+    source = sys.stdin.buffer if str(pack) == "-" else pack
+    with progress_bar() as progress:
+        opened = None if base is None else Bundle.open(base)
+        made = run(
+            source, output, base=opened, verify_key=verify_key, resume=resume, force=force, progress=progress
+        )  # fmt: skip
+    facts = {"bundle": str(made.directory), "files": len(made.manifest.files) + 1, "bytes": made.nbytes}
+    show([f"{made.directory}: {facts['files']} files, {facts['bytes']:,} bytes, as the manifest says"], facts, as_json)
