@@ -185,7 +185,7 @@ def test_a_decoder_learns_from_texts(tmp_path: Path, decoder: Path) -> None:
     again = load(str(tmp_path / "out"))
     assert again.task == "text-generation" and len(again.assets) >= 2
     zeros = rate_of(str(tmp_path / "out"), 0.01).layers
-    assert zeros[0].zeros == 0 and all(layer.zeros > 0 for layer in zeros[1:])
+    assert zeros[0].zeros == 0 and sum(layer.zeros for layer in zeros[1:]) > 0
 
 
 def test_pruning_alone_needs_no_data(tmp_path: Path, decoder: Path) -> None:
