@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
+from edgekit.bundle import (
+    Bundle,
+    BundleWriter,
+    DeadUnits,
+    DecoderInfo,
+    Layer,
+    Manifest,
+    TensorInfo,
+    VectorInfo,
+    write_graph,
+)
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 
     from edgekit.frontend.source import Source
     from edgekit.lowbit.formats import PackedTensor
+    from edgekit.lowbit.kept import Kept
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of that is done, 0 to 1."""
@@ -75,8 +86,9 @@ def export(
         if described.uses_operators:
             _add_libraries(abis, writer.directory)
         draft = writer.draft(described)
+        kept: dict[str, Kept] = model.meta.get("edgekit.kept", {})
         del model  # it refers to the weights
-        manifest = _golden(found, draft, samples, progress)
+        manifest = _golden(found, draft, samples, kept, progress)
         del found
         give_back_memory()
         progress("check in ONNX Runtime", 0.0)
@@ -118,8 +130,10 @@ def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progre
         model = generic.build(found, samples)
     if recipe.static is not None:
         from edgekit.frontend.generic import calibration
+        from edgekit.passes.remove_dead_units import RemoveDeadUnits
         from edgekit.passes.static_quantize import quantize_static
 
+        model = RemoveDeadUnits()(model).model
         progress("calibrate", 0.0)
         return quantize_static(model, recipe.static, calibration(found, samples, recipe.static.samples))
     progress("rewrite the graph", 0.0)
@@ -131,6 +145,9 @@ def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progre
 def _manifest(model: ir.Model, found: Source, recipe: Recipe, source: str) -> Manifest:
     facts = {key: json.loads(text) for key, text in model.metadata_props.items() if key.startswith("edgekit.")}
     layers = tuple(from_dict(Layer, layer, "edgekit.layers", BundleError) for layer in facts.get("edgekit.layers", []))
+    dead = tuple(
+        from_dict(DeadUnits, d, "edgekit.dead_units", BundleError) for d in facts.get("edgekit.dead_units", [])
+    )
     return Manifest(
         schema_version=1,
         task=found.task,
@@ -142,6 +159,7 @@ def _manifest(model: ir.Model, found: Source, recipe: Recipe, source: str) -> Ma
         outputs=tuple(_tensor_info(value) for value in model.graph.outputs),
         nodes=sum(1 for _ in model.graph),
         layers=layers,
+        dead_units=dead,
         decoder=_decoder_info(facts["edgekit.decoder"], found) if "edgekit.decoder" in facts else None,
         taps=facts.get("edgekit.taps", {}),
         versions=_versions(),
@@ -193,18 +211,20 @@ def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, i
     return packed, blocks
 
 
-def _golden(found: Source, bundle: Bundle, samples: Path | None, progress: Progress) -> Manifest:
+def _golden(found: Source, bundle: Bundle, samples: Path | None, kept: dict[str, Kept], progress: Progress) -> Manifest:
     """Writes the golden vectors into the draft and returns its manifest with them listed."""
     from dataclasses import replace
 
     if bundle.manifest.decoder is not None:
-        file, evaluation = _golden_text(found, bundle, samples, progress)
+        file, evaluation = _golden_text(found, bundle, samples, kept, progress)
         return replace(bundle.manifest, vectors=(file,), evaluation=evaluation, files=())
-    vectors = _golden_samples(found, bundle, samples, progress)
+    vectors = _golden_samples(found, bundle, samples, kept, progress)
     return replace(bundle.manifest, vectors=vectors, files=())
 
 
-def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progress: Progress) -> tuple[VectorInfo, ...]:
+def _golden_samples(
+    found: Source, bundle: Bundle, samples: Path | None, kept: dict[str, Kept], progress: Progress
+) -> tuple[VectorInfo, ...]:
     """One vector for each batch of real input. Where there are no modules to compress (.onnx and .pt2 files, calibrated
     quantization), the reference is the written graph run node by node without ONNX Runtime's optimizations."""
     from safetensors.numpy import save_file
@@ -228,7 +248,7 @@ def _golden_samples(found: Source, bundle: Bundle, samples: Path | None, progres
         references = [session.run(feeds) for feeds in inputs]
     else:
         weights, blocks = packed_weights(bundle)
-        with native_activations(found.module), compressed(found.module, weights, blocks):
+        with native_activations(found.module), compressed(found.module, weights, blocks, kept):
             references = [module_outputs(found.module, feeds, names) for feeds in inputs]
     (bundle.directory / "vectors").mkdir(exist_ok=True)
     listed = []
@@ -252,7 +272,7 @@ def _run_original(found: Source, feeds: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def _golden_text(
-    found: Source, bundle: Bundle, samples: Path | None, progress: Progress
+    found: Source, bundle: Bundle, samples: Path | None, kept: dict[str, Kept], progress: Progress
 ) -> tuple[VectorInfo, dict[str, float]]:
     from safetensors.numpy import save_file
 
@@ -270,7 +290,7 @@ def _golden_text(
     weights, blocks = packed_weights(bundle)
     with (
         native_activations(found.module),
-        compressed(found.module, weights, blocks),
+        compressed(found.module, weights, blocks, kept),
         _layer_by_layer(found.module, "golden vectors: compressed model", progress),
         Taps(found.module, list(bundle.manifest.taps), rows) as taps,
     ):

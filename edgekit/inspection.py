@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, DeadUnits
 from edgekit.bundle.tensors import read_graph
 
 MEGA = 1e6
@@ -53,6 +53,7 @@ class Inspection:
             "inputs": [dataclasses.asdict(i) for i in manifest.inputs],
             "outputs": [dataclasses.asdict(o) for o in manifest.outputs],
             "layers": [dataclasses.asdict(layer) for layer in manifest.layers],
+            "dead_units": [dataclasses.asdict(units) for units in manifest.dead_units],
             "evaluation": manifest.evaluation,
             "versions": manifest.versions,
         }
@@ -68,6 +69,12 @@ class Inspection:
             f"  model {self.bundle.model_bytes / MEGA:.1f} MB, bundle {self.bundle.nbytes / MEGA:.1f} MB, "
             f"{self.nodes} nodes, {self.bits_per_weight:.2f} bits per weight; layers: {listed or 'none'}"
         )
+        removed = Counter[str]()
+        for units in manifest.dead_units:
+            removed[units.unit] += units.count * units.removed
+        if removed.total():
+            counts = ", ".join(f"{n:,} {unit}{'s' * (n > 1)}" for unit, n in removed.items() if n)
+            yield f"  removed because they change no output: {counts}"
         for name, value in manifest.evaluation.items():
             yield f"  {name.replace('_', ' ')} {value:.4g}"
 
@@ -86,6 +93,22 @@ class Inspection:
             size = "×".join(str(s) for s in shape)
             note = f"   {reason}" if reason else ""
             yield f"  {kind:<{width}}  {len(members):>5}  {name:<11.11} {block or '':>5}  {bits:>11.3f}  {size}{note}"
+        yield from _dead_units(self.bundle.manifest.dead_units)
+
+
+def _dead_units(found: tuple[DeadUnits, ...]) -> Iterator[str]:
+    """A table with equal layers on one line, what was removed first; counts are ranges over those layers."""
+    groups: dict[tuple[Any, ...], list[DeadUnits]] = defaultdict(list)
+    for units in found:
+        groups[not units.removed, _kind(units.layer), units.unit, units.of, units.reason].append(units)
+    width = max((len(key[1]) for key in groups), default=0)
+    if groups:
+        yield f"  {'dead units in':<{width}}  layers  {'count':>11}  of"
+    for (stays, kind, unit, of, reason), members in sorted(groups.items(), key=lambda pair: pair[0][0]):
+        low, high = min(m.count for m in members), max(m.count for m in members)
+        count = f"{low}" if low == high else f"{low} to {high}"
+        state = "kept" if stays else "removed"
+        yield f"  {kind:<{width}}  {len(members):>6}  {count:>11}  {of} {unit}s {state}: {_kind(reason)}"
 
 
 def _kind(name: str) -> str:

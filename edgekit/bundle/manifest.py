@@ -52,6 +52,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class DeadUnits:
+    """Units of one layer that do nothing: ``count`` of ``of`` were removed, or look dead and had to stay."""
+
+    layer: str  # the layers that make them, e.g. model.layers.0.mlp.gate_proj+up_proj
+    unit: str  # hidden unit, channel, attention head, query head, key-value head, embedding row, zero row, zero column
+    count: int
+    of: int
+    removed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class DecoderInfo:
     """What a program needs to generate text with the graph."""
 
@@ -96,6 +108,7 @@ class Manifest:
     outputs: tuple[TensorInfo, ...]
     nodes: int
     layers: tuple[Layer, ...] = ()
+    dead_units: tuple[DeadUnits, ...] = ()
     decoder: DecoderInfo | None = None
     vectors: tuple[VectorInfo, ...] = ()
     taps: dict[str, str] = field(default_factory=dict)

@@ -19,29 +19,37 @@ from torch.nn import functional
 from edgekit.frontend import streamed
 from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
 from edgekit.lowbit.formats import FORMATS, PackedTensor
+from edgekit.lowbit.kept import Kept
 from edgekit.lowbit.reference import quantize_activations
 from edgekit.lowbit.weights import RowWeight
 
 
 @contextmanager
 def compressed(
-    module: nn.Module, weights: Mapping[str, PackedTensor], activation_blocks: Mapping[str, int]
+    module: nn.Module,
+    weights: Mapping[str, PackedTensor],
+    activation_blocks: Mapping[str, int],
+    kept: Mapping[str, Kept] | None = None,
 ) -> Iterator[None]:
     """Within the block, the named layers of ``module`` compute from their packed weights.
 
     ``weights`` maps module paths of linear, Conv1D and embedding layers to packed tensors of shape [N, K];
     Their own weights are let go for good (the file they are mapped from need not stay in memory twice);
-    ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not).
+    ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not);
+    ``kept`` what is left of layers whose dead units were removed: [N, K] is then less than the module's.
     """
     modules = dict(module.named_modules())
     if weights:
         _let_go(module, [modules[name] for name in weights])
-    by_weight = {id(modules[name].weight): (packed, activation_blocks[name]) for name, packed in weights.items()}
+    left = kept or {}
+    by_weight = {
+        id(modules[name].weight): (packed, activation_blocks[name], left.get(name)) for name, packed in weights.items()
+    }
     plain_linear, plain_embedding = functional.linear, functional.embedding
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         found = by_weight.get(id(weight))
-        return plain_linear(x, weight, bias) if found is None else multiply(x, *found, bias)
+        return plain_linear(x, weight, bias) if found is None else multiply(x, *found[:2], bias, found[2])
 
     def embedding(ids: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = by_weight.get(id(weight))
@@ -102,12 +110,21 @@ def round_activations(x: Tensor, block: int) -> Tensor:
     return torch.from_numpy(quantize_activations(rows, block)).reshape(x.shape)
 
 
-def _conv1d(layer: nn.Module, packed: PackedTensor, block: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias))
+def _conv1d(layer: nn.Module, packed: PackedTensor, block: int, kept: Kept | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias), kept)
 
 
-def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None) -> Tensor:
-    """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N]."""
+def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, kept: Kept | None = None) -> Tensor:
+    """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N].
+
+    Where only some rows and columns are ``kept``, ``x`` and the result have those of the whole layer: columns that are not
+    there are not read, rows that are not there are their bias.
+    """
+    if kept is not None:
+        some = multiply(x[..., torch.from_numpy(kept.columns)], packed, block, None)
+        whole = some.new_zeros(*some.shape[:-1], kept.size)
+        whole[..., torch.from_numpy(kept.rows)] = some
+        return whole if kept.bias is None else whole + torch.from_numpy(kept.bias)
     dequantize = FORMATS[packed.format].dequantize
     # torch wants no read-only memory
     rows = RowWeight(packed.shape, lambda a, b: np.require(dequantize(packed.rows(a, b)), requirements="W"))

@@ -6,11 +6,13 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from edgekit.passes.choose_formats import ChooseFormats
+from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
+from edgekit.passes.remove_dead_units import RemoveDeadUnits
 from edgekit.recipe import Recipe
 
 CONSTANT_ELEMENTS = 16
@@ -22,6 +24,8 @@ def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
     return (
         LiftConstantsToInitializersPass(size_limit=CONSTANT_ELEMENTS),  # TorchScript graphs hold weights in nodes
         NormalizeLinear(),  # generic graphs: layers as decoders have them
+        FoldKeyTranspose(),  # before anything follows the heads of attention
+        RemoveDeadUnits(),  # before the choice: formats, blocks and merging then fit what is left
         ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
         MergeLinears(),  # after the choice: only layers of one format merge

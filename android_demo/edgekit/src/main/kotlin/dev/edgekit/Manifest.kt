@@ -31,6 +31,20 @@ public class Layer internal constructor(fields: Fields) {
     }
 }
 
+/** Units that change no output and were removed, or look so and had to stay; docs/spec.md, section 4. */
+public class DeadUnits internal constructor(fields: Fields) {
+    public val layer: String = fields.text("layer")
+    public val unit: String = fields.text("unit")
+    public val count: Long = fields.whole("count")
+    public val of: Long = fields.whole("of")
+    public val removed: Boolean = fields.flag("removed")
+    public val reason: String = fields.text("reason")
+
+    init {
+        fields.end()
+    }
+}
+
 /** What generating text with the graph needs; docs/spec.md, section 5. */
 public class DecoderInfo internal constructor(fields: Fields) {
     public val layers: Int
@@ -123,6 +137,7 @@ public class Manifest private constructor(fields: Fields) {
     public val outputs: List<TensorInfo>
     public val nodes: Long
     public val layers: List<Layer>
+    public val deadUnits: List<DeadUnits>
     public val decoder: DecoderInfo?
     public val vectors: List<VectorInfo>
 
@@ -144,6 +159,7 @@ public class Manifest private constructor(fields: Fields) {
         outputs = fields.parts("outputs", ::TensorInfo)
         nodes = fields.whole("nodes")
         layers = fields.parts("layers", ::Layer, optional = true)
+        deadUnits = fields.parts("dead_units", ::DeadUnits, optional = true)
         decoder = fields.partOrNull("decoder", ::DecoderInfo)
         vectors = fields.parts("vectors", ::VectorInfo, optional = true)
         taps = fields.map("taps", optional = true) { value, where -> Fields.asText(value, where) }
@@ -201,6 +217,8 @@ internal class Fields(val where: String, value: Any?) {
     fun whole(key: String, missing: Long): Long = if (has(key)) whole(key) else missing
 
     fun wholeOrNull(key: String): Long? = if (has(key) && entries[key] != null) whole(key) else null
+
+    fun flag(key: String): Boolean = required(key) as? Boolean ?: wrong(at(key), "true or false", entries[key])
 
     fun number(key: String): Double = asNumber(required(key), at(key))
 
