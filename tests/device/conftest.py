@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.native.tooling import require
+from tests.native.tooling import ROOT, need, require
+from tools import build_runner
+from tools import emulation_host as host
 
-TOOL = Path(__file__).resolve().parent.parent.parent / "tools" / "emulated_devices"
+TOOL = ROOT / "tools" / "emulated_devices"
 PI, DROID = "ssh:pi", "adb:127.0.0.1:5555"
 
 
@@ -38,6 +41,21 @@ class Devices:
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
 
+    def killed(self, part: str, arguments: tuple[str, ...], when: Callable[[str], bool]) -> tuple[int, list[str]]:
+        """edgekit's exit code and lines on stderr when ``part`` loses power as soon as ``when`` is true for its last line."""
+        errors = Path(arguments[1]).with_suffix(".stderr")
+        with errors.open("wb") as file:
+            command = self.argv(sys.executable, "-m", "edgekit", *arguments)
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+            while not when((errors.read_text().splitlines() or [""])[-1]):
+                assert process.poll() is None, errors.read_text()
+                time.sleep(0.01)
+            for running in host.processes(part):
+                running.suspend()  # at once; the tool takes its time to begin
+            self.tool("kill", part)
+            code = process.wait(timeout=300)
+        return code, errors.read_text().splitlines()
+
     def edgekit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs edgekit with variables of its own."""
         done = self.run(sys.executable, "-m", "edgekit", *arguments, environment=environment)
@@ -57,9 +75,31 @@ def devices() -> Iterator[Devices]:
         found.tool("down")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def pi(devices: Devices) -> str:
-    """The emulated Pi's target, with ONNX Runtime installed there as a user would."""
-    done = devices.edgekit("devices", "setup", PI)
-    assert done.returncode == 0, done.stderr
+    """The emulated Pi's target, with ONNX Runtime installed there as a user would; kept until its disk is forgotten."""
+    if not (host.STATE / "pi" / "upper" / "root" / ".edgekit-device" / "venv").is_dir():
+        set_up(devices, PI)
     return PI
+
+
+@pytest.fixture(scope="session")
+def runner_jar() -> None:
+    """The Android runner, built from the sources that are there."""
+    need("java", "npm")
+    build_runner.build()
+
+
+@pytest.fixture
+def droid(devices: Devices, runner_jar: None) -> str:
+    """The emulated phone's target, with ONNX Runtime installed there as a user would; kept until its disk is forgotten."""
+    if not (host.STATE / "droid" / "upper" / "data" / "local" / "tmp" / "edgekit" / "lib").is_dir():
+        set_up(devices, DROID)
+    return DROID
+
+
+def set_up(devices: Devices, target: str) -> None:
+    """``edgekit devices setup`` of one of the two."""
+    extra = ("--aar", str(ROOT / "build" / "ort-android")) if target == DROID else ()
+    done = devices.edgekit("devices", "setup", target, *extra)
+    assert done.returncode == 0, done.stderr

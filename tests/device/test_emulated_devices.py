@@ -12,9 +12,6 @@ import random
 import shutil
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -137,7 +134,7 @@ def test_power_lost_while_files_travel(devices: Devices, pi: str, tmp_path: Path
     def arrived() -> int:
         return max((path.stat().st_size for path in incoming.glob("*")), default=0)
 
-    code, said = _killed(devices, arguments, lambda _: arrived() > BALLAST // 20)
+    code, said = devices.killed("pi", arguments, lambda _: arrived() > BALLAST // 20)
     assert code == 2
     assert said[-1].startswith("edgekit: ssh:pi: ssh lost the connection: ")
     assert "Traceback" not in "\n".join(said)
@@ -151,7 +148,7 @@ def test_power_lost_while_files_travel(devices: Devices, pi: str, tmp_path: Path
 def test_power_lost_while_the_model_runs(devices: Devices, pi: str, tmp_path: Path) -> None:
     decoder_bundle(tmp_path / "b")
     arguments = ("verify", str(tmp_path / "b"), "--target", pi)
-    code, said = _killed(devices, arguments, lambda line: "replay golden vectors" in line)
+    code, said = devices.killed("pi", arguments, lambda line: "replay golden vectors" in line)
     assert code == 2
     assert said[-1].startswith("edgekit: ssh:pi: ssh lost the connection") and "Traceback" not in "\n".join(said)
     devices.tool("start", "pi")
@@ -210,17 +207,3 @@ def _heavy(directory: Path) -> Path:
         shutil.copytree(bundle.directory, writer.directory, dirs_exist_ok=True)
         (writer.directory / "ballast.bin").write_bytes(random.Random(2).randbytes(BALLAST))
         return writer.commit(bundle.manifest).directory
-
-
-def _killed(devices: Devices, arguments: tuple[str, ...], when: Callable[[str], bool]) -> tuple[int, list[str]]:
-    """edgekit's exit code and lines on stderr when the Pi loses power as soon as ``when`` is true for what was said last."""
-    errors = Path(arguments[1]).with_suffix(".stderr")
-    with errors.open("wb") as file:
-        command = devices.argv(sys.executable, "-m", "edgekit", *arguments)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
-        while not when((errors.read_text().splitlines() or [""])[-1]):
-            assert process.poll() is None, errors.read_text()
-            time.sleep(0.01)
-        devices.tool("kill", "pi")
-        code = process.wait(timeout=300)
-    return code, errors.read_text().splitlines()
