@@ -155,7 +155,10 @@ def _units(verdict: Verdict) -> dict[int, tuple[str, int]]:
         ("key-value head", [a.keys for a in verdict.flow.attentions]),
     ):
         for ids in groups:
-            found.update(dict.fromkeys(verdict.root[ids].tolist(), (name, len(ids))))
+            for one in verdict.root[ids].tolist():
+                # Where query, key and value of a head lie side by side, they are one.
+                known = found.get(one, (name,))[0]
+                found[one] = (name if known == name else "attention head"), len(ids)
     return found
 
 
