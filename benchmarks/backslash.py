@@ -2,13 +2,14 @@
 
     nice -n 10 .venv/bin/python -m benchmarks.backslash [--quick] [--seeds 3] [--models mlp cnn decoder] [--json FILE]
 
-Fashion-MNIST (``sh tools/fetch_fashion_mnist.sh``) and Shakespeare's plays byte by byte (``sh tools/fetch_shakespeare.sh``). A
-method acts for the first three quarters of the steps, then plain training follows; where zeros are exact they are held
-in it. Everything starts from the same weights and sees the same batches for a seed.
+Fashion-MNIST (``sh tools/fetch_fashion_mnist.sh``) and Shakespeare's plays byte by byte (``sh tools/fetch_shakespeare.sh``). For
+each seed a network is trained once; from there every method trains on, with the same batches for the same number of
+steps. It acts in the first three quarters of them, then plain training follows; where zeros are exact they are held in
+it. ``c`` is the strength: how many standard deviations an undefended weight moves.
 
 For every training: the score on held-out data; zeros; the score after pruning the smallest weights to 10 ... 95 % without
 training again; and for each step of a uniform quantizer the score with rounded weights and the bits a weight: entropy,
-exp-Golomb of order 0 (the paper's code), and coded by ``edgekit.coding``. ``step`` in a row is the coarsest one with which all
+exp-Golomb of order 0 (the paper's code), and as ``edgekit pack`` codes them. ``step`` in a row is the coarsest one with which all
 seeds of the method together lose at most ``--loss`` of the score, so that bits are compared at equal harm.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import statistics
 import sys
 import time
@@ -31,42 +33,52 @@ from torch import nn
 from benchmarks.backslash_models import CASES, Case
 from edgekit.bench.machine import describe
 from edgekit.compress import Backslash, Pruner, Pruning, Rate, RateReport, rate_report
+from edgekit.compress.examples import Examples
 from edgekit.compress.masks import apply, matrices
 from edgekit.compress.prune import largest
-from edgekit.compress.training import Constraint, Run
+from edgekit.compress.training import Constraint, Run, Training
+from edgekit.compression import coded_bits
 
-PRUNED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
-STEPS = tuple(2.0**-power for power in (3, 4, 5, 6, 7, 8, 9, 13))
+PRUNED = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+STEPS = tuple(2.0**-power for power in (3, 4, 5, 6, 7, 8, 13))
 AUTHORS = 2.0**-13
 """What the authors' code rounds to."""
-STRENGTH = 2.0
 
 Make = Callable[[nn.Module, int], Constraint | None]
 """From a model and the number of steps with the method."""
 
 
-def _rate(**settings: Any) -> Make:
-    return lambda model, steps: Backslash(model, Rate(steps=steps, strength=STRENGTH, **settings))
+def _rate(strength: float, **settings: Any) -> Make:
+    return lambda model, steps: Backslash(model, Rate(steps=steps, strength=strength, **settings))
 
 
 def _l2(model: nn.Module, steps: int) -> Constraint:
-    """One lambda throughout, whose first step is the others' average one."""
+    """Strength 1, but one lambda throughout as usual: the first step is the others' average one."""
     rate = Rate(steps=steps, variant="decoupled", epsilon=1e-12, shape=2.0)
-    weights = Backslash(model, rate)
-    mean = sum(float(w.abs().sum()) for w in weights.weights.values()) / weights.count
-    return Backslash(model, replace(rate, lam=STRENGTH * weights.deviation / steps * weights.count / (2 * mean)))
+    term = Backslash(model, rate)
+    mean = sum(float(w.detach().abs().sum()) for w in term.weights.values()) / term.count
+    return Backslash(model, replace(rate, lam=term.deviation / steps * term.count / (2 * mean)))
+
+
+def _pruned_to(sparsity: float) -> Make:
+    return lambda model, steps: Pruner(model, Pruning(sparsity=sparsity, steps=steps, every=max(1, steps // 20)))
 
 
 METHODS: dict[str, Make] = {
     "none": lambda model, steps: None,
-    "L2": _l2,
-    "L1": _rate(variant="decoupled", shape=1.0),
-    "backslash eps=1": _rate(variant="decoupled", epsilon=1.0),  # as the authors' code
-    "backslash eps=0.01": _rate(variant="decoupled", epsilon=0.01),
-    "proximal, held": _rate(variant="proximal", epsilon=0.01),
-    "bits, held": _rate(variant="bits", epsilon=0.01),
-    "pruned to 80 %": lambda model, steps: Pruner(model, Pruning(sparsity=0.8, steps=steps, every=steps // 20)),
-    "pruned to 90 %": lambda model, steps: Pruner(model, Pruning(sparsity=0.9, steps=steps, every=steps // 20)),
+    "L2 c=1": _l2,
+    "L1 c=1": _rate(1.0, variant="decoupled", shape=1.0),
+    "L1 c=3": _rate(3.0, variant="decoupled", shape=1.0),
+    "backslash eps=1 c=1": _rate(1.0, variant="decoupled", epsilon=1.0),  # as the authors' code
+    "backslash eps=1 c=3": _rate(3.0, variant="decoupled", epsilon=1.0),
+    "backslash eps=.01 c=1": _rate(1.0, variant="decoupled", epsilon=0.01),
+    "backslash eps=.01 c=3": _rate(3.0, variant="decoupled", epsilon=0.01),
+    "proximal, held c=1": _rate(1.0, variant="proximal", epsilon=0.01),
+    "proximal, held c=3": _rate(3.0, variant="proximal", epsilon=0.01),
+    "bits, held c=1": _rate(1.0, variant="bits", epsilon=0.01),
+    "bits, held c=3": _rate(3.0, variant="bits", epsilon=0.01),
+    "pruned to 80 %": _pruned_to(0.8),
+    "pruned to 90 %": _pruned_to(0.9),
 }
 
 
@@ -83,7 +95,7 @@ class Trained:
     zeros: float
     nu: float
     pruned: dict[str, float]  # score by share of zeros
-    rounded: dict[str, dict[str, float]]  # by step: score, zeros, entropy, golomb, coded (where there is a coder)
+    rounded: dict[str, dict[str, float]]  # by step: score, zeros, entropy, golomb, coded
 
 
 def main() -> None:
@@ -99,9 +111,11 @@ def main() -> None:
     torch.set_num_threads(1)  # interleaved trainings of small networks; the other cores stay free
     trained = []
     for case in (c for c in CASES if c.name in options.models):
+        short = replace(
+            case, first=_tenth(case.first), training=_tenth(case.training), rate_steps=case.rate_steps // 10
+        )
         for seed in range(1 if options.quick else options.seeds):
-            for method in options.methods:  # methods take turns, so that a busy machine hits them alike
-                trained.append(_train(case, method, seed, options.quick))
+            trained += _seed(short if options.quick else case, options.methods, seed)
     rows = [row for name in options.models for row in _summary([t for t in trained if t.model == name], options.loss)]
     _show(rows)
     document = {
@@ -117,36 +131,41 @@ def main() -> None:
     draw(rows, options.json.with_suffix(".png"))
 
 
-def _train(case: Case, method: str, seed: int, quick: bool) -> Trained:
-    began = time.perf_counter()
+def _tenth(training: Training) -> Training:
+    return replace(training, steps=training.steps // 10)
+
+
+def _seed(case: Case, methods: Sequence[str], seed: int) -> list[Trained]:
+    """One network trained first, then on with each method."""
     torch.manual_seed(seed)
     model = case.build()
-    examples, held_out = case.data()
-    factor = 10 if quick else 1
-    training = replace(case.training, seed=seed, steps=case.training.steps // factor)
-    constraint = METHODS[method](model, case.rate_steps // factor)
-    run = Run(model, case.objective, examples, training, constraint=constraint, hold_after=case.rate_steps // factor)
-    run.go()
-    weights = matrices(model)
-    score = _score(case, model, held_out)
-    pooled = rate_report(weights, AUTHORS).pooled
+    data = case.data()
+    Run(model, case.objective, data[0], replace(case.first, seed=seed)).go()
+    print(f"{case.name:<8} trained first, seed {seed}: {_score(case, model, data[1]):.4f}", file=sys.stderr)
+    return [_train(case, copy.deepcopy(model), data, method, seed) for method in methods]
+
+
+def _train(case: Case, model: nn.Module, data: tuple[Examples, Examples], method: str, seed: int) -> Trained:
+    began = time.perf_counter()
+    constraint = METHODS[method](model, case.rate_steps)
+    training = replace(case.training, seed=seed + 1000)  # other batches than before
+    Run(model, case.objective, data[0], training, constraint=constraint, hold_after=case.rate_steps).go()
+    score = _score(case, model, data[1])
+    pooled = rate_report(matrices(model), AUTHORS).pooled
     found = Trained(
-        case.name, method, seed, pooled.count, 0.0, score, pooled.zeros, pooled.nu,
-        _pruned(case, model, held_out), _rounded(case, model, held_out),
+        case.name, method, seed, pooled.count, time.perf_counter() - began, score, pooled.zeros, pooled.nu,
+        _pruned(case, model, data[1]), _rounded(case, model, data[1]),
     )  # fmt: skip
-    found = replace(found, seconds=time.perf_counter() - began)
-    print(
-        f"{case.name:<8} {method:<19} seed {seed}: {score:.4f}, zeros {found.zeros:6.1%}, {found.seconds:5.1f} s",
-        file=sys.stderr,
-    )
+    told = f"{case.name:<8} {method:<21} seed {seed}: {score:.4f}, zeros {found.zeros:6.1%}"
+    print(f"{told}, {time.perf_counter() - began:5.1f} s", file=sys.stderr)
     return found
 
 
-def _score(case: Case, model: nn.Module, held_out: Any) -> float:
+def _score(case: Case, model: nn.Module, held_out: Examples) -> float:
     return case.objective.evaluate(model, held_out, 500)["accuracy"]
 
 
-def _pruned(case: Case, model: nn.Module, held_out: Any) -> dict[str, float]:
+def _pruned(case: Case, model: nn.Module, held_out: Examples) -> dict[str, float]:
     scores = {}
     for share in PRUNED:
         smaller = copy.deepcopy(model)
@@ -156,14 +175,14 @@ def _pruned(case: Case, model: nn.Module, held_out: Any) -> dict[str, float]:
     return scores
 
 
-def _rounded(case: Case, model: nn.Module, held_out: Any) -> dict[str, dict[str, float]]:
+def _rounded(case: Case, model: nn.Module, held_out: Examples) -> dict[str, dict[str, float]]:
     rows = {}
     for step in STEPS:
         coarse = copy.deepcopy(model)
         with torch.no_grad():
             for weight in matrices(coarse).values():
                 weight.copy_((weight / step).round() * step)
-        report = rate_report(matrices(model), step, _coder())
+        report = rate_report(matrices(model), step, coded_bits)
         rows[f"{step:g}"] = {
             "score": _score(case, coarse, held_out),
             "zeros": report.total.rounded_zeros,
@@ -172,14 +191,10 @@ def _rounded(case: Case, model: nn.Module, held_out: Any) -> dict[str, dict[str,
     return rows
 
 
-def _coder() -> None:
-    return None
-
-
 def _bits(report: RateReport) -> dict[str, float]:
     """Entropy and coded bits with a table for each layer, exp-Golomb with one for all, as the paper has it."""
-    bits = {"entropy": report.total.entropy, "golomb": report.pooled.golomb}
-    return bits if report.total.coded is None else {**bits, "coded": report.total.coded}
+    assert report.total.coded is not None
+    return {"entropy": report.total.entropy, "golomb": report.pooled.golomb, "coded": report.total.coded}
 
 
 def _summary(trained: Sequence[Trained], loss: float) -> list[dict[str, Any]]:
@@ -222,16 +237,22 @@ def _spread(values: Any) -> list[float]:
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
-    head = f"{'model':<8} {'method':<19} {'score':>12} {'zeros':>6} {'nu':>5} {'pruned 80':>12} {'90':>12} {'step':>8}"
-    print(head + f" {'score':>7} {'zeros':>6} {'entropy':>7} {'EG0':>6} {'at 2^-13: entropy':>17} {'EG0':>6}")
+    head = f"{'':<30} {'score, %':>13} {'zeros':>6} {'nu':>4} {'pruned to 80 %':>14} {'90 %':>13}"
+    print(
+        head
+        + f" | {'step':>6} {'score':>6} {'zeros':>6} {'H':>6} {'coded':>6} {'EG0':>6} | at 2^-13 {'H':>6} {'EG0':>6}"
+    )
     for r in rows:
-        at, authors = r["at_step"], r["at_authors_step"]
-        cells = [f"{m:.2%} ±{s:.2%}" for m, s in (r["score"], r["pruned"]["0.8"], r["pruned"]["0.9"])]
+        at, fine = r["at_step"], r["at_authors_step"]
+        cells = [f"{100 * m:.2f} ± {100 * s:.2f}" for m, s in (r["score"], r["pruned"]["0.8"], r["pruned"]["0.9"])]
         print(
-            f"{r['model']:<8} {r['method']:<19} {cells[0]:>12} {r['zeros'][0]:>6.1%} {r['nu'][0]:>5.2f} {cells[1]:>12} "
-            f"{cells[2]:>12} {r['step']:>8.3g} {at['score'][0]:>7.2%} {at['zeros'][0]:>6.1%} {at['entropy'][0]:>7.3f} "
-            f"{at['golomb'][0]:>6.3f} {authors['entropy'][0]:>17.3f} {authors['golomb'][0]:>6.3f}"
+            f"{r['model']:<8}{r['method']:<22} {cells[0]:>13} {r['zeros'][0]:>6.1%} {r['nu'][0]:>4.2f} {cells[1]:>14} {cells[2]:>13} | "
+            f"2^{math.log2(r['step']):<4.0f} {100 * at['score'][0]:>6.2f} {at['zeros'][0]:>6.1%} {at['entropy'][0]:>6.3f} "
+            f"{at['coded'][0]:>6.3f} {at['golomb'][0]:>6.3f} | {fine['entropy'][0]:>15.3f} {fine['golomb'][0]:>6.3f}"
         )
+    print(
+        "score: held-out accuracy (next byte of the decoder); H, coded, EG0: bits a weight after rounding to multiples of step"
+    )
 
 
 if __name__ == "__main__":

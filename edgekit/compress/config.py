@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from edgekit.compress.backslash import Rate
 from edgekit.compress.prune import Pruning
+from edgekit.compress.rate_quantize import Budget
 from edgekit.compress.training import Training
 from edgekit.errors import EdgekitError, RecipeError
 from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
-METHODS = ("backslash", "prune", "2:4", "none")
+METHODS = ("backslash", "prune", "2:4", "rate-quantize", "none")
+UNTRAINED = ("rate-quantize",)
 REPORT_STEP = 2.0**-8
 CONSTRAINED = 0.75
 """Share of the steps that the rate term acts in, where the file does not say."""
@@ -37,7 +39,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Compression:
-    """A method, its settings, and how long to train. What is left out has the defaults of its class."""
+    """A method, its settings, and how long to train (rate-quantize does not). What is left out has its class's defaults.
+
+    A section of a method that is not the one used is allowed, so that one file can serve several.
+    """
 
     version: int
     data: Data | None = None  # needed by whatever trains
@@ -45,6 +50,7 @@ class Compression:
     training: Training = field(default_factory=Training)
     rate: Rate | None = None
     prune: Pruning | None = None
+    quantize: Budget | None = None
     report_step: float = REPORT_STEP  # weights are rounded to multiples of it in the rate report
 
     def __post_init__(self) -> None:
@@ -58,7 +64,9 @@ class Compression:
             raise RecipeError(f"compress.report_step: {self.report_step} is not above 0")
         if self.data is not None:
             _check_data(self.data)
-        if self.training.steps and self.data is None:
+        if self.method == "rate-quantize":
+            self._check_budget()
+        elif self.training.steps and self.data is None:
             raise RecipeError("compress.data: missing; training needs examples (or set training.steps: 0)")
         if self.method == "backslash":
             self._check_rate()
@@ -66,6 +74,15 @@ class Compression:
         if self.method == "prune" and steps > max(1, self.training.steps):
             raise RecipeError(
                 f"compress.prune.steps: {steps} is more than training.steps, {self.training.steps}; lower it or train longer"
+            )
+
+    def _check_budget(self) -> None:
+        if self.quantize is None:
+            raise RecipeError("compress.quantize: missing; give a budget, such as {bits: 3} or {loss: 0.01}")
+        if self.data is None and (self.quantize.loss is not None or self.quantize.moments != "none"):
+            raise RecipeError(
+                "compress.data: missing; rate-quantize needs examples for second moments and losses (or a budget of bits with "
+                "moments: none)"
             )
 
     def _check_rate(self) -> None:
@@ -86,13 +103,21 @@ class Compression:
         given = self.prune or Pruning()
         return replace(given, pattern="2:4") if self.method == "2:4" else given
 
+    def budget(self) -> Budget:
+        """What rate-aware quantization may cost."""
+        assert self.quantize is not None
+        return self.quantize
+
     def with_method(self, method: str | None) -> Compression:
         """The same with another method."""
         return self if method is None else replace(self, method=method)
 
     def to_dict(self) -> dict[str, Any]:
         """What was used, defaults included; sections of other methods are left out."""
-        found = {k: v for k, v in asdict(self).items() if k not in ("rate", "prune")}
+        found = {k: v for k, v in asdict(self).items() if k not in ("rate", "prune", "quantize")}
+        if self.method in UNTRAINED:
+            del found["training"]
+            found["quantize"] = asdict(self.budget())
         if self.method == "backslash":
             found["rate"] = asdict(self.rating())
         if self.method in ("prune", "2:4"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgekit.compress.examples import LABELS, Examples
@@ -40,20 +42,45 @@ def tokens(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], length
 
     Raises SourceError for a file that is no UTF-8 text, or for less than one piece.
     """
-    stream: list[Tensor] = []
-    for file in text_files(paths):
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"{file}: not a readable UTF-8 text ({type(error).__name__}); data are {EXPECTED}"
-            ) from error
-        stream.append(torch.tensor(encode(text), dtype=torch.int64))
-    ids = torch.cat(stream)
+    ids = torch.cat([torch.tensor(encode(text), dtype=torch.int64) for text in _read(paths)])
     count = len(ids) // length
     if not count:
         raise SourceError(f"{paths[0]}: {len(ids)} tokens in all, fewer than one example of {length}; give more text")
     return Examples({"input_ids": ids[: count * length].view(count, length)})
+
+
+def sentences(paths: Sequence[Path], tokenizer: Tokenizer, length: int, names: Sequence[str]) -> Examples:
+    """Each sentence of the texts as an example for an encoder: input_ids, attention_mask and what else of ``names`` it takes.
+
+    Sentences end at . ! ? or an empty line; those of less than three words are left out, beyond ``length`` tokens cut off.
+    """
+    found = [
+        " ".join(sentence.split())
+        for text in _read(paths)
+        for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)
+        if len(sentence.split()) >= 3
+    ]
+    if not found:
+        raise SourceError(f"{paths[0]}: no sentence of three words or more; give texts")
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(found)
+    columns = {
+        "input_ids": [e.ids for e in encoded],
+        "attention_mask": [e.attention_mask for e in encoded],
+        "token_type_ids": [e.type_ids for e in encoded],
+    }
+    return Examples({name: torch.tensor(columns[name], dtype=torch.int64) for name in names if name in columns})
+
+
+def _read(paths: Sequence[Path]) -> Iterator[str]:
+    for file in text_files(paths):
+        try:
+            yield file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(
+                f"{file}: not a readable UTF-8 text ({type(error).__name__}); data are {EXPECTED}"
+            ) from error
 
 
 def arrays(path: Path, inputs: Sequence[str]) -> Examples:

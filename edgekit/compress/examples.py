@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgekit.errors import UnsupportedError, UsageError
 
-LABELS = "labels"
+LABELS, REFERENCE = "labels", "reference"
 Batch = Mapping[str, Tensor]
 
 
@@ -48,6 +48,11 @@ class Objective:
     name: str
     loss: Callable[[nn.Module, Batch], Tensor]
     score: Callable[[nn.Module, Batch], tuple[dict[str, float], int]]
+
+    @staticmethod
+    def inputs(batch: Batch) -> dict[str, Tensor]:
+        """What of a batch the model itself takes."""
+        return {name: array for name, array in batch.items() if name not in (LABELS, REFERENCE)}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, examples: Examples, batch_size: int = 64) -> dict[str, float]:
@@ -85,7 +90,7 @@ def _tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _classes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     labels = batch[LABELS]
-    logits = outputs(model, {name: array for name, array in batch.items() if name != LABELS}).float()
+    logits = outputs(model, Objective.inputs(batch)).float()
     if logits.ndim != 2 or len(logits) != len(labels):
         raise UnsupportedError(
             f"{type(model).__name__}: gives logits {list(logits.shape)} for {len(labels)} labels; a classifier gives [n, classes]"
@@ -94,6 +99,32 @@ def _classes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         wrong = int(labels.max()) if int(labels.min()) >= 0 else int(labels.min())
         raise UsageError(f"labels: {wrong} is no class of {type(model).__name__}, which has {logits.shape[1]}")
     return logits, labels
+
+
+def embeddings(model: nn.Module, batch: Batch) -> Tensor:
+    """The sentence embeddings of an encoder [n, hidden], or the mean of its hidden states over what is no padding."""
+    found: Any = model(**Objective.inputs(batch))
+    if "sentence_embedding" in found:
+        return found["sentence_embedding"]  # type: ignore[no-any-return]
+    mask = batch["attention_mask"].unsqueeze(-1)
+    return (found["last_hidden_state"] * mask).sum(1) / mask.sum(1).clamp(min=1)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def with_reference(model: nn.Module, examples: Examples, batch_size: int = 64) -> Examples:
+    """Examples with what an encoder makes of them now as ``reference``."""
+    found = torch.cat([embeddings(model, batch) for batch in examples.batches(batch_size)])
+    return Examples({**examples.arrays, REFERENCE: found})
+
+
+def _distance(model: nn.Module, batch: Batch) -> Tensor:
+    """1 - cosine to the reference of each example [n]."""
+    return 1 - functional.cosine_similarity(embeddings(model, batch), batch[REFERENCE], dim=1)
+
+
+def _score_distance(model: nn.Module, batch: Batch) -> tuple[dict[str, float], int]:
+    found = _distance(model, batch)
+    return {"loss": float(found.sum()), "cosine": float((1 - found).sum())}, len(found)
 
 
 def _objective(name: str, compare: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]) -> Objective:
@@ -114,3 +145,5 @@ LANGUAGE = _objective("language", _tokens)
 """Next tokens of ``input_ids`` int64 [n, T]; accuracy is the share predicted."""
 CLASSES = _objective("classes", _classes)
 """``labels`` int64 [n] from all other arrays, which are the model's inputs by name."""
+EMBEDDINGS = Objective("embeddings", lambda model, batch: _distance(model, batch).mean(), _score_distance)
+"""To keep an encoder's own embeddings: the loss is 1 - cosine to ``reference`` (:func:`with_reference`)."""

@@ -24,8 +24,8 @@ MOST_GOLOMB = 12
 LARGEST_CODE = 2**31 - 1
 
 Codes = NDArray[np.int32]
-Coder = Callable[[Codes], int]
-"""Bits that it codes whole numbers [n] with."""
+Coder = Callable[[Codes], int | None]
+"""Bits that it codes whole numbers [n] with; None where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LayerRate:
     golomb: float  # exp-Golomb of order 0
     golomb_order: int  # the best order for this weight
     golomb_best: float
-    coded: float | None  # by the coder
+    coded: float | None  # by the coder, if it can
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _layer(name: str, weight: Tensor, codes: Codes, step: float, code: Coder | N
     values = weight.detach().double()
     absolute, square = float(values.abs().sum()), float((values**2).sum())
     nu, deviation = shape_of_moments(count, absolute, square), math.sqrt(square / count)
-    counts = counted(codes)
+    counts, bits = counted(codes), None if code is None else code(codes)
     order, best = best_golomb(counts)
     return LayerRate(
         name=name,
@@ -126,7 +126,7 @@ def _layer(name: str, weight: Tensor, codes: Codes, step: float, code: Coder | N
         golomb=golomb(counts, 0),
         golomb_order=order,
         golomb_best=best,
-        coded=None if code is None else code(codes) / count,
+        coded=None if bits is None else bits / count,
     )
 
 
@@ -145,7 +145,7 @@ def _total(layers: Iterable[LayerRate], pooled: LayerRate) -> LayerRate:
             "entropy": mean(row.entropy for row in rows),
             "golomb": mean(row.golomb for row in rows),
             "golomb_best": mean(row.golomb_best for row in rows),
-            "coded": mean(coded) if coded else None,
+            "coded": mean(coded) if len(coded) == len(rows) else None,
         }
     )
 

@@ -17,7 +17,8 @@ sparse-int8   uint8 [bytes], see sparse.py                 float32 [N]          
 ============  ===========================================  ==================================  ====================
 
 The data of int8, int8-channel, int4 and t2 are as ``com.microsoft::MatMulNBits`` has them (block_size b or 128, K padded
-with the code of zero).
+with the code of zero). A row whose values are whole multiples of a step already, at most 127 (int4: 7) of them, has that
+step for its scale and is kept exactly (grid.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit import sparse
+from edgekit.lowbit.grid import grid_steps
 from edgekit.lowbit.weights import RowWeight, Weight
 
 Array = NDArray[np.generic]
@@ -119,6 +121,12 @@ def _safe(scale: Floats) -> Floats:
     return np.where(np.abs(scale) < np.finfo(np.float32).tiny * 256, np.float32(1), scale).astype(np.float32)
 
 
+def _gridded(rows: Floats, scales: Floats, most: int) -> Floats:
+    """Scales [n, ...] of rows [n, K], where a row lies on a grid already its step: it is then kept exactly."""
+    steps = grid_steps(rows, most).reshape(-1, *[1] * (scales.ndim - 1))
+    return np.where(steps > 0, steps, scales)
+
+
 def quantize_fp32(weight: Weight, block_size: int) -> PackedTensor:
     return PackedTensor("fp32", _shape(weight), 0, np.asarray(weight[:], np.float32))
 
@@ -147,8 +155,9 @@ def quantize_int8(weight: Weight, block_size: int) -> PackedTensor:
     rows, count = _shape(weight)[0], block_count(_shape(weight)[1], block)
     data, scales = np.empty((rows, count, block), np.uint8), np.empty((rows, count), np.float32)
     for part in _row_chunks(rows, weight.shape[1]):
-        blocks = _blocks(_rows(weight, part), block)
-        scale = _safe(np.abs(blocks).max(axis=-1) / np.float32(127))
+        values = _rows(weight, part)
+        blocks = _blocks(values, block)
+        scale = _gridded(values, _safe(np.abs(blocks).max(axis=-1) / np.float32(127)), 127)
         data[part] = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8)
         scales[part] = scale
     return PackedTensor("int8", _shape(weight), block, data, scales)
@@ -165,7 +174,7 @@ def quantize_int8_channel(weight: Weight, block_size: int) -> PackedTensor:
     scales = np.empty(rows, np.float32)
     for part in _row_chunks(rows, columns):
         values = _rows(weight, part)
-        scales[part] = _safe(np.abs(values).max(axis=-1, initial=0) / np.float32(127))
+        scales[part] = _gridded(values, _safe(np.abs(values).max(axis=-1, initial=0) / np.float32(127)), 127)
         data[part, :columns] = np.rint(values / scales[part, None]) + 128
     return PackedTensor("int8-channel", (rows, columns), NATIVE_BLOCK, data.reshape(rows, count, -1), scales)
 
@@ -185,9 +194,10 @@ def quantize_int4(weight: Weight, block_size: int) -> PackedTensor:
     rows, count = _shape(weight)[0], block_count(_shape(weight)[1], block)
     data, scales = np.empty((rows, count, block // 2), np.uint8), np.empty((rows, count), np.float32)
     for part in _row_chunks(rows, weight.shape[1]):
-        blocks = _blocks(_rows(weight, part), block)
+        values = _rows(weight, part)
+        blocks = _blocks(values, block)
         high, low = blocks.max(axis=-1), blocks.min(axis=-1)
-        scale = _safe(np.where(high > -low, high, low) / np.float32(-8))
+        scale = _gridded(values, _safe(np.where(high > -low, high, low) / np.float32(-8)), 7)
         codes = (np.clip(np.rint(blocks / scale[..., None]), -8, 7) + 8).astype(np.uint8)
         data[part] = codes[..., 0::2] | (codes[..., 1::2] << 4)
         scales[part] = scale
@@ -320,6 +330,7 @@ def sparse_codes(weight: Weight, bits: int) -> Iterator[tuple[NDArray[np.int8], 
             scale = _safe(np.where(high > -low, high, low) / np.float32(-most - 1))
         else:
             scale = _safe(np.maximum(high, -low) / np.float32(most))
+        scale = _gridded(rows, scale, most)
         yield np.clip(np.rint(rows / scale[:, None]), -most - 1, most).astype(np.int8), scale
 
 

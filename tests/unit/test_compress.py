@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from edgekit.cli.main import main
 from edgekit.compress.config import Compression, Data
 from edgekit.compress.data import arrays, named, split, tokens
 from edgekit.compress.examples import Examples
-from edgekit.compress.prune import Pruning
 from edgekit.compress.training import Training
 from edgekit.compression import compress, rate_of
 from edgekit.errors import CheckFailed, EdgekitError, RecipeError, SourceError, UnsupportedError, UsageError
@@ -280,7 +280,7 @@ def unlabelled() -> dict[str, Any]:
     ("train", "message"),
     [
         ("missing.npz", r"missing.npz: not a readable .npz"),
-        ("missing.txt", r"missing.txt: texts are for language models; Sequential takes input"),
+        ("missing.txt", r"missing.txt: texts are for language models and encoders; Sequential takes input"),
         (f"{__name__}:wrong_shape", r"Sequential does not run on the data \(input float32\[3\]"),
         (f"{__name__}:wrong_class", "labels: 4 is no class of Sequential, which has 4"),
         (f"{__name__}:unlabelled", "compress.data.train: has no labels"),
@@ -295,26 +295,58 @@ def test_data_that_do_not_fit_the_model(tmp_path: Path, train: str, message: str
 
 
 def test_models_that_cannot_be_trained(tmp_path: Path, decoder: Path) -> None:
-    from tools.demo_models import minilm
-
-    config = Compression(1, Data(("x.txt",)), training=Training(steps=4))
-    with pytest.raises(UnsupportedError, match="an encoder of texts has no loss of its own to train with"):
-        compress(str(minilm()), config, tmp_path / "out")
     long = Compression(1, Data(("x.txt",), length=65), training=Training(steps=4))
     with pytest.raises(SourceError, match=r"compress.data.length: 65 tokens, LlamaForCausalLM takes at most 64"):
         compress(str(decoder), long, tmp_path / "out")
     (tmp_path / "m.onnx").write_bytes(b"")
     with pytest.raises(EdgekitError):
-        compress(str(tmp_path / "m.onnx"), config, tmp_path / "out")
+        compress(str(tmp_path / "m.onnx"), long, tmp_path / "out")
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "bare" / name).write_bytes((decoder / name).read_bytes())
+    with pytest.raises(SourceError, match=r"bare: has no tokenizer.json to read x.txt with"):
+        compress(str(tmp_path / "bare"), Compression(1, Data(("x.txt",), length=8)), tmp_path / "out")
 
 
-def test_an_encoder_keeps_its_pooling(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT as a sentence-transformers directory."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("models") / "encoder"
+    words = ["[PAD]", "[UNK]", *sorted({"!", "?", ".", *re.findall(r"\w+", SENTENCES)})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, attn_implementation="eager",
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    listed = [{"type": f"sentence_transformers.models.{kind}", "path": where} for where, kind in kinds.items()]
+    (path / "modules.json").write_text(json.dumps(listed))
+    return path
+
+
+SENTENCES = "The quick brown fox. One two three four five! Six seven the lazy dog? No.\n\nThe fox jumps over\n" * 8
+
+
+def test_an_encoder_learns_to_keep_its_embeddings_and_its_pooling(tmp_path: Path, encoder: Path) -> None:
     from edgekit.frontend.source import load
-    from tools.demo_models import minilm
 
-    config = Compression(1, method="prune", training=Training(steps=0), prune=Pruning(0.5, exclude=("*embeddings*",)))
-    compress(str(minilm()), config, tmp_path / "out")
-    found = load(str(tmp_path / "out"))
+    (tmp_path / "a.txt").write_text(SENTENCES)
+    config = Compression(
+        1, Data((str(tmp_path / "a.txt"),), length=16), "2:4", Training(steps=30, learning_rate=3e-3, batch_size=8)
+    )  # fmt: skip
+    result = compress(str(encoder), config, tmp_path / "half")
+    first, *_, last = result.history.evaluations
+    assert first["cosine"] < last["cosine"] <= 1 and first["zeros"] == last["zeros"] == pytest.approx(0.5, abs=0.01)
+    found = load(str(tmp_path / "half"))
     assert found.task == "feature-extraction" and found.module.pooling == "mean" and found.module.normalize  # type: ignore[union-attr]
 
 

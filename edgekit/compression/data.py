@@ -1,0 +1,114 @@
+"""Examples for a model that was read: from texts with its tokenizer, from arrays, or from the user's function."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from edgekit.compress.config import Compression, Data
+from edgekit.compress.data import arrays, named, sentences, split, tokens
+from edgekit.compress.examples import CLASSES, EMBEDDINGS, LABELS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.errors import EdgekitError, SourceError
+from edgekit.frontend import factory
+from edgekit.frontend.source import Source
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to learn, and to learn it from."""
+
+    objective: Objective
+    train: Examples
+    evaluation: Examples
+
+
+def material(found: Source, settings: Compression, directory: Path) -> Material | None:
+    """The data of ``settings`` for a model; None when they name none. Paths are relative to ``directory``.
+
+    Raises SourceError when data and model do not fit each other.
+    """
+    if settings.data is None:
+        return None
+    assert found.module is not None
+    objective = {"text-generation": LANGUAGE, "feature-extraction": EMBEDDINGS}.get(found.task, CLASSES)
+    train = _examples(found, settings.data, settings.data.train, directory)
+    if settings.data.evaluate:
+        evaluation = _examples(found, settings.data, settings.data.evaluate, directory)
+    else:
+        train, evaluation = split(train, settings.data.held_out, shuffle=objective is not LANGUAGE)
+    if settings.data.most:
+        train = Examples(train.select(slice(0, settings.data.most)))
+    for which, examples in (("train", train), ("evaluate", evaluation)):
+        if objective is CLASSES and LABELS not in examples.arrays:
+            raise SourceError(f"compress.data.{which}: has no labels; a classifier learns from an array called labels")
+    if objective is EMBEDDINGS:
+        train, evaluation = with_reference(found.module, train), with_reference(found.module, evaluation)
+    _try(found, objective, train)
+    return Material(objective, train, evaluation)
+
+
+def _examples(found: Source, data: Data, given: tuple[str, ...], directory: Path) -> Examples:
+    names = _input_names(found)
+    first = given[0]
+    if len(given) == 1 and _FUNCTION.fullmatch(first) and not (directory / first).exists():
+        return named(factory.call(first), names, first)
+    paths = [directory / Path(path).expanduser() for path in given]
+    if any(path.suffix == ".npz" for path in paths):
+        if len(paths) > 1:
+            raise SourceError(f"{given[0]}: one .npz stands alone; {len(given)} paths are given")
+        return arrays(paths[0], names)
+    return _texts(found, data, paths, names)
+
+
+def _texts(found: Source, data: Data, paths: list[Path], names: list[str]) -> Examples:
+    """Pieces of text for language models, sentences for encoders."""
+    if "input_ids" not in names or found.task not in ("text-generation", "feature-extraction"):
+        raise SourceError(
+            f"{paths[0]}: texts are for language models and encoders; {found.architecture} takes {', '.join(names)}: "
+            "give an .npz with those and labels"
+        )
+    tokenizer = next((p for p in found.assets if p.name == "tokenizer.json"), None)
+    if tokenizer is None:
+        raise SourceError(
+            f"{found.name}: has no tokenizer.json to read {paths[0]} with; give an .npz with input_ids [n, T]"
+        )
+    limit = getattr(found.config, "max_position_embeddings", None)
+    if limit is not None and data.length > limit:
+        raise SourceError(f"compress.data.length: {data.length} tokens, {found.architecture} takes at most {limit}")
+    read = Tokenizer.from_file(str(tokenizer))
+    if found.task == "feature-extraction":
+        return sentences(paths, read, data.length, names)
+    return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, data.length)
+
+
+def _input_names(found: Source) -> list[str]:
+    if found.example_inputs is not None:
+        return list(found.example_inputs)
+    if found.task == "text-generation":
+        return ["input_ids"]
+    assert found.module is not None
+    takes = inspect.signature(found.module.forward).parameters
+    return [name for name in INPUTS if name in takes] or list(takes)
+
+
+def _try(found: Source, objective: Objective, examples: Examples) -> None:
+    """Two examples, before anything takes long."""
+    assert found.module is not None
+    try:
+        objective.evaluate(found.module, type(examples)(examples.select(slice(0, 2))))
+    except EdgekitError:
+        raise
+    except Exception as error:  # a model fails on wrong input in any way
+        shapes = ", ".join(
+            f"{n} {str(a.dtype).removeprefix('torch.')}{list(a.shape[1:])}" for n, a in examples.arrays.items()
+        )
+        raise SourceError(
+            f"{found.name}: {found.architecture} does not run on the data ({shapes}): {' '.join(str(error).split())[:200]}"
+        ) from error

@@ -1,0 +1,209 @@
+"""From a model to a smaller one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_report
+from edgekit.compress.config import Compression
+from edgekit.compress.data import digest
+from edgekit.compress.masks import matrices
+from edgekit.compress.rate_quantize import RateQuantizer, chosen_report
+from edgekit.compress.training import Constraint, History, Run
+from edgekit.compression.coded import coded_bits
+from edgekit.compression.data import Material, material
+from edgekit.compression.saving import checkpoint_path, write
+from edgekit.errors import UnsupportedError
+from edgekit.frontend.source import Source, load
+from edgekit.frontend.streamed import materialize
+
+Progress = Callable[[str, float], None]
+BATCH = 32
+"""Examples at a time where nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What came out: the rate of the weights before and after, the training's history, and what ``export`` takes.
+
+    ``layers`` says what rate-aware quantization chose for each, ``seconds`` are wall time.
+    """
+
+    source: str
+    method: str
+    settings: dict[str, Any]
+    before: RateReport
+    after: RateReport
+    history: History
+    seconds: float
+    exportable: str
+    layers: list[dict[str, float | str]] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        first, last = self.history.evaluations[:1], self.history.evaluations[-1:]
+        names = [name for name in (first[0] if first else ()) if name not in ("step", "zeros")]
+        scores = [f"{name}: {first[0][name]:.4f} -> {last[0][name]:.4f}" for name in names]
+        changed = [
+            f"{name}: {getattr(self.before.total, key):.3f} -> {getattr(self.after.total, key):.3f}"
+            for name, key in (("share of zeros", "zeros"), ("entropy, bits a weight", "entropy"), ("EG0", "golomb"))
+        ]
+        steps = f"{self.method}, {len(self.history.losses)} steps, {self.seconds:.0f} s"
+        return [*self.after.lines(), steps, *scores, *changed, f"next: edgekit export {self.exportable} -o BUNDLE"]
+
+    def to_json(self) -> dict[str, Any]:
+        """What compress.json holds."""
+        return {
+            "version": 1,
+            "source": self.source,
+            "method": self.method,
+            "settings": self.settings,
+            "seconds": round(self.seconds, 3),
+            "losses": self.history.curve(),
+            "evaluations": self.history.evaluations,
+            "rate_before": self.before.to_json()["total"],
+            "rate": self.after.to_json(),
+            "layers": self.layers,
+            "export": self.exportable,
+        }
+
+
+def compress(
+    source: str,
+    config: Path | Compression,
+    output: Path,
+    *,
+    method: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = lambda what, share: None,
+) -> Compressed:
+    """Makes a smaller model of ``source`` (a Hugging Face directory or id, a .gguf, ``package.module:factory``) in ``output``.
+
+    ``config`` is a YAML file (edgekit.compress.config), ``method`` overrides its method. A training writes its state beside
+    ``output`` every ``checkpoint_every`` steps and when it is interrupted; ``resume`` goes on from there and ends with the
+    same bits, ``force`` begins anew and replaces an earlier result. Nothing else is at ``output`` before it is whole.
+
+    Raises SourceError, RecipeError, UnsupportedError or UsageError for a model, data or settings that do not go together,
+    CheckFailed when training diverges or a budget cannot be kept, KeyboardInterrupt when it is interrupted.
+    """
+    began = time.perf_counter()
+    settings = Compression.load(config, method) if isinstance(config, Path) else config.with_method(method)
+    state = checkpoint_path(output, resume, force)
+    progress("load the model", 0.0)
+    found = _load(source, allow_pickle)
+    assert found.module is not None
+    before = _rate(found.module, settings.report_step)
+    data = material(found, settings, config.parent if isinstance(config, Path) else Path())
+    layers: list[dict[str, float | str]] = []
+    after = None
+    if settings.method == "rate-quantize":
+        history, after, layers = _quantized(found.module, settings, data, progress)
+    else:
+        history = _trained(found.module, settings, data, source, state, resume, progress)
+    after = after or _rate(found.module, settings.report_step)
+    exportable = f"{source.partition('@')[0]}@{output}" if found.kind == "factory" else str(output)
+    seconds = time.perf_counter() - began
+    result = Compressed(
+        source, settings.method, settings.to_dict(), before, after, history, seconds, exportable, layers
+    )  # fmt: skip
+    progress("write the model", 1.0)
+    write(found, result.to_json(), output)
+    state.unlink(missing_ok=True)
+    return result
+
+
+def rate_of(source: str, step: float, *, allow_pickle: bool = False) -> RateReport:
+    """The rate of a model's matrices and convolutions as they are, rounded to multiples of ``step``."""
+    model = _load(source, allow_pickle).module
+    assert model is not None
+    return _rate(model, step)
+
+
+def _load(source: str, allow_pickle: bool) -> Source:
+    """The model in memory, float32 and trainable."""
+    found = load(source, allow_pickle=allow_pickle)
+    if found.module is None or found.kind == "pt2":
+        raise UnsupportedError(
+            f"{source}: a {found.kind} file holds a finished graph; give the PyTorch model (a directory, .gguf or package.module:factory)"
+        )
+    model = materialize(found.module).float()
+    if any(hasattr(module, "activation_block_size") for module in model.modules()):
+        raise UnsupportedError(f"{source}: {found.architecture} is ternary already; edgekit export takes it as it is")
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return found
+
+
+def _rate(model: nn.Module, step: float) -> RateReport:
+    return rate_report({name: weight.detach() for name, weight in matrices(model).items()}, step, coded_bits)
+
+
+def _constraint(model: nn.Module, settings: Compression) -> Constraint | None:
+    if settings.method == "backslash":
+        return Backslash(model, settings.rating())
+    return Pruner(model, settings.pruning()) if settings.method in ("prune", "2:4") else None
+
+
+def _trained(
+    model: nn.Module, settings: Compression, data: Material | None, source: str, state: Path, resume: bool,
+    progress: Progress,
+) -> History:  # fmt: skip
+    constraint = _constraint(model, settings)
+    if data is None:
+        return History()
+    run = Run(
+        model, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
+        hold_after=settings.rating().steps if settings.method == "backslash" else None,
+    )  # fmt: skip
+    belongs = {"source": source, **settings.to_dict(), "examples": digest(data.train)}
+    del belongs["training"]["checkpoint_every"]
+    if resume:
+        run.load_state_dict(checkpoint.read(state, belongs))
+    progress("train", run.step / max(1, settings.training.steps))
+    return run.go(keep=lambda found: checkpoint.write(state, found, belongs), progress=progress)
+
+
+def _quantized(
+    model: nn.Module, settings: Compression, data: Material | None, progress: Progress
+) -> tuple[History, RateReport, list[dict[str, float | str]]]:
+    """Steps for a budget; the report is at those steps."""
+    budget = settings.budget()
+    if data is None:
+        quantizer, history = RateQuantizer(model, (), budget), History()
+    else:
+        progress("second moments", 0.0)
+        some = type(data.train)(data.train.select(slice(0, budget.examples)))
+        quantizer = RateQuantizer(model, (data.objective.inputs(batch) for batch in some.batches(BATCH)), budget)
+        history = History(evaluations=[{"step": 0, **data.objective.evaluate(model, data.evaluation)}])
+    trials = 0
+
+    def loss() -> float:
+        nonlocal trials
+        assert data is not None
+        trials += 1
+        progress("choose steps", min(1.0, trials / 16))
+        return data.objective.evaluate(model, data.evaluation)["loss"]
+
+    if budget.loss is not None:
+        before = history.evaluations[0]["loss"]
+        # An encoder is its own reference: its loss is a distance to it, and begins at zero.
+        limit = budget.loss if before < 1e-6 else before * (1 + budget.loss)
+        chosen = quantizer.within_loss(loss, limit)
+    else:
+        chosen = quantizer.within_bits(8 * budget.bytes if budget.bytes else (budget.bits or 0) * quantizer.count)
+    quantizer.apply(chosen)
+    if data is not None:
+        history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
+    names = {id(p): n for n, p in model.named_parameters()}
+    steps = {names[id(layer.parameter)]: choice.step for layer, choice in zip(quantizer.layers, chosen, strict=True)}
+    weights = {name: weight.detach() for name, weight in matrices(model).items()}
+    report = rate_report(weights, {n: steps.get(n, settings.report_step) for n in weights}, coded_bits)
+    return history, report, chosen_report(quantizer.layers, chosen)

@@ -1,0 +1,77 @@
+"""Where the result goes: a model directory that appears whole, and a checkpoint beside it until then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_model
+
+from edgekit.errors import CheckFailed, UsageError
+from edgekit.frontend.huggingface import quiet
+from edgekit.frontend.pooling import TextEncoder, sentence_modules
+from edgekit.frontend.source import Source
+
+REPORT = "compress.json"
+WEIGHTS = "model.safetensors"
+
+
+def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
+    """Where a training's state is kept; refuses to overwrite or to forget anything unasked."""
+    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / REPORT).is_file())):
+        raise UsageError(f"{output}: is there and no model that edgekit compress made; give -o another directory")
+    if (output / REPORT).is_file() and not force:
+        raise UsageError(f"{output}: a compressed model is there already; --force replaces it")
+    target = Path(output).absolute()
+    path = target.with_name(f".{target.name}.checkpoint")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be made ({error.strerror}); give -o a place that can be written") from error
+    if path.exists() and not resume and not force:
+        raise UsageError(f"{path}: a training was interrupted here; --resume goes on with it, --force begins anew")
+    if resume and not path.exists():
+        raise UsageError(f"{path}: no checkpoint to resume from; leave --resume out")
+    return path
+
+
+def write(found: Source, report: dict[str, Any], output: Path) -> None:
+    """The model's directory, made as a hidden sibling and renamed."""
+    target = Path(output).absolute()
+    part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        part.mkdir()
+        _save(found, part)
+        (part / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+    except OSError as error:
+        raise CheckFailed(f"{output}: cannot be written ({error.strerror}); make room or give another -o") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(found: Source, directory: Path) -> None:
+    """Weights as safetensors; a Hugging Face model as transformers saves it, with its tokenizer and pooling."""
+    model: Any = found.module
+    if found.kind == "factory":
+        save_model(model, str(directory / WEIGHTS))
+        return
+    inner: Any = model.model if isinstance(model, TextEncoder) else model
+    modules = sentence_modules(found.directory) if found.directory is not None else []
+    files = directory / modules[0][1] if modules else directory
+    with quiet():
+        inner.save_pretrained(files)
+    for asset in found.assets:
+        shutil.copyfile(asset, files / asset.name)
+    for name in ("modules.json", *(f"{path}/config.json" for _, path in modules[1:])):
+        given = found.directory / name if modules and found.directory is not None else None
+        if given is not None and given.is_file():
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(given, directory / name)
