@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from benchmarks.ops_limits import Limits
 from benchmarks.ops_models import Product, product, write_products
 from benchmarks.ops_sessions import bound_run, open_session
 from edgekit.bench.machine import Watch
-from edgekit.lowbit.formats import PackedTensor
+from edgekit.lowbit import sparse
+from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, unpack_sparse
 from edgekit.lowbit.library import load_library
-from edgekit.lowbit.reference import int8_matmul, ternary_matmul
+from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
 
 COLD_BYTES = 200 << 20
 HOT_PRODUCTS = 20  # in one run, of M <= 16
@@ -43,6 +44,7 @@ class Settings:
     rounds: int
     sample_seconds: float
     scratch: str
+    clock: str = "wall"  # or "cpu": seconds of the one thread, where other processes want the cores too
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Row:
     min_us: float
     gb_per_s: float
     gmac_per_s: float
+    spread_us: float = 0.0  # half the distance of the quartiles over rounds
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,24 @@ def _row(settings: Settings, subject: Subject, times: list[float], m: int, cold:
     return Row(
         subject.impl, m, settings.n, settings.k, settings.threads, cold, subject.isa,
         round(middle * 1e6, 2), round(min(times) * 1e6, 2),
-        round(subject.nbytes / middle / 1e9, 2), round(macs / middle / 1e9, 2),
+        round(subject.nbytes / middle / 1e9, 4), round(macs / middle / 1e9, 2), round(_spread_of(times) * 1e6, 2),
     )  # fmt: skip
+
+
+def _spread_of(times: list[float]) -> float:
+    low, _, high = quantiles(times, n=4)
+    return (high - low) / 2
 
 
 def _turns(subjects: list[Subject], settings: Settings) -> dict[str, list[float]]:
     """Seconds of one product in each round, A B C and then C B A."""
     times: dict[str, list[float]] = {subject.impl: [] for subject in subjects}
+    clock = {"wall": time.perf_counter, "cpu": time.thread_time}[settings.clock]
     repeats = {subject.impl: _repeats(subject, settings.sample_seconds) for subject in subjects}
     for turn in range(settings.rounds):
         for subject in subjects if turn % 2 == 0 else reversed(subjects):
             count = repeats[subject.impl]
-            times[subject.impl].append(_seconds(subject, count) / count / subject.products)
+            times[subject.impl].append(_seconds(subject, count, clock) / count / subject.products)
     return times
 
 
@@ -127,10 +136,10 @@ def _repeats(subject: Subject, seconds: float) -> int:
     return count
 
 
-def _seconds(subject: Subject, times: int) -> float:
-    began = time.perf_counter()
+def _seconds(subject: Subject, times: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    began = clock()
     subject.run(times)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _subject(settings: Settings, name: str, one: Product, x: np.ndarray, cold: bool) -> Subject:
@@ -173,7 +182,7 @@ def _check(name: str, one: Product, x: np.ndarray, session: Any, cold: bool) -> 
     Other products have the same weights, rotated where they are cold.
     """
     assert one.weight is not None
-    multiply = ternary_matmul if one.weight.format == "t2" else int8_matmul
+    multiply = {"t2": ternary_matmul, **dict.fromkeys(SPARSE_BITS, sparse_matmul)}.get(one.weight.format, int8_matmul)
     outputs = session.run(None, {value.name: x for value in session.get_inputs()})
     columns = _spread(one.weight.shape[0])
     some = _rows(one.weight, columns)
@@ -181,7 +190,7 @@ def _check(name: str, one: Product, x: np.ndarray, session: Any, cold: bool) -> 
     _same(name, "row 0", multiply(x[:1], one.weight, None, block), outputs[0][:1])
     _same(name, "some columns", multiply(x, some, None, block), outputs[0][:, columns])
     for turn, output in enumerate(outputs):
-        _same(name, f"product {turn}", np.roll(outputs[0], turn if cold else 0, axis=1), output)
+        _same(name, f"product {turn}", np.roll(outputs[0], turn if cold and one.rotates else 0, axis=1), output)
 
 
 def _spread(n: int) -> np.ndarray:
@@ -192,6 +201,9 @@ def _spread(n: int) -> np.ndarray:
 def _rows(weight: PackedTensor, rows: np.ndarray) -> PackedTensor:
     assert weight.scales is not None
     scales = weight.scales if weight.scales.size == 1 else weight.scales[rows]
+    if weight.format in SPARSE_BITS:
+        data = sparse.pack([unpack_sparse(weight)[rows]], len(rows), SPARSE_BITS[weight.format])
+        return replace(weight, shape=(len(rows), weight.shape[1]), data=data, scales=scales)
     return replace(weight, shape=(len(rows), weight.shape[1]), data=weight.data[rows], scales=scales)
 
 

@@ -18,8 +18,9 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from edgekit.lowbit.formats import FORMATS, PackedTensor, pack_t2
-from edgekit.lowbit.functions import DOMAIN, MICROSOFT, TERNARY, ternary_function
+from edgekit.lowbit import sparse
+from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor, pack_t2
+from edgekit.lowbit.functions import DOMAIN, MICROSOFT, SPARSE, TERNARY, ternary_function
 
 NAMES = (
     "ternary", "ternary-g128", "int8", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-8",
@@ -38,6 +39,7 @@ class Product:
     arrays: dict[str, np.ndarray]
     weight: PackedTensor | None = None  # for ours: what the result is checked with
     activation_block: int = 0
+    rotates: bool = True  # rows of its arrays can change places
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +63,10 @@ def product(name: str, n: int, k: int) -> Product:
         return _qdq(random, n, k)
     if name == "MatMul-fp32":
         return _float(random, n, k)
+    if name.startswith("sparse-"):  # sparse-int4-80: 80 % zeros; sparse-int4-a128-80: activations in blocks of 128
+        own, _, zeros = name.rpartition("-")
+        block = 128 if own.endswith("-a128") else 0
+        return sparse_product(own.removesuffix("-a128"), n, k, int(zeros) / 100, block)
     codes = random.integers(-1, 2, (n, k), dtype=np.int8)
     if name == "ternary":
         return _ours(TERNARY, pack_t2(codes, np.full(1, 0.02, np.float32)), 0)
@@ -70,15 +76,27 @@ def product(name: str, n: int, k: int) -> Product:
     return _nbits(2, pack_t2(codes, np.full((n, blocks), 0.02, np.float32)))
 
 
+def sparse_product(format_name: str, n: int, k: int, zeros: float, block: int) -> Product:
+    """SparseMatMul with a share of zeros that lie anywhere."""
+    random, bits = np.random.default_rng(0), SPARSE_BITS[format_name]
+    half = 1 << (bits - 1)
+    codes = random.integers(1, half, (n, k), dtype=np.int8)
+    codes[random.random((n, k), dtype=np.float32) < 0.5] *= -1
+    codes[random.random((n, k), dtype=np.float32) < zeros] = 0
+    scales = np.full(n, 0.01, np.float32)
+    return _ours(SPARSE, PackedTensor(format_name, (n, k), 128, sparse.pack([codes], n, bits), scales), block)
+
+
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
     n, k = weight.shape
+    more = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]
-        return [helper.make_node(op, inputs, [y], domain=DOMAIN, K=k, N=n, activation_block_size=block)]
+        return [helper.make_node(op, inputs, [y], domain=DOMAIN, K=k, N=n, activation_block_size=block, **more)]
 
     assert weight.scales is not None
-    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block)
+    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block, rotates=not more)
 
 
 def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
@@ -159,8 +177,8 @@ def write_products(product: Product, n: int, k: int, count: int, distinct: bool,
     """A model of ``count`` products Xi -> Yi, their weights mapped from ``path``.data.
 
     Each product has an input of its own, so that no two nodes are equal and none is merged with another. With
-    ``distinct`` each has weights of its own, the first one's with their rows rotated: ONNX Runtime keeps equal
-    prepacked weights once. Without, all read one array.
+    ``distinct`` each has weights of its own, the first one's with their rows rotated where they can be: ONNX Runtime
+    keeps equal prepacked weights once. Without, all read one array.
     """
     nodes: list[onnx.NodeProto] = []
     with _Data(path) as data:
@@ -169,7 +187,8 @@ def write_products(product: Product, n: int, k: int, count: int, distinct: bool,
             names = {name: f"{name}{turn}" for name in product.arrays}
             if turn == i:
                 for name, array in product.arrays.items():
-                    data.add(names[name], np.roll(array, turn, axis=0) if array.ndim else array)
+                    rolled = np.roll(array, turn, axis=0) if array.ndim and product.rotates else array
+                    data.add(names[name], rolled)
             nodes += product.nodes(f"X{i}", names, f"Y{i}")
     inputs = [helper.make_tensor_value_info(f"X{i}", TensorProto.FLOAT, ["M", k]) for i in range(count)]
     outputs = [helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, ["M", n]) for i in range(count)]

@@ -14,8 +14,9 @@ from edgekit.errors import RecipeError
 from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
+EMBEDDING_ROWS = ("keep", "drop")
 ONLY = ("", "ternary", "vocabulary")
-FORMATS = ("fp32", "fp16", "int8", "int8-channel", "int4", "t2")
+FORMATS = ("fp32", "fp16", "int8", "int8-channel", "int4", "t2", "sparse-int4", "sparse-int8")
 BLOCK_SIZES = {
     # what com.microsoft::MatMulNBits takes
     "fp32": (),
@@ -24,6 +25,8 @@ BLOCK_SIZES = {
     "int4": (16, 32, 64, 128, 256),
     "int8-channel": (),
     "t2": (128,),
+    "sparse-int4": (),
+    "sparse-int8": (),
 }
 
 
@@ -75,6 +78,7 @@ class Recipe:
     parity: Limits = Limits()
     accuracy: Limits = Limits()
     static: StaticQuantization | None = None
+    unused_embedding_rows: str = "keep"  # "drop": rows of zeros are stored once (docs/rewrites.md)
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -83,6 +87,7 @@ class Recipe:
             raise RecipeError("recipe.rules: empty; at least one rule is needed, e.g. {match: '*', format: int8}")
         for index, rule in enumerate(self.rules):
             _check_rule(rule, f"recipe.rules[{index}]")
+        _one_of(self.unused_embedding_rows, EMBEDDING_ROWS, "recipe.unused_embedding_rows")
         _check_limits(self.parity, "recipe.parity")
         _check_limits(self.accuracy, "recipe.accuracy")
         if self.static is not None:

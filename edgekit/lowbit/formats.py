@@ -341,6 +341,15 @@ def _quantize_sparse(name: str, weight: Weight) -> PackedTensor:
     return PackedTensor(name, _shape(weight), NATIVE_BLOCK, data, scales)
 
 
+def sparse_facts(weight: Weight, bits: int) -> tuple[float, int]:
+    """The share of a weight's codes that are zero after rounding, and the bytes that storing the others takes."""
+    zeros, sizes = 0, []
+    for codes, _ in sparse_codes(weight, bits):
+        zeros += int(codes.size - np.count_nonzero(codes))
+        sizes.append(sparse.row_bytes(codes, bits))
+    return zeros / max(1, weight.shape[0] * weight.shape[1]), sparse.total_bytes(np.concatenate(sizes))
+
+
 def quantize_sparse_int4(weight: Weight, block_size: int) -> PackedTensor:
     return _quantize_sparse("sparse-int4", weight)
 

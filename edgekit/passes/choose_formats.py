@@ -8,12 +8,20 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from edgekit.errors import RecipeError
-from edgekit.lowbit.formats import FORMATS, detect_ternary
+from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
 from edgekit.recipe import Recipe, Rule
 
 EDGEKIT = "ai.edgekit"
 SMALLEST_BLOCK = 16  # of MatMulNBits and GatherBlockQuantized
+BREAK_EVEN: dict[str, tuple[str, float]] = {
+    # one token, weights from memory (benchmarks/sparse.py, docs/kernels.md)
+    "sparse-int4": ("int4", 0.5),
+    "sparse-int8": ("int8", 0.5),
+}
+"""What a sparse format replaces, and from which share of zeros on it is faster."""
+CACHE_BYTES = 32 << 20
+"""Weights that fit here (the last cache of the machine measured) are read from there, where the dense formats are faster."""
 
 
 class ChooseFormats(ir.passes.InPlacePass):
@@ -24,6 +32,7 @@ class ChooseFormats(ir.passes.InPlacePass):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._from_cache = False  # the model's weights are few enough to stay there
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
@@ -33,6 +42,7 @@ class ChooseFormats(ir.passes.InPlacePass):
         # The largest table holds the tokens; others hold positions and segments.
         tokens = max((_sizes(n)[0] for n in nodes if n.op_type == "Embedding"), default=-1)
         used: set[Rule] = set()
+        self._from_cache = self._dense_bytes(nodes) <= CACHE_BYTES
         for sharing in weights.values():
             self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] == tokens)
         self._check_rules(used, [n.metadata_props["edgekit.layer"] for n in nodes])
@@ -46,13 +56,44 @@ class ChooseFormats(ir.passes.InPlacePass):
         used.update(rule for rule in rules.values() if rule is not None)
         rule = rules[id(leader)]
         embedding = any(n.op_type == "Embedding" for n in sharing)
-        format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
+        if rule is not None and rule.format in SPARSE_BITS:
+            format_name, block, reason = self._sparse(rule, leader, embedding)
+        else:
+            format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
         for node in sharing:
             name = leader.metadata_props["edgekit.layer"]
             note = reason if rules[id(node)] == rule else f"shares its weight with {name}"
             node.metadata_props.update(
                 {"edgekit.format": format_name, "edgekit.block_size": str(block), "edgekit.reason": note}
             )
+
+    def _sparse(self, rule: Rule, leader: ir.Node, embedding: bool) -> tuple[str, int, str]:
+        """Sparse where that was measured to be faster than the dense format that it replaces, else that one."""
+        dense, least = BREAK_EVEN[rule.format]
+        weight = leader.inputs[1]
+        if embedding or weight is None or weight.const_value is None:
+            why = "embedding: looked up by row"
+        elif self._from_cache:
+            why = f"the model's weights stay in a cache of {CACHE_BYTES >> 20} MiB, where {dense} is faster"
+        else:
+            zeros, _ = sparse_facts(weight_of(weight.const_value), SPARSE_BITS[rule.format])
+            if zeros >= least:
+                return rule.format, 0, f"{zeros:.1%} zeros: faster than {dense} from {least:.0%}"
+            why = f"{zeros:.1%} zeros, {rule.format} is faster than {dense} from {least:.0%}"
+        name, block, note = _resolve(Rule(rule.match, dense), _sizes(leader)[1], embedding)
+        return name, block, f"{why}; stored as {dense}" + (f", {note}" if note else "")
+
+    def _dense_bytes(self, nodes: Sequence[ir.Node]) -> int:
+        """Bytes of all weights of linear layers, sparse ones as what they replace."""
+        total, seen = 0, set()
+        for node in nodes:
+            if node.op_type != "Linear" or id(node.inputs[1]) in seen:
+                continue
+            seen.add(id(node.inputs[1]))
+            rule = self.recipe.rule_for(node.metadata_props["edgekit.layer"])
+            rows, columns = _sizes(node)
+            total += rows * columns * (FORMATS[rule.format].bits if rule else 32) // 8
+        return total
 
     def _is_ternary(self, node: ir.Node) -> bool:
         """Whether the weight is ternary; looked at only where the recipe asks."""

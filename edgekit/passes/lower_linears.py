@@ -11,12 +11,32 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
-from edgekit.lowbit.formats import FORMATS, PackedTensor, block_count, detect_ternary, pack_t2
-from edgekit.lowbit.functions import DOMAIN, INT8, MICROSOFT, TERNARY, int8_function, ternary_function
+from edgekit.lowbit.formats import (
+    FORMATS,
+    SPARSE_BITS,
+    PackedTensor,
+    block_count,
+    detect_ternary,
+    pack_t2,
+    sparse_facts,
+)
+from edgekit.lowbit.functions import (
+    DOMAIN,
+    INT8,
+    MICROSOFT,
+    SPARSE,
+    TERNARY,
+    int8_function,
+    sparse_function,
+    ternary_function,
+)
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
+ROW_SCALES = ("int8-channel", *SPARSE_BITS)
+"""Formats with one scale a row."""
+OPERATORS = {"t2": TERNARY, "int8-channel": INT8, **dict.fromkeys(SPARSE_BITS, SPARSE)}
 STORAGE = "edgekit.storage"
 """Key in a tensor's ``meta``: tensors with equal values are the same bytes and are written once."""
 
@@ -33,7 +53,7 @@ class LowerLinears(ir.passes.InPlacePass):
         nodes = [n for n in model.graph if n.domain == DOMAIN and n.op_type in ("Linear", "Embedding")]
         for node in nodes:
             lowering.lower(node)
-        for op, make in ((TERNARY, ternary_function), (INT8, int8_function)):
+        for op, make in ((TERNARY, ternary_function), (INT8, int8_function), (SPARSE, sparse_function)):
             if any(n.op_type == op for n in model.graph):
                 function = make()
                 model.functions[function.identifier()] = function
@@ -58,6 +78,9 @@ class _Weight:
         self.source, self.name = value.const_value, value.name or self.layer
         self.rows, self.columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
         self.ternary = self._scales() if self.format == "t2" else None
+        self.bytes = 0  # of a sparse weight, which depend on what is in it
+        if self.format in SPARSE_BITS:
+            _, self.bytes = sparse_facts(weight_of(self.source), SPARSE_BITS[self.format])
         self._packed: PackedTensor | None = None
 
     def _scales(self) -> np.ndarray:
@@ -122,6 +145,8 @@ class _Lowering:
                 "fp16": self._float,
                 "t2": self._native,
                 "int8-channel": self._native,
+                "sparse-int4": self._native,
+                "sparse-int8": self._native,
             }
             write = by_format.get(weight.format, self._nbits)
         result = write(node, weight, data, scales)
@@ -141,7 +166,7 @@ class _Lowering:
             scales = None
             if weight.ternary is not None:
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.ternary.shape)
-            elif weight.format == "int8-channel":
+            elif weight.format in ROW_SCALES:
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows,))
             elif weight.format in ("int8", "int4"):
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows, weight.blocks))
@@ -265,13 +290,15 @@ class _Lowering:
     def _native(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = _activation_block(node)
+        more = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
         return self._node(
             node,
-            TERNARY if weight.format == "t2" else INT8,
+            OPERATORS[weight.format],
             inputs,
             DOMAIN,
             K=weight.columns,
             N=weight.rows,
+            **more,
             activation_block_size=128 if block < 0 else block,
         )
 
@@ -281,7 +308,7 @@ class _Lowering:
         block = _activation_block(node)
         table = node.op_type == "Embedding" and weight.format in ("int8", "int8-channel", "int4")
         native = 128 if block < 0 else block
-        rounded = {"t2": native, "int8-channel": native, "int8": weight.block, "int4": weight.block}.get(
+        rounded = {**dict.fromkeys(OPERATORS, native), "int8": weight.block, "int4": weight.block}.get(
             weight.format, block
         )
         for part in parts:
@@ -290,7 +317,7 @@ class _Lowering:
                 "bits_per_weight": _bits_per_weight(weight), "shape": [part["rows"][1] - part["rows"][0], weight.columns],
                 "tensor": _table_name(weight) if table else data.name, "scales": scales.name if scales is not None else "", "rows": part["rows"],
                 "activation_block_size": rounded if node.op_type == "Linear" else -1,
-                "reason": node.metadata_props.get("edgekit.reason", ""),
+                "reason": part.get("reason", node.metadata_props.get("edgekit.reason", "")),
             })  # fmt: skip
 
 
@@ -305,6 +332,8 @@ def _activation_block(node: ir.Node) -> int:
 def _data_shape(weight: _Weight) -> tuple[tuple[int, ...], ir.DataType]:
     if weight.format in ("fp32", "fp16"):
         return (weight.rows, weight.columns), FLOAT if weight.format == "fp32" else ir.DataType.FLOAT16
+    if weight.format in SPARSE_BITS:
+        return (weight.bytes,), UINT8
     bits = FORMATS[weight.format].bits
     return (weight.rows, weight.blocks, weight.block * bits // 8), UINT8
 
@@ -313,8 +342,9 @@ def _bits_per_weight(weight: _Weight) -> float:
     bits = FORMATS[weight.format].bits
     if weight.format in ("fp32", "fp16"):
         return float(bits)
-    scales = weight.rows * (1 if weight.format == "int8-channel" else weight.blocks)
+    scales = weight.rows * (1 if weight.format in ROW_SCALES else weight.blocks)
     if weight.ternary is not None:
         scales = weight.ternary.size
-    stored = weight.rows * weight.blocks * weight.block * bits + 32 * scales
+    codes = 8 * weight.bytes or weight.rows * weight.blocks * weight.block * bits
+    stored = codes + 32 * scales
     return round(stored / (weight.rows * weight.columns), 4)

@@ -157,7 +157,9 @@ def _merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     merged = ir.Node(EDGEKIT, "Linear", inputs, attributes, outputs=[output], name=f"node:{joined}.Linear")
     merged.metadata_props.update(members[0].metadata_props)
     merged.metadata_props["edgekit.layer"] = joined
-    parts = [{"name": n, "rows": [a, b]} for n, a, b in zip(names, [0, *ends], ends, strict=False)]
+    reasons = [m.metadata_props.get("edgekit.reason", "") for m in members]
+    spans = zip(names, reasons, [0, *ends], ends, strict=False)
+    parts = [{"name": n, "reason": reason, "rows": [a, b]} for n, reason, a, b in spans]
     merged.metadata_props["edgekit.parts"] = json.dumps(parts)
     first = min(members, key=list(graph).index)
     graph.insert_before(first, merged)

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgekit.lowbit.formats import PackedTensor, pack_t2
+from edgekit.lowbit import sparse
+from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, pack_t2
 from edgekit.lowbit.functions import DOMAIN
-from edgekit.lowbit.reference import int8_matmul, ternary_matmul
+from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
 from tests.native.android import harness
 from tests.native.test_arm import FORCED
 from tests.native.tooling import require
@@ -37,6 +38,7 @@ class Case:
     block: int
     bias: bool
     half: bool = False
+    bits: int = 8  # of SparseMatMul
 
     def arrays(self, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray | None]:
         random = np.random.default_rng(seed)
@@ -47,13 +49,18 @@ class Case:
         bias = random.standard_normal(N).astype(np.float32) if self.bias else None
         if self.op == "TernaryMatMul":
             return x, pack_t2(random.integers(-1, 2, (N, self.k)).astype(np.int8), scales), bias
+        if self.op == "SparseMatMul":
+            codes = random.integers(-(1 << (self.bits - 1)), 1 << (self.bits - 1), (N, self.k)).astype(np.int8)
+            codes[random.random((N, self.k)) < random.uniform(0, 1, (N, 1))] = 0
+            name = f"sparse-int{self.bits}"
+            return x, PackedTensor(name, (N, self.k), 128, sparse.pack([codes], N, self.bits), scales), bias
         data = np.full((N, blocks * 128), 128, np.uint8)
         data[:, : self.k] = random.integers(0, 256, (N, self.k))
         return x, PackedTensor("int8", (N, self.k), 128, data.reshape(N, blocks, 128), scales), bias
 
     def expected(self, seed: int) -> np.ndarray:
         x, weight, bias = self.arrays(seed)
-        reference = ternary_matmul if self.op == "TernaryMatMul" else int8_matmul
+        reference = {"TernaryMatMul": ternary_matmul, "SparseMatMul": sparse_matmul}.get(self.op, int8_matmul)
         return np.asarray(reference(x.astype(np.float32), weight, bias, self.block)).astype(x.dtype)
 
 
@@ -73,6 +80,10 @@ CASES = (
     Case("Int8MatMul", 5, 300, "tensor", 128, True),
     Case("Int8MatMul", 20, 700, "row", 0, False),
     Case("Int8MatMul", 20, 300, "row", 128, True),
+    Case("SparseMatMul", 1, 700, "row", 0, True, bits=4),
+    Case("SparseMatMul", 1, 700, "row", 128, False, bits=8),
+    Case("SparseMatMul", 20, 300, "tensor", 128, True, bits=4),
+    Case("SparseMatMul", 5, 700, "row", 0, False, half=True, bits=8),
 )
 
 
@@ -94,6 +105,7 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
         own += [value(f"bias{i}", bias, True)] if bias is not None else []
         constants += own
         attributes = {"K": case.k, "N": N, "activation_block_size": case.block}
+        attributes |= {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
         integers = [ir.AttrInt64(name, number) for name, number in attributes.items()]
         nodes.append(ir.Node(DOMAIN, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
         nodes[i].outputs[0].name = f"Y{i}"

@@ -146,6 +146,11 @@ PLANTED = [
     ("x86_256.h", "_mm256_permute2x128_si256(quad[0][i], quad[1][i], 0x31)", "quad[0][i]"),
     ("floats.h", "0x4B400000", "0x4B400001"),
     ("kernels_scalar.cpp", "(each ? b : 0)", "0"),
+    ("sparse_256.h", "stored > 32", "stored > 40"),
+    ("sparse_256.h", "at += _mm_popcnt_u32(byte)", "at += _mm_popcnt_u32(byte & 0x7F)"),
+    ("sparse_256.h", "if (row.codes > row.end) return false;", ""),
+    ("kernels_avx512vbmi2.cpp", "(stored + 1) / 2", "stored / 2"),
+    ("kernels_avx512vbmi2.cpp", "0x1C1814100C080400", "0x1C1814100C080000"),
 ]
 
 
@@ -171,8 +176,13 @@ PLANTED_IN_THE_OPERATOR = [
     ("floats.h", "largest / 127.0f", "largest * (1.0f / 127.0f)"),
     ("floats.h", "(step * scales[r])", "step * scales[r]"),
     ("half.h", "(magnitude >> 13 & 1u)", "1u"),
-    ("product.cpp", "format == kTernary ? 1 : kernels.int8_zero", "format == kTernary ? 1 : 128"),
-    ("product.cpp", "a.each && b > 0, sums", "a.each && b > span, sums"),
+    ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.sparse4_zero : 128"),
+    ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.int8_zero : kernels.int8_zero"),
+    ("product.cpp", "!a.each && block > 0, panel.sums", "!a.each && block > 4, panel.sums"),
+    ("product.cpp", "if (at[r].codes != at[r].end) return not_intact(call);", ""),
+    ("product.cpp", "|| (at.last && rows[r].codes != rows[r].end)", ""),
+    ("product.cpp", "end < first || end - first < mask", "end < first"),
+    ("arguments.cpp", "first == begin && end == stop", "first == begin"),
     ("product.cpp", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),
     ("product.cpp", "if (freed != nullptr) api.release_status(freed);", ""),
     ("arguments.cpp", "w.dims[1] == static_cast<int64_t>(blocks)", "w.dims[1] <= static_cast<int64_t>(blocks)"),
