@@ -184,7 +184,7 @@ def _write_phone(layer: Path) -> None:
         if found:
             (programs / name).symlink_to(f"/usr/{found}/{name}")
     shutil.copytree(bionic(), layer / "system/lib64", ignore=lambda _, names: [n for n in names if n[-3:] != ".so"])
-    for name, value in (("capacity", "87"), ("status", "Discharging"), ("temp", "301")):
+    for name, value in (("capacity", "87"), ("status", "Discharging"), ("temp", "301"), ("charge_counter", "3500000")):
         _write(layer / "sys/class/power_supply/battery" / name, f"{value}\n")
     temporary = layer / "data/local/tmp"
     temporary.mkdir(parents=True)

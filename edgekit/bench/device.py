@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.bench.machine import Disturbance
 from edgekit.bench.protocol import Progress, Series, measure
 from edgekit.bench.report import Ratio, Row
 from edgekit.bench.rows import Where, compare, row
+from edgekit.bench.watch import DeviceWatch, energy_joules
 from edgekit.bundle import Bundle
 from edgekit.devices import Connection, Target, open_connection
 from edgekit.devices.deploy import Deployed, deploy
@@ -25,17 +23,6 @@ from edgekit.runtime.kernels import describe, from_nodes
 
 ATTEMPTS = 2
 """How often a device is measured that did not keep quiet."""
-WATCH = r"""
-echo "@@ $(getconf CLK_TCK 2>/dev/null || echo 100)"
-head -n 1 /proc/stat
-for p in {pids}; do cat /proc/$p/stat; done
-echo @@
-cat /sys/class/thermal/thermal_zone*/temp
-echo @@
-cat /sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count
-cat /sys/devices/platform/soc*/*firmware/get_throttled
-true
-"""
 
 
 @dataclass(frozen=True)
@@ -93,45 +80,6 @@ class Runner:
             return answer
         nodes = self._job.nodes()
         return {**answer, "kernel": describe(from_nodes(self._deployed.bundle, nodes, isa_of(answer)))}
-
-
-class DeviceWatch:
-    """Counts what a device did besides the runners, and how warm it was when this began and at the end."""
-
-    def __init__(self, connection: Connection, pids: Sequence[int], cores: int) -> None:
-        self._cores = cores
-        self._connection, self._script = connection, WATCH.replace("{pids}", " ".join(map(str, pids)))
-        self._began = self._now()
-        self.temperature_before, self.temperature_after = self._began[4], self._began[4]
-
-    def disturbance(self) -> Disturbance:
-        now = self._now()
-        seconds = max(now[0] - self._began[0], 1e-9)
-        busy, own, stolen = (b - a for a, b in zip(self._began[1:4], now[1:4], strict=True))
-        self.temperature_after = now[4]
-        events = int(now[5] - self._began[5] + now[6])
-        return Disturbance(max(0.0, (busy - own) / seconds), max(0.0, stolen / seconds / self._cores), events)
-
-    def _now(self) -> tuple[float, float, float, float, float | None, int, int]:
-        """Seconds: of a clock, of all cores busy, of the runners, stolen; the temperature; events, flags set."""
-        clock = time.monotonic()
-        text = self._connection.text(self._script)
-        head, temperatures, events = [*text.split("@@", 3), "", "", ""][1:4]
-        ticks, *lines = head.strip().splitlines() or ["100"]
-        hertz = float(ticks) if ticks.strip().isdigit() else 100.0
-        total = [int(value) for value in lines[0].split()[1:9]] if lines and lines[0].startswith("cpu") else [0] * 8
-        total += [0] * (8 - len(total))
-        own = sum(
-            int(f[11]) + int(f[12]) for f in (line.rpartition(")")[2].split() for line in lines[1:]) if len(f) > 12
-        )
-        busy = sum(total) - total[3] - total[4] - total[7]
-        zones = [int(line) / 1000 for line in temperatures.split() if re.fullmatch(r"\d{4,6}", line)]
-        counts = [int(e) for e in events.split() if e.isdigit()]
-        flags = [int(e, 16) for e in events.split() if e.startswith("0x") and re.fullmatch(r"0x[0-9a-fA-F]+", e)]
-        return (
-            clock, busy / hertz, own / hertz, total[7] / hertz,
-            max((z for z in zones if z < 150), default=None), sum(counts), sum(1 for flag in flags if flag & 0xF),
-        )  # fmt: skip
 
 
 def fast_cores(cores: Sequence[Core], threads: int) -> list[int]:
@@ -205,11 +153,22 @@ def _measured(
     with ExitStack() as stack:
         runners = [Runner(one, stack.enter_context(one.job(threads, cores, **tokens))) for one in deployed]
         series, disturbance = measure(runners, plan.rounds, progress, watch_over)
-    where = Where(
-        connection.name, len(facts.cores) or 1, spelled(cores), watches[0].temperature_before,
-        watches[0].temperature_after, (f"an emulated device ({facts.emulated})",) if facts.emulated else (),
-    )  # fmt: skip
+    where = _where(connection.name, facts, spelled(cores), watches[0])
     rows = [
         row(found, phase, threads, plan.prompt_tokens, disturbance, where) for found in series for phase in found.rounds
     ]
     return series, rows
+
+
+def _where(name: str, facts: Facts, cores: str, watch: DeviceWatch) -> Where:
+    before, after = watch.before, watch.after
+    reasons = [f"an emulated device ({facts.emulated})"] if facts.emulated else []
+    if before.governor != after.governor:
+        reasons.append(f"the governor changed from {before.governor or 'none'} to {after.governor or 'none'}")
+    charge = None
+    if before.charge_uah is not None and after.charge_uah is not None:
+        charge = (before.charge_uah - after.charge_uah) / 1000
+    return Where(
+        name, len(facts.cores) or 1, cores, before.temperature, after.temperature, tuple(reasons), after.governor,
+        before.battery, after.battery, charge, energy_joules(before, after),
+    )  # fmt: skip

@@ -13,6 +13,10 @@ from edgekit.devices.probe import Facts
 SCHEMA_VERSION = 1
 
 
+TEXTS = ("cores", "governor")
+"""What a row on this machine leaves empty."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One phase of one bundle at one number of threads."""
@@ -40,10 +44,16 @@ class Row:
     cores: str = ""  # those that it was kept on, on a device
     temperature_before: float | None = None  # degrees Celsius, hottest zone of a device
     temperature_after: float | None = None
+    governor: str = ""
+    # Of the whole measurement that the row is part of, all bundles and phases; where the device counts them.
+    battery_before: int | None = None  # percent
+    battery_after: int | None = None
+    charge_used_mah: float | None = None  # milliampere hours, negative while it is charged
+    energy_j: float | None = None  # joules
 
     def to_json(self) -> dict[str, Any]:
         """What does not apply is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None and (key != "cores" or value)}
+        return {key: value for key, value in asdict(self).items() if value is not None and (key not in TEXTS or value)}
 
 
 @dataclass(frozen=True)
@@ -135,4 +145,12 @@ def _conditions(row: Row) -> str:
     facts = [f"cores {row.cores}"] if row.cores else []
     if row.temperature_before is not None and row.temperature_after is not None:
         facts.append(f"{row.temperature_before:.0f} to {row.temperature_after:.0f} °C")
+    if row.governor:
+        facts.append(row.governor)
+    if row.battery_before is not None and row.battery_after is not None:
+        facts.append(f"battery {row.battery_before} to {row.battery_after} %")
+    if row.charge_used_mah is not None:
+        facts.append(f"{row.charge_used_mah:.1f} mAh")
+    if row.energy_j is not None:
+        facts.append(f"{row.energy_j:.1f} J")
     return f"  [{', '.join(facts)}]" if facts else ""

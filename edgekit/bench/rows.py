@@ -28,6 +28,11 @@ class Where:
     temperature_before: float | None = None
     temperature_after: float | None = None
     reasons: tuple[str, ...] = ()  # why nothing measured there may be quoted
+    governor: str = ""
+    battery_before: int | None = None
+    battery_after: int | None = None
+    charge_used_mah: float | None = None
+    energy_j: float | None = None
 
 
 def row(
@@ -68,6 +73,11 @@ def row(
         cores=where.pinned,
         temperature_before=where.temperature_before,
         temperature_after=where.temperature_after,
+        governor=where.governor,
+        battery_before=where.battery_before,
+        battery_after=where.battery_after,
+        charge_used_mah=where.charge_used_mah,
+        energy_j=where.energy_j,
     )
 
 

@@ -26,7 +26,7 @@ for c in /sys/devices/system/cpu/cpu[0-9]*; do
 done
 say governor; cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
 say temperature; cat /sys/class/thermal/thermal_zone*/temp
-say battery; cat /sys/class/power_supply/battery/capacity; cat /sys/class/power_supply/battery/status
+say battery; cat /sys/class/power_supply/battery/capacity /sys/class/power_supply/battery/status || dumpsys battery
 if command -v getprop >/dev/null; then
   say android; for p in ro.product.manufacturer ro.product.model ro.soc.model ro.build.version.release ro.build.version.sdk; do
     echo "$p=$(getprop $p)"; done
@@ -37,6 +37,9 @@ true
 """
 HOTTEST = 150.0
 """Degrees; sensors that say more count something else."""
+
+BATTERY_STATUS = {"2": "Charging", "3": "Discharging", "4": "Not charging", "5": "Full"}
+"""Android's BatteryManager.BATTERY_STATUS_* in Linux's words."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ def parse(target: str, text: str) -> Facts:
     name, features = features_of(sections.get("cpuinfo", ""))
     release = android.get("ro.build.version.release") or android.get("ro.build.version.sdk", "")
     temperatures = [t for line in lines("temperature") if (t := _number(line, 1e-3)) is not None and 0 < t < HOTTEST]
-    battery = lines("battery")
     return Facts(
         target=target,
         model=f"{maker} {phone}".strip() or first("model") or name,
@@ -137,7 +139,7 @@ def parse(target: str, text: str) -> Facts:
         page_size=int(first("page")) if first("page").isdigit() else None,
         governor=first("governor"),
         temperature=max(temperatures, default=None),
-        battery=f"{battery[0]} % {' '.join(battery[1:])}".strip() if battery else "",
+        battery=_battery(lines("battery")),
         emulated=_emulated(machine, kernel, lines("emulator"), lines("executable")),
     )
 
@@ -156,6 +158,15 @@ def _emulated(machine: str, kernel: str, flags: list[str], executables: list[str
     if machine == "aarch64" and re.search(r"amd64|x86", kernel):
         return f"kernel {kernel} is another processor's"
     return ""
+
+
+def _battery(lines: list[str]) -> str:
+    """From Linux's files, or from what Android's battery service says where the shell may not read those."""
+    said = dict(line.split(": ", 1) for line in lines if ": " in line)
+    if "level" in said:
+        return f"{said['level']} % {BATTERY_STATUS.get(said.get('status', ''), '')}".strip()
+    plain = [line for line in lines if ":" not in line]
+    return f"{plain[0]} % {' '.join(plain[1:])}".strip() if plain else ""
 
 
 def _memory(line: str) -> int | None:

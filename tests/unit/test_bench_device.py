@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgekit.bench import bench, device
-from edgekit.bench.device import DeviceWatch, fast_cores, spelled
+from edgekit.bench.device import fast_cores, spelled
+from edgekit.bench.watch import DeviceWatch, State, energy_joules, parse
 from edgekit.devices.probe import Core
 from edgekit.errors import RuntimeUnavailable
 from tests.device.shell_connection import ShellConnection
@@ -51,13 +52,43 @@ def test_the_watch_tells_the_runners_work_from_the_rest(monkeypatch: pytest.Monk
     clock = iter([100.0, 110.0])
     connection = ShellConnection(tmp_path)
     monkeypatch.setattr(connection, "text", lambda script: next(answers))
-    monkeypatch.setattr("edgekit.bench.device.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("edgekit.bench.watch.time.monotonic", lambda: next(clock))
     watch = DeviceWatch(connection, [7], cores=4)
     found = watch.disturbance()
     assert found.others == pytest.approx(0.5)  # 15 s busy, 10 of them the runner's, in 10 s
     assert found.stolen == pytest.approx(1 / 10 / 4)
     assert found.throttled == 3  # two events, and the flag of now; what happened since boot is no matter
-    assert (watch.temperature_before, watch.temperature_after) == (40.0, 61.5)
+    assert (watch.before.temperature, watch.after.temperature) == (40.0, 61.5)
+
+
+def state(counters: str, governor: str = "ondemand") -> State:
+    return parse(f"{answer(0, 0, 0, 0, 40000, 0)}@@\n{governor}\n@@\n{counters}", 0.0)
+
+
+def test_battery_and_energy_are_told_where_something_counts_them() -> None:
+    before = state("capacity 87\ncharge_counter 3000000\ncharge_counter 5\nenergy_now 11000000\nother words\n")
+    after = state("capacity 86\ncharge_counter 2998500\nenergy_now 10990000\n")
+    assert (before.battery, before.charge_uah, before.governor) == (87, 3_000_000, "ondemand")
+    assert energy_joules(before, after) == pytest.approx(36.0)  # 10 mWh
+    assert energy_joules(after, before) is None, "it was charged"
+    assert energy_joules(state("energy_uj 5000000"), state("energy_uj 7500000\nenergy_now 9")) == 2.5
+    assert energy_joules(state(""), after) is None and state("").battery is None and state("").charge_uah is None
+    where = device._where("ssh:a", facts_of(), "4-7", watched(before, after))
+    assert (where.battery_before, where.battery_after, where.charge_used_mah) == (87, 86, 1.5)
+    assert where.reasons == () and where.governor == "ondemand"
+
+
+def test_a_governor_that_changed_makes_rows_invalid() -> None:
+    where = device._where("ssh:a", facts_of(), "", watched(state(""), state("", "powersave\nperformance")))
+    assert where.reasons == ("the governor changed from ondemand to powersave, performance",)
+
+
+def facts_of() -> Any:
+    return type("Facts", (), {"cores": (Core(0, 1.0),), "emulated": ""})()
+
+
+def watched(before: State, after: State) -> Any:
+    return type("Watch", (), {"before": before, "after": after})()
 
 
 def test_a_device_that_tells_nothing_can_be_watched(tmp_path: Path) -> None:

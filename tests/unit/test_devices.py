@@ -125,6 +125,8 @@ def test_a_phone_as_it_describes_itself() -> None:
     assert (facts.model, facts.soc, facts.system) == ("Acme One", "SM8550", "Android 14")
     assert facts.cores == (Core(0, 1800.0), Core(4, 2800.0), Core(10, None))
     assert (facts.temperature, facts.battery, facts.emulated) == (41.5, "87 % Discharging", "")
+    service = "Current Battery Service state:\n  status: 2\n  level: 64\n  scale: 100"
+    assert parse("adb:X", PHONE.replace("87\nDischarging", service)).battery == "64 % Charging"
 
 
 @pytest.mark.parametrize(
