@@ -42,7 +42,7 @@ test-optimum: $(OPTIMUM_STAMP)
 	$(OPTIMUM)/python -m pytest tests/optimum tests/e2e/test_decoder_architectures.py
 
 lint: setup
-	$(BIN)/clang-format --dry-run --Werror edgekit/kernels/src/*.cpp edgekit/kernels/src/*.h edgekit/kernels/test/*.cpp edgekit/kernels/test/*.h
+	$(BIN)/clang-format --dry-run --Werror edgekit/kernels/src/*.cpp edgekit/kernels/src/*.h edgekit/kernels/coding/*.cpp edgekit/kernels/coding/*.h edgekit/kernels/test/*.cpp edgekit/kernels/test/*.h
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -15,6 +15,8 @@ from edgekit.coding.tables import Symbols, bits_needed
 STORED, FILL, DEFLATE, SYMBOLS = range(4)
 DIFFERENCE = 128
 """Added to a layout: symbols are the differences from a base version's."""
+NOTICED = 0.999
+"""Of two layouts the one that decodes faster is taken unless the other makes a segment smaller than this share."""
 PROBE = 1 << 16
 """Bytes that are deflated to see whether all of them are worth it."""
 
@@ -56,7 +58,7 @@ def _segment(piece: Piece) -> bytes:
         found = bytes([DEFLATE]) + size + number(len(packed)) + packed
     for layout in _promising(piece):
         coded = bytes([SYMBOLS]) + size + _symbols(data, layout, None)
-        found = min(found, coded, key=len)
+        found = coded if len(coded) < NOTICED * len(found) else found
     if piece.base is not None:
         for layout in piece.layouts:
             if len(data) % LAYOUTS[layout].planes == 0:
@@ -79,9 +81,7 @@ def _promising(piece: Piece) -> list[int]:
     if len(fitting) < 2:
         return fitting
     costs = {layout: _estimate(piece.data, LAYOUTS[layout]) for layout in fitting}
-    best = min(costs.values())
-    likely = [layout for layout in fitting if costs[layout] <= 1.03 * best]
-    return likely[:1] if costs[likely[0]] <= 1.002 * best and likely[0] != BYTES else likely
+    return [layout for layout in fitting if costs[layout] <= 1.03 * min(costs.values())]
 
 
 def _estimate(data: Symbols, layout: Layout) -> float:

@@ -7,6 +7,7 @@ namespace {
 const char* const kUnknown = "a stream of unknown kind";
 const char* const kWide = "a symbol is wider than its stream's";
 const char* const kShort = "a stream ends before its last symbol";
+const char* const kEscapes = "a stream has too few escaped symbols";
 const char* const kEnd = "a stream does not end where its symbols do";
 
 // A table has an entry for each slot: symbol, frequency - 1 and the slot's place among the symbol's, from the lowest
@@ -98,6 +99,7 @@ template <bool kOfBase>
 inline void sixteen(uint32_t* states, const uint32_t* tables, const uint8_t* base, uint32_t width, uint8_t* symbols,
                     const uint8_t** words) {
   const uint8_t* next = *words;
+#pragma GCC unroll 16
   for (uint32_t lane = 0; lane < kLanes; ++lane) {
     const uint32_t* table = kOfBase ? tables + kScale * base_class(base[lane], width) : tables;
     uint32_t x = states[lane];
@@ -112,11 +114,17 @@ inline void sixteen(uint32_t* states, const uint32_t* tables, const uint8_t* bas
   *words = next;
 }
 
+// Escaped symbols are rare: sixteen at a time are looked at for one.
 bool unescape(Stream* s, uint8_t* symbols, size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    if (symbols[i] != s->escape) continue;
-    if (s->escapes == s->escapes_end) return false;
-    symbols[i] = *s->escapes++;
+  for (size_t at = 0; at < count; at += kLanes) {
+    const size_t some = count - at < kLanes ? count - at : kLanes;
+    uint32_t marks = some < kLanes;
+    for (size_t i = 0; some == kLanes && i < kLanes; ++i) marks |= symbols[at + i] == s->escape;
+    for (size_t i = at; marks && i < at + some; ++i) {
+      if (symbols[i] != s->escape) continue;
+      if (s->escapes == s->escapes_end) return false;
+      symbols[i] = *s->escapes++;
+    }
   }
   return true;
 }
@@ -139,9 +147,12 @@ const char* decode(Stream s, const uint32_t* tables, const uint8_t* base, uint8_
         if (!step(&s, lane, own, symbols + at + lane)) return kShort;
       }
     }
-    if (s.escaped && !unescape(&s, symbols + at, lanes)) return "a stream has too few escaped symbols";
-    if (s.kind == kNeighbours && lanes == kLanes) activity = next_activity(activity, symbols + at, s.centre, s.mask);
+    if (s.kind == kNeighbours) {  // whose activity is that of the symbols that are meant
+      if (s.escaped && !unescape(&s, symbols + at, lanes)) return kEscapes;
+      if (lanes == kLanes) activity = next_activity(activity, symbols + at, s.centre, s.mask);
+    }
   }
+  if (s.kind != kNeighbours && s.escaped && !unescape(&s, symbols, count)) return kEscapes;
   if (s.words != s.words_end || s.escapes != s.escapes_end) return kEnd;
   for (uint32_t lane = 0; lane < s.lanes; ++lane) {
     if (s.states[lane] != kLow) return kEnd;
