@@ -58,11 +58,12 @@ _ONLINE_HINT = '{"quant_method": "bitnet", "linear_class": "autobitlinear", "qua
 
 @dataclass(frozen=True)
 class _Reader:
-    """Access to a checkpoint's tensors: whole, or a few rows at a time."""
+    """Access to a checkpoint's tensors: whole, a few rows at a time, or the first columns."""
 
     names: tuple[str, ...]
     whole: Callable[[str], torch.Tensor]
     rows: Callable[[str, int, int], torch.Tensor]
+    columns: Callable[[str, int], torch.Tensor]
     shape: Callable[[str], tuple[int, ...]]
 
 
@@ -211,6 +212,7 @@ def _reader(checkpoint: Checkpoint) -> Iterator[_Reader]:
             tuple(state),
             lambda name: state[name],
             lambda name, start, stop: state[name][start:stop],
+            lambda name, count: state[name][:, :count],
             lambda name: tuple(state[name].shape),
         )
         return
@@ -221,6 +223,7 @@ def _reader(checkpoint: Checkpoint) -> Iterator[_Reader]:
             tuple(tensors),
             lambda name: files[tensors[name].file].get_tensor(name),
             lambda name, start, stop: streamed.read_rows(tensors[name], start, stop),
+            lambda name, count: streamed.read_columns(tensors[name], count),
             lambda name: tensors[name].shape,
         )
 
@@ -240,7 +243,7 @@ def _linear(reader: _Reader, name: str, shape: tuple[int, int], form: str, direc
                 "quantization_config and weights do not belong together"
             )
     bias = reader.whole(f"{name}.bias") if f"{name}.bias" in reader.names else None
-    codes, inverse = _codes(reader, name, shape, form, directory)
+    codes, first, inverse = _codes(reader, name, shape, form, directory)
     if inverse is not None:
         scale = 1.0 / inverse
     else:
@@ -252,14 +255,16 @@ def _linear(reader: _Reader, name: str, shape: tuple[int, int], form: str, direc
         lambda start, stop: (codes(start, stop).float() * scale).numpy(),
         lambda start, stop: codes(start, stop).numpy(),
         scale.reshape(1).numpy(),
+        lambda count: first(count).numpy(),
     )
     return _Layer(weight, bias, float(scale))
 
 
 def _codes(
     reader: _Reader, name: str, shape: tuple[int, int], form: str, directory: Path
-) -> tuple[Callable[[int, int], torch.Tensor], torch.Tensor | None]:
-    """Reads codes int8 of a layer's rows; and, where they are rounded from a master, the inverse of their scale."""
+) -> tuple[Callable[[int, int], torch.Tensor], Callable[[int], torch.Tensor], torch.Tensor | None]:
+    """Reads codes int8 of a layer's rows; its first columns; and, where codes are rounded from a master, the inverse of their scale."""
+    columns = functools.partial(reader.columns, f"{name}.weight")
     stored, quarter = f"{name}.weight", (shape[0] + 3) // 4
     found, example = reader.shape(stored), reader.rows(stored, 0, 1)
     floats = example.is_floating_point() and found == shape
@@ -268,19 +273,27 @@ def _codes(
             wanted = "the full-precision master of quantization_mode online"
             raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
         inverse = _inverse_scale(reader.rows(stored, 0, shape[0]))  # read, not mapped: so it is given back at once
-        return lambda start, stop: _master_codes(reader.rows(stored, start, stop), inverse).to(torch.int8), inverse
+        return (
+            lambda start, stop: _master_codes(reader.rows(stored, start, stop), inverse).to(torch.int8),
+            lambda count: _master_codes(columns(count), inverse),
+            inverse,
+        )
     if found == (quarter, shape[1]) and example.dtype == torch.uint8:
         read = functools.partial(reader.rows, stored)
         try:
             _check_bytes(read(0, quarter))
         except ValueError as error:
             raise SourceError(f"{directory}: tensor '{stored}': {error}; fetch the checkpoint again") from error
-        return lambda start, stop: _codes_between(read, quarter, start, stop), None
+        return (
+            lambda start, stop: _codes_between(read, quarter, start, stop),
+            lambda count: unpack(columns(count), shape[0]),
+            None,
+        )
     # transformers writes codes as floats after unpacking.
     if form == "autobitlinear" and floats:
         whole = reader.rows(stored, 0, shape[0])
         if bool(((whole == 0) | (whole.abs() == 1)).all()):
-            return lambda start, stop: reader.rows(stored, start, stop).to(torch.int8), None
+            return lambda start, stop: reader.rows(stored, start, stop).to(torch.int8), columns, None
     wanted = f"2-bit codes, uint8 {[quarter, shape[1]]}"
     raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
 

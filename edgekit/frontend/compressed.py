@@ -53,7 +53,7 @@ def compressed(
 
     def embedding(ids: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         found = by_weight.get(id(weight))
-        return plain_embedding(ids, weight, *args, **kwargs) if found is None else look_up(ids, found[0])
+        return plain_embedding(ids, weight, *args, **kwargs) if found is None else look_up(ids, found[0], found[2])
 
     conv1d: list[Any] = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
     for layer in conv1d:
@@ -131,9 +131,13 @@ def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, k
     return streamed.multiply(x.detach().float() if block < 0 else round_activations(x, block), rows, bias)
 
 
-def look_up(ids: Tensor, packed: PackedTensor) -> Tensor:
-    """Rows of a packed table [V, K] at int64 ``ids`` [...], float32 [..., K]."""
+def look_up(ids: Tensor, packed: PackedTensor, kept: Kept | None = None) -> Tensor:
+    """Rows of a packed table [V, K] at int64 ``ids`` [...], float32 [..., K]; those that are not ``kept`` are zeros."""
     index = ids.reshape(-1).numpy()
+    if kept is not None:
+        place = np.minimum(np.searchsorted(kept.rows, index), len(kept.rows) - 1)
+        there = torch.from_numpy(kept.rows[place] == index).reshape(*ids.shape, 1)
+        return look_up(torch.from_numpy(place).reshape(ids.shape), packed) * there
     scales = None if packed.scales is None else packed.scales[index]
     some = dataclasses.replace(packed, shape=(len(index), packed.shape[1]), data=packed.data[index], scales=scales)
     return torch.from_numpy(FORMATS[packed.format].dequantize(some)).reshape(*ids.shape, -1)

@@ -35,9 +35,24 @@ def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
     return torch.from_numpy(data).view(kind).reshape(stop - start, *stored.shape[1:])
 
 
-def float_rows(shape: tuple[int, int], rows: Callable[[int, int], Tensor]) -> RowWeight:
-    """A weight whose rows are ``rows(start, stop)`` of whatever dtype."""
-    return RowWeight(shape, lambda start, stop: rows(start, stop).detach().float().numpy())
+def read_columns(stored: StoredTensor, count: int) -> Tensor:
+    """The first columns of all rows of a matrix, in the dtype it is stored in; the rest of the file is not read."""
+    kind = _KINDS[stored.dtype]
+    rows, columns = stored.shape
+    shape, width = (rows, columns * kind.itemsize), min(count, columns) * kind.itemsize
+    data = np.array(np.memmap(stored.file, np.uint8, "r", stored.offset, shape)[:, :width])
+    return torch.from_numpy(data).view(kind)
+
+
+def float_rows(
+    shape: tuple[int, int], rows: Callable[[int, int], Tensor], columns: Callable[[int], Tensor]
+) -> RowWeight:
+    """A weight whose rows are ``rows(start, stop)`` of whatever dtype, its first columns ``columns(count)``."""
+    return RowWeight(
+        shape,
+        lambda start, stop: rows(start, stop).detach().float().numpy(),
+        first=lambda count: columns(count).detach().float().numpy(),
+    )
 
 
 def streamable(tensors: Mapping[str, StoredTensor], skeleton: nn.Module) -> dict[str, RowWeight]:
@@ -54,6 +69,7 @@ def streamable(tensors: Mapping[str, StoredTensor], skeleton: nn.Module) -> dict
             found[f"{name}.weight"] = float_rows(
                 (stored.shape[0], stored.shape[1]),
                 lambda start, stop, s=stored: read_rows(s, start, stop),  # type: ignore[misc]
+                lambda count, s=stored: read_columns(s, count),  # type: ignore[misc]
             )
     tied = _tied_names(skeleton)
     return {n: w for n, w in found.items() if n not in tied} if len(tied & tensors.keys()) > 1 else found
@@ -108,7 +124,11 @@ def widen(model: nn.Module) -> nn.Module:
             continue
         kept.append(weight)
         parameter = narrow.setdefault(id(weight), _parameter(tuple(weight.shape)))
-        rows = float_rows((weight.shape[0], weight.shape[1]), lambda start, stop, w=weight: w[start:stop])  # type: ignore[misc]
+        rows = float_rows(
+            (weight.shape[0], weight.shape[1]),
+            lambda start, stop, w=weight: w[start:stop],  # type: ignore[misc]
+            lambda count, w=weight: w[:, :count],  # type: ignore[misc]
+        )
         _stream(layer, rows, parameter)
     return model.float()
 

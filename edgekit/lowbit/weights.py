@@ -31,13 +31,15 @@ class RowWeight:
     """A weight [N, K] read on demand: ``read(start, stop)`` gives float32 [stop - start, K].
 
     A weight known to be ternary also has ``codes`` (int8, -1, 0 or 1, read likewise) and ``scales`` float32 [1] or [N];
-    its values are their products.
+    its values are their products. ``first(count)`` looks at the first columns of all rows, [N, count], without reading the
+    rest: zero where the weight is, of whatever dtype and scale.
     """
 
     shape: tuple[int, int]
     read: Callable[[int, int], Floats]
     codes: Callable[[int, int], Codes] | None = None
     scales: Floats | None = None
+    first: Callable[[int], NDArray[np.generic]] | None = None
 
     def __getitem__(self, rows: slice) -> Floats:
         start, stop, _ = rows.indices(self.shape[0])

@@ -12,6 +12,7 @@ from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
+from edgekit.passes.remove_dead_rows import RemoveDeadRows
 from edgekit.passes.remove_dead_units import RemoveDeadUnits
 from edgekit.recipe import Recipe
 
@@ -25,7 +26,9 @@ def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
         LiftConstantsToInitializersPass(size_limit=CONSTANT_ELEMENTS),  # TorchScript graphs hold weights in nodes
         NormalizeLinear(),  # generic graphs: layers as decoders have them
         FoldKeyTranspose(),  # before anything follows the heads of attention
+        RemoveUnusedNodesPass(),  # what these two left: a weight is shared only where both readers count
         RemoveDeadUnits(),  # before the choice: formats, blocks and merging then fit what is left
+        RemoveDeadRows(recipe.unused_embedding_rows == "drop"),  # likewise
         ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
         MergeLinears(),  # after the choice: only layers of one format merge

@@ -129,7 +129,11 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     if name not in graph.initializers:
         columns: int = int(tensor.shape[0])  # type: ignore[arg-type]
         rows: int = int(tensor.shape[1])  # type: ignore[arg-type]
-        turned = RowWeight((rows, columns), lambda start, stop: np.ascontiguousarray(tensor.numpy()[:, start:stop].T))
+        turned = RowWeight(
+            (rows, columns),
+            lambda start, stop: np.ascontiguousarray(tensor.numpy()[:, start:stop].T),
+            first=lambda count: tensor.numpy()[:count].T,
+        )
         lazy = WeightTensor(turned, name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=lazy.shape, const_value=lazy)
         graph.register_initializer(value)

@@ -188,6 +188,8 @@ def kept_rows(verdict: Verdict) -> Iterator[Row]:
     for product in verdict.flow.products:
         if not verdict.flow.scans.has(product.tensor) and product.tensor.size > CHUNK:
             continue  # a vocabulary, read for nothing but this table
+        if any(use.node.op_type == "Embedding" for use in product.node.inputs[1].uses()):  # type: ignore[union-attr]
+            continue  # its rows are told with the embedding's
         for kind, ids, alive in (
             ("zero row", product.y.ids, product.alive.rows),
             ("zero column", product.x.ids, product.alive.columns),

@@ -16,8 +16,8 @@ from edgekit.lowbit.weights import RowWeight, Weight
 
 CHUNK = 1 << 23
 """Elements of a weight in float32 at a time: 32 MiB."""
-PROBE = 16
-"""Rows and columns looked at first: nearly every row of an ordinary weight holds something in its first 16 columns."""
+PROBE = 64
+"""Rows and columns looked at first: of an ordinary weight that is enough, and the rest is not read."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -32,7 +32,7 @@ class Alive:
 
 
 class Scans:
-    """Looks at each weight once."""
+    """Looks at each weight once, and only as far as needed: a row with a number in it is alive whatever else it holds."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[ir.TensorProtocol, Alive]] = {}  # the tensor is kept, so that its id stays its own
@@ -56,19 +56,25 @@ def _scan(tensor: ir.TensorProtocol) -> Alive:
         return Alive(used.any(axis=1), used.any(axis=0))
     weight = weight_of(tensor)
     count, width = weight.shape
-    rows, columns = np.zeros(count, bool), np.zeros(width, bool)
     step = max(1, CHUNK // max(1, width))
+    rows = (_first(weight) != 0).any(axis=1)
+    columns = (_values(weight, 0, min(PROBE, step, count)) != 0).any(axis=0)
     for start in range(0, count, step):
+        chunk = rows[start : start + step]
+        if chunk.all() and columns.all():
+            continue
         part = _values(weight, start, min(start + step, count))
-        found = (part[:, :PROBE] != 0).any(axis=1)
-        silent = np.flatnonzero(~found)
-        found[silent] = (part[silent] != 0).any(axis=1)
-        rows[start : start + len(part)] = found
-        for some in (part[:PROBE], part[PROBE:]):
-            waiting = np.flatnonzero(~columns)
-            if len(waiting):
-                columns[waiting] = (some[:, waiting] != 0).any(axis=0)
+        silent, waiting = np.flatnonzero(~chunk), np.flatnonzero(~columns)
+        chunk[silent] = (part[silent] != 0).any(axis=1)
+        columns[waiting] = (part[:, waiting] != 0).any(axis=0)
     return Alive(rows, columns)
+
+
+def _first(weight: Weight) -> NDArray[Any]:
+    """The first columns of all rows where they can be had without the others, else none."""
+    if not isinstance(weight, RowWeight):
+        return np.asarray(weight[:])[:, :PROBE]
+    return np.zeros((weight.shape[0], 1), bool) if weight.first is None else np.asarray(weight.first(PROBE))
 
 
 def _values(weight: Weight, start: int, stop: int) -> NDArray[Any]:

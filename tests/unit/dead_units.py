@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.passes.choose_formats import ChooseFormats
 from edgekit.passes.lower_linears import LowerLinears
@@ -75,7 +76,7 @@ def rewritten(model: ir.Model, normalize: bool) -> tuple[ir.Model, list[dict[str
     """A copy without its dead units, and the table; with ``normalize`` as export does it, else on standard operators."""
     copy = ir.from_proto(ir.to_proto(model))
     if normalize:
-        copy = NormalizeLinear()(copy).model
+        copy = RemoveUnusedNodesPass()(NormalizeLinear()(copy).model).model
     copy = RemoveDeadUnits()(copy).model
     return copy, json.loads(copy.metadata_props.get("edgekit.dead_units", "[]"))
 

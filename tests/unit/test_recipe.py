@@ -69,7 +69,7 @@ def test_first_match_wins() -> None:
         ({"version": 2}, "recipe.version: 2 is not 1, the version this edgekit reads"),
         ({"rules": []}, "recipe.rules: empty; at least one rule is needed, e.g. {match: '*', format: int8}"),
         ({"ruels": []}, "recipe: unknown key 'ruels'; did you mean 'rules'?; known are version, name, rules, description, "
-                        "parity, accuracy, static"),
+                        "parity, accuracy, static, unused_embedding_rows"),
         ({"rules": [{"match": "*", "format": "int8"}, {"match": "*", "format": "int5"}]},
          "recipe.rules[1].format: 'int5' is not one of 'fp32', 'fp16', 'int8', 'int8-channel', 'int4', 't2', 'sparse-int4', 'sparse-int8'; did you mean 'int8'?"),
         ({"rules": [{"match": "*", "fromat": "int8"}]},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 from edgekit.passes.remove_dead_units import RemoveDeadUnits
-from edgekit.passes.remove_dead_weights import CHUNK, Scans
+from edgekit.passes.remove_dead_weights import CHUNK, Alive, Scans
 from tests.unit.dead_units import Net, kept, removed, rewritten, same, widths
 from tests.unit.tiny_bundle import MICROSOFT
 
@@ -324,27 +324,53 @@ def test_ternary_scales_of_128_columns_do_not_shift() -> None:
     assert kept(table)["down", "zero column"] == "its weight has a scale for each 128 columns, which would shift"
 
 
-class _Reads:
-    """A weight in a checkpoint that notes which rows are asked for."""
+class _Checkpoint:
+    """A weight [200, CHUNK / 16] of ones that notes which rows are asked for; it has a row and a column of zeros."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.asked = array, list[tuple[int, int]]()
+    rows, columns = 200, CHUNK // 16
 
-    def __call__(self, start: int, stop: int) -> np.ndarray:
+    def __init__(self, silent_row: int, silent_column: int) -> None:
+        self.silent_row, self.silent_column = silent_row, silent_column
+        self.asked = list[tuple[int, int]]()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
         self.asked.append((start, stop))
-        return self.array[start:stop]
+        part = np.ones((stop - start, self.columns), np.float32)
+        part[:, self.silent_column] = 0
+        if start <= self.silent_row < stop:
+            part[self.silent_row - start] = 0
+        return part
+
+    def first(self, count: int) -> np.ndarray:
+        found = np.ones((self.rows, count), np.float32)
+        found[self.silent_row] = 0
+        return found
+
+    def alive(self) -> Alive:
+        weight = RowWeight((self.rows, self.columns), self.read, first=self.first)
+        tensor, scans = WeightTensor(weight, "w"), Scans()
+        assert scans.of(tensor, 0) is scans.of(tensor, 0)
+        return scans.of(tensor, 0)
 
 
 def test_a_weight_is_read_once_and_never_whole() -> None:
-    rows, columns = 40, CHUNK // 16
-    reads = _Reads(np.ones((rows, columns), np.float32))
-    reads.array[7], reads.array[:, 5] = 0, 0
-    tensor = WeightTensor(RowWeight((rows, columns), reads), "w")
-    scans = Scans()
-    alive = scans.of(tensor, 0)
+    stored = _Checkpoint(7, 5)
+    alive = stored.alive()
     assert np.flatnonzero(~alive.rows).tolist() == [7] and np.flatnonzero(~alive.columns).tolist() == [5]
-    scans.of(tensor, 0)
-    assert reads.asked == [(0, 16), (16, 32), (32, 40)]
+    assert stored.asked == [(0, 16), *((start, min(start + 16, 200)) for start in range(0, 200, 16))]
+
+
+def test_of_a_dense_weight_a_few_rows_are_read() -> None:
+    ones, asked = np.ones((200, CHUNK // 16), bool), list[tuple[int, int]]()
+
+    def read(start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return ones[start:stop]
+
+    weight = RowWeight(ones.shape, read, first=lambda count: ones[:, :count])
+    alive = Scans().of(WeightTensor(weight, "w"), 0)
+    assert alive.rows.all() and alive.columns.all()
+    assert asked == [(0, 16)]
 
 
 @given(
