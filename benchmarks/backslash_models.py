@@ -73,6 +73,25 @@ def decoder() -> nn.Module:
     )  # fmt: skip
 
 
+def fashion_mlp() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A factory for edgekit: 784-512-512-10."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )  # fmt: skip
+    return Images(layers), {"images": torch.zeros(2, 1, 28, 28)}
+
+
+def fashion_train() -> dict[str, torch.Tensor]:
+    """Data for ``edgekit compress``."""
+    return _images("train").arrays
+
+
+def fashion_test() -> dict[str, torch.Tensor]:
+    """Held-out data for ``edgekit compress``."""
+    return _images("t10k").arrays
+
+
 def fashion() -> tuple[Examples, Examples]:
     """60,000 images to train with, 10,000 to judge with."""
     if not FASHION.is_dir():

@@ -17,7 +17,7 @@ from edgekit.lowbit.library import ABIS, SHIPPED
     "-r",
     default="int8",
     show_default=True,
-    help="A shipped recipe (fp32, fp16, int8, int8-static, int4, ternary) or a YAML file.",
+    help="A shipped recipe (fp32, fp16, int8, int8-static, int4, rate, ternary) or a YAML file.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
 @click.option(

@@ -13,7 +13,7 @@ from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import FORMATS
 from edgekit.recipe import Limits, Recipe, Rule, StaticQuantization, shipped_recipes
 
-SHIPPED = ("fp16", "fp32", "int4", "int8", "int8-static", "ternary")
+SHIPPED = ("fp16", "fp32", "int4", "int8", "int8-static", "rate", "ternary")
 LEAST = {"version": 1, "name": "mine", "rules": [{"match": "*", "format": "int8"}]}
 
 
@@ -131,7 +131,7 @@ def test_unknown_name() -> None:
     with pytest.raises(RecipeError) as refusal:
         Recipe.load("int-4")
     assert str(refusal.value) == (
-        "int-4: no such recipe; did you mean 'int4'?; give one of fp16, fp32, int4, int8, int8-static, ternary "
+        "int-4: no such recipe; did you mean 'int4'?; give one of fp16, fp32, int4, int8, int8-static, rate, ternary "
         "or a .yaml file"
     )
 
