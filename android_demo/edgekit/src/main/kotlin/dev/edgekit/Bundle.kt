@@ -119,7 +119,8 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
             }
         }
 
-        private fun confine(name: String, where: String) {
+        /** Throws [BundleException] unless [name] is a plain relative path that every system reads alike. */
+        fun confine(name: String, where: String) {
             val bad = NOT_PORTABLE.containsMatchIn(name) ||
                 name.split('/').any { it.isEmpty() || it.endsWith('.') || it.endsWith(' ') || DEVICE.matches(it) }
             if (bad) {

@@ -1,5 +1,6 @@
 package dev.edgekit
 
+import dev.edgekit.pack.Unpacking
 import java.io.File
 
 /** Runs edgekit's bundles on the CPU with ONNX Runtime. */
@@ -26,5 +27,25 @@ public object EdgeKit {
             throw RuntimeUnavailableException("$directory: its layers run on edgekit's operator library; give it as library")
         }
         return Model(bundle, Session(bundle.graph, threads, if (needed) library else null))
+    }
+
+    /**
+     * Makes the bundle of [pack], a file that `edgekit pack` made, in [directory], which must not be there or be empty. It is unpacked chunk
+     * by chunk beside it, every file is checked with the manifest's sha256, and then moved into place; whatever fails, nothing is left.
+     * [base] is the directory of the older version that a delta pack needs. With [verifyKey], the X.509 form of a public Ed25519 key, the
+     * pack must be signed by its owner. [progress] gets bytes, and an exception that it raises ends the work and comes out. Blocks for
+     * seconds.
+     *
+     * Throws [BundleException] for a pack that is cut, damaged or unsafe, [UsageException] when [directory] holds something, cannot be
+     * made or has too little room, or [base] is missing or another version, [RuntimeUnavailableException] where signatures cannot be checked.
+     */
+    public fun unpack(
+        pack: File,
+        directory: File,
+        base: File? = null,
+        verifyKey: ByteArray? = null,
+        progress: (done: Long, total: Long) -> Unit = { _, _ -> },
+    ) {
+        Unpacking(pack, directory, base, verifyKey, progress).run()
     }
 }
