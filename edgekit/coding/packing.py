@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import psutil
 
 from edgekit.bundle import Bundle, Manifest
 from edgekit.bundle.manifest import NAME
@@ -105,6 +107,7 @@ def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}-{threading.get_ident()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(output)
         with partial.open("wb") as file:
             yield file
             file.flush()
@@ -119,6 +122,15 @@ def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def _tidy(output: Path) -> None:
+    """Removes what packing to the same place left behind when it was killed."""
+    left = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)-\d+")
+    for path in list(output.parent.iterdir()):
+        found = left.fullmatch(path.name)
+        if found is not None and not psutil.pid_exists(int(found[1])):
+            path.unlink()
 
 
 def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress: Progress) -> Head:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import IO
 
@@ -62,7 +63,10 @@ def unpack(
         if directory != writer.directory:
             writer.directory.rmdir()
             directory.rename(writer.directory)
-        return writer.place()
+        made = writer.place()
+        for kept in writer.target.parent.glob(f".{escape(writer.target.name)}.unpacking-*"):
+            shutil.rmtree(kept, ignore_errors=True)  # of other packs for the same place
+        return made
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.coding import pack
+from edgekit.bundle import Bundle
+from edgekit.coding import pack, unpack
 from tests.android import junit
 from tests.attacks.test_pack_attacks import CHUNKS, EDITS, OUTSIDE, first, parts, put, with_chunk
 from tests.native.tooling import ROOT, need, require
@@ -19,6 +20,7 @@ from tests.unit.tiny_models import linear_bundle
 from tests.unit.wide_bundle import wide_bundle
 from tools import build_runner, kotlin
 
+VECTORS = ROOT / "tests" / "vectors" / "packs"
 TEST = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit" / "pack" / "UnpackTest.kt"
 
 
@@ -45,6 +47,12 @@ def make_good(good: Path, keys: Path) -> None:
     pack(old, good / "wide.edgepack")
     pack(new, good / "delta.edgepack", base=old)
     (good / "delta.base").write_text("wide")
+    for name, base in (("old", None), ("first-delta", "old")):
+        vector = VECTORS / f"{name.removeprefix('first-')}.edgepack"
+        shutil.copyfile(vector, good / f"{name}.edgepack")
+        if base is not None:
+            (good / f"{name}.base").write_text(base)
+        unpack(vector, good / name, base=None if base is None else Bundle.open(good / base))
     for name in ("me", "you"):
         key = ed25519.Ed25519PrivateKey.generate()
         raw = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -21,6 +22,7 @@ from tests.unit.tiny_bundle import Weights, decoder_bundle
 from tests.unit.tiny_models import linear_bundle
 from tests.unit.wide_bundle import wide_bundle
 
+VECTORS = Path(__file__).parent.parent / "vectors" / "packs"
 FORMATS = ("fp32", "int8", "int4", "t2")
 
 
@@ -81,6 +83,23 @@ def test_without_the_library_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
 def test_no_library_is_found_where_none_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "NATIVE", tmp_path)
     assert native.load.__wrapped__() is None
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    for name in (".m.edgepack.partial-999999999-1", ".m.edgepack.partial-x", ".other.partial-999999999-1"):
+        (tmp_path / name).write_text("")
+    pack(linear_bundle(tmp_path / "b"), tmp_path / "m.edgepack")
+    assert left_behind(tmp_path) == [".m.edgepack.partial-x", ".other.partial-999999999-1"]
+
+
+@pytest.mark.parametrize("name", ["old", "delta"])
+def test_packs_of_the_first_version_can_still_be_read(name: str, tmp_path: Path) -> None:
+    """tests/vectors/packs: written once, with every kind of stream and segment; see its README."""
+    found = unpack(VECTORS / "old.edgepack", tmp_path / "old")
+    if name == "delta":
+        found = unpack(VECTORS / "delta.edgepack", tmp_path / "delta", base=found)
+    digest = hashlib.sha256((found.directory / "manifest.json").read_bytes()).hexdigest()
+    assert digest in (VECTORS / "README.md").read_text(encoding="utf-8")
 
 
 # The command line
@@ -180,7 +199,9 @@ def test_what_was_unpacked_before_is_not_unpacked_again(packed: Path, tmp_path: 
         unpack(part, tmp_path / "c", resume=True)
     whole[front.size : front.size + sum(first)] = bytes(sum(first))
     part.write_bytes(whole)
+    (tmp_path / ".c.unpacking-of-another-pack").mkdir()
     same(tmp_path / "b", unpack(part, tmp_path / "c", resume=True).directory)
+    assert left_behind(tmp_path) == []
 
 
 def test_resuming_from_a_stream(packed: Path, tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ from tests.unit.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_b
 ROWS = 600
 
 
-def arrays(changed: float = 0.0) -> dict[str, np.ndarray]:
-    """Arrays by name, 4 MB in all; a share ``changed`` of the codes in half of them is another one."""
+def arrays(changed: float = 0.0, rows: int = ROWS) -> dict[str, np.ndarray]:
+    """Arrays by name, 4 MB in all; a share ``changed`` of the codes in some of them is another one."""
     random = np.random.default_rng(0)
-    normal = random.normal(size=(ROWS, 1024)).astype(np.float32)
+    normal = random.normal(size=(rows, 1024)).astype(np.float32)
+    loud = np.exp2(np.arange(min(rows, 100)) % 6)[:, None]
     codes = np.clip(np.rint(normal * 30), -127, 127)
     nibbles = (np.clip(np.rint(normal * 2.5), -8, 7) + 8).astype(np.uint8)
     made = {
         "int8": codes.astype(np.int8),
         "uint8": (codes + 128).astype(np.uint8),
+        "loud": np.rint(normal[:100] * loud).clip(-127, 127).astype(np.int8),
         "nibbles": nibbles[:, ::2] | nibbles[:, 1::2] << np.uint8(4),
         "zeros": np.zeros((50, 1001), np.uint8),
         "half": normal[:100].astype(np.float16),
@@ -36,17 +38,17 @@ def arrays(changed: float = 0.0) -> dict[str, np.ndarray]:
     return made
 
 
-def wide_bundle(path: Path, changed: float = 0.0) -> Bundle:
+def wide_bundle(path: Path, changed: float = 0.0, rows: int = ROWS) -> Bundle:
     """The arrays as unused initializers of a graph that adds one number."""
     g = GraphWriter()
     x = g.input("x", FLOAT, ["batch", 1])
-    for name, array in arrays(changed).items():
+    for name, array in arrays(changed, rows).items():
         g.constant(name, array)
     (y,) = g.op("Add", x, g.constant("one", np.ones(1, np.float32)))
     model = g.model({"y": (y, ["batch", 1])})
     sample = {"input.x": np.ones((1, 1), np.float32)}
     sample |= {f"{who}.y": np.full((1, 1), 2, np.float32) for who in ("original", "compressed")}
-    layers = (Layer("linear", "int8", 0, 8.0, (ROWS, 1024)),)
+    layers = (Layer("linear", "int8", 0, 8.0, (rows, 1024)),)
     found = manifest(
         model, "generic", recipe(cosine=0.9), layers=layers, vectors=(VectorInfo("vectors/s.safetensors", "sample"),)
     )
