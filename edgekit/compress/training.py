@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgekit.compress.examples import Examples, Objective
 from edgekit.errors import CheckFailed, UsageError
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "two-stage")
 NEWS = 20
 """How often the loss is told while training."""
 CURVE = 200
@@ -52,9 +52,11 @@ class Training:
     steps: int = 1000  # 0 leaves the weights to what a method does at once
     batch_size: int = 32
     learning_rate: float = 1e-3
-    schedule: str = "constant"  # or linear or cosine: down to zero at the last step
+    schedule: str = "constant"  # or linear or cosine: down to zero at the last step; or two-stage
+    second_learning_rate: float = 0.0  # of the second half of two-stage; 0 is two thirds of learning_rate
     warmup: int = 0  # steps in which the learning rate rises from zero
     weight_decay: float = 0.0
+    beta2: float = 0.999  # of Adam; language models often take 0.95
     clip: float = 0.0  # longest gradient; 0 does not clip
     seed: int = 0
     evaluate_every: int = 0  # 0 evaluates at the beginning and the end
@@ -70,19 +72,33 @@ class Training:
             raise UsageError(
                 f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative"
             )
-        if not all(0 <= v <= LARGEST for v in (self.learning_rate, self.weight_decay, self.clip)):
+        numbers = self.learning_rate, self.second_learning_rate, self.weight_decay, self.clip
+        if not all(0 <= v <= LARGEST for v in numbers) or not 0 < self.beta2 < 1:
             raise UsageError(
-                f"learning_rate {self.learning_rate}, weight_decay {self.weight_decay}, clip {self.clip}: not negative, at most {LARGEST:.0g}"
+                f"learning_rate {self.learning_rate}, second_learning_rate {self.second_learning_rate}, weight_decay "
+                f"{self.weight_decay}, clip {self.clip}, beta2 {self.beta2}: not negative, at most {LARGEST:.0g}, beta2 between 0 and 1"
             )
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule: '{self.schedule}' is not one of {', '.join(SCHEDULES)}")
 
     def rate_at(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..."""
+        """The learning rate of step 0, 1, ...
+
+        two-stage is BitNet's (Training Tips, Code and FAQ): a linear decay that from half of the steps on starts from
+        ``second_learning_rate``; weight decay ends there too.
+        """
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         left = 1.0 - max(0, step - self.warmup) / max(1, self.steps - self.warmup)
-        falling = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[self.schedule]
-        return self.learning_rate * rising * falling
+        falling = left if self.schedule in ("linear", "two-stage") else 0.5 - 0.5 * math.cos(math.pi * left)
+        peak = (self.second_learning_rate or 2 / 3 * self.learning_rate) if self._second(step) else self.learning_rate
+        return peak * rising * (1.0 if self.schedule == "constant" else falling)
+
+    def decay_at(self, step: int) -> float:
+        """The weight decay of step 0, 1, ..."""
+        return 0.0 if self._second(step) else self.weight_decay
+
+    def _second(self, step: int) -> bool:
+        return self.schedule == "two-stage" and 2 * step >= self.steps
 
 
 @dataclass
@@ -110,7 +126,11 @@ class Run:
         self.constraint, self.hold_after, self.evaluation = constraint, hold_after, evaluation
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay, foreach=True
+            parameters,
+            lr=training.learning_rate,
+            betas=(0.9, training.beta2),
+            weight_decay=training.weight_decay,
+            foreach=True,
         )
         self.step = 0
         self.history = History()
@@ -170,7 +190,7 @@ class Run:
 
     def _one(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.training.rate_at(self.step)
+            group["lr"], group["weight_decay"] = self.training.rate_at(self.step), self.training.decay_at(self.step)
         loss = self.objective.loss(self.model, self.examples.select(self._rows()))
         value = loss.item()
         if not math.isfinite(value):
