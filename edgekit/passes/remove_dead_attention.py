@@ -57,6 +57,8 @@ def group_query(flow: Flow, node: ir.Node) -> None:
     _cache(flow, node, keys[::size])
     # A query head answers with a mean of its value head's rows: of equal ones, that row.
     result = np.repeat(constant.reshape(groups, size), heads // groups, axis=0).reshape(-1)
+    if "smooth_softmax" in node.attributes and node.attributes["smooth_softmax"].as_int() > 0:
+        result = np.where(result == 0, 0.0, np.nan)  # its weights sum to less than 1
     flow.give(node.outputs[0], Channels(queries, result, -1, 3))
 
 

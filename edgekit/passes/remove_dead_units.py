@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from edgekit.lowbit.kept import Kept
 from edgekit.passes.remove_dead_channels import Flow, Product, constant_of
@@ -32,6 +33,7 @@ class RemoveDeadUnits(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         scans, rows = Scans(), list[Row]()
         kept: dict[str, Kept] = model.meta.setdefault(KEPT, {})
+        model = _with_shapes(model)
         taps = frozenset(json.loads(model.metadata_props.get("edgekit.taps", "{}")).values())
         while True:
             verdict = judge(follow(Flow(model.graph, scans, taps)))
@@ -46,6 +48,17 @@ class RemoveDeadUnits(ir.passes.InPlacePass):
         if rows:
             _describe_decoder(model)
         return ir.passes.PassResult(model, modified=bool(rows))
+
+
+def _with_shapes(model: ir.Model) -> ir.Model:
+    """Where pixels are laid side by side and the graph does not say how many, their number is computed."""
+    nodes = list(model.graph)
+    silent = [n for n in nodes if n.op_type in ("Flatten", "Reshape") and n.inputs[0] and n.inputs[0].shape is None]
+    return (
+        ShapeInferencePass(check_type=False, strict_mode=False)(model).model
+        if silent and any(n.op_type == "Conv" for n in nodes)
+        else model
+    )
 
 
 def _summed(rows: list[Row]) -> list[Row]:
@@ -88,7 +101,7 @@ def _fold(product: Product, gone: Bools, left: Kept) -> None:
         return
     extra = product_with(product.tensor, product.rows_axis, columns, product.x.constant[columns])
     old = product.bias
-    bias = (extra if old is None else old.numpy() + extra).astype(np.float32)
+    bias = (extra if old is None else old.numpy() + extra).astype(product.tensor.dtype.numpy())
     node = product.node
     node.resize_inputs(max(3, len(node.inputs)))
     replace_constant(node, 2, ir.tensor(bias, name=f"{node.outputs[0].name}.bias"))
@@ -99,7 +112,7 @@ def _fold(product: Product, gone: Bools, left: Kept) -> None:
 
 def _shrink(product: Product, rows: Bools, columns: Bools) -> None:
     node, name = product.node, str(product.node.inputs[1].name)  # type: ignore[union-attr]
-    if len(product.tensor.shape) == 2 and product.rows_axis == 0:
+    if len(product.tensor.shape) == 2 and product.rows_axis == 0 and product.tensor.dtype == ir.DataType.FLOAT:
         replace_constant(node, 1, sliced(product.tensor, rows, columns, name))
     else:
         axes = {product.rows_axis: rows, 1 - product.rows_axis: columns}

@@ -18,11 +18,11 @@ BLOCKS = "its weight has a scale for each 128 columns, which would shift"
 
 @dataclass
 class Verdict:
-    """``dead`` bool by class; ``limits`` says why a class that does nothing stays."""
+    """``dead`` bool by class; ``pinned`` is the first pin of each, or -1; ``limits`` says why one that does nothing stays."""
 
     flow: Flow
     root: Ints
-    pinned: dict[int, str]
+    pinned: Ints
     dead: Bools
     limits: dict[int, str] = field(default_factory=dict)
 
@@ -47,12 +47,10 @@ def judge(flow: Flow) -> Verdict:
     a constant that its bias can take.
     """
     root = flow.roots()
-    pinned: dict[int, str] = {}
-    for ids, reason in flow.pins:
-        for one in np.unique(root[ids]).tolist():
-            pinned.setdefault(one, reason)
-    read, blocked = np.zeros(flow.count, bool), np.zeros(flow.count, bool)
-    blocked[list(pinned)] = True
+    pinned = np.full(flow.count, -1)
+    for index in reversed(range(len(flow.pins))):
+        pinned[root[flow.pins[index][0]]] = index
+    read, blocked = np.zeros(flow.count, bool), pinned >= 0
     for product in flow.products:
         classes = root[product.x.ids]
         if not blocked[classes].all():
@@ -210,8 +208,9 @@ def _head_layer(verdict: Verdict, one: int) -> str:
 def _reason(verdict: Verdict, one: int, product: Product, kind: str) -> str:
     """Why the class of a zero row or column stays."""
     residual = any((verdict.root[ids] == one).any() for ids in verdict.flow.additions)
-    if one in verdict.pinned:
-        return ("residual width: " if residual else "") + verdict.pinned[one]
+    if verdict.pinned[one] >= 0:
+        _, pin = verdict.flow.pins[int(verdict.pinned[one])]
+        return f"residual width: {pin}" if residual else pin
     if verdict.limits.get(one):
         return verdict.limits[one]
     if residual:

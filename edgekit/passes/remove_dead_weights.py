@@ -16,8 +16,8 @@ from edgekit.lowbit.weights import RowWeight, Weight
 
 CHUNK = 1 << 23
 """Elements of a weight in float32 at a time: 32 MiB."""
-PROBE = 64
-"""Rows and columns looked at first: of an ordinary weight that is enough, and the rest is not read."""
+PROBES = (16, 128)
+"""Rows and columns looked at first: enough for a dense weight, and for one of which a tenth is left; the rest is not read."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -57,8 +57,12 @@ def _scan(tensor: ir.TensorProtocol) -> Alive:
     weight = weight_of(tensor)
     count, width = weight.shape
     step = max(1, CHUNK // max(1, width))
-    rows = (_first(weight) != 0).any(axis=1)
-    columns = (_values(weight, 0, min(PROBE, step, count)) != 0).any(axis=0)
+    rows, columns = np.zeros(count, bool), np.zeros(width, bool)
+    for probe in PROBES:
+        if not rows.all():
+            rows |= (_first(weight, probe) != 0).any(axis=1)
+        if not columns.all():
+            columns |= (_values(weight, 0, min(probe, step, count)) != 0).any(axis=0)
     for start in range(0, count, step):
         chunk = rows[start : start + step]
         if chunk.all() and columns.all():
@@ -70,11 +74,11 @@ def _scan(tensor: ir.TensorProtocol) -> Alive:
     return Alive(rows, columns)
 
 
-def _first(weight: Weight) -> NDArray[Any]:
+def _first(weight: Weight, count: int) -> NDArray[Any]:
     """The first columns of all rows where they can be had without the others, else none."""
     if not isinstance(weight, RowWeight):
-        return np.asarray(weight[:])[:, :PROBE]
-    return np.zeros((weight.shape[0], 1), bool) if weight.first is None else np.asarray(weight.first(PROBE))
+        return np.asarray(weight[:])[:, :count]
+    return np.zeros((weight.shape[0], 1), bool) if weight.first is None else np.asarray(weight.first(count))
 
 
 def _values(weight: Weight, start: int, stop: int) -> NDArray[Any]:

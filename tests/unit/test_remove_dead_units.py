@@ -357,7 +357,7 @@ def test_a_weight_is_read_once_and_never_whole() -> None:
     stored = _Checkpoint(7, 5)
     alive = stored.alive()
     assert np.flatnonzero(~alive.rows).tolist() == [7] and np.flatnonzero(~alive.columns).tolist() == [5]
-    assert stored.asked == [(0, 16), *((start, min(start + 16, 200)) for start in range(0, 200, 16))]
+    assert stored.asked == [(0, 16), (0, 16), *((start, min(start + 16, 200)) for start in range(0, 200, 16))]
 
 
 def test_of_a_dense_weight_a_few_rows_are_read() -> None:
