@@ -16,6 +16,7 @@ from torch import nn
 
 from edgekit.errors import SourceError
 from edgekit.frontend.source import Source
+from edgekit.side_path import read_side_paths
 
 _EXPECTED = "return an nn.Module and its example inputs: (module, (tensor, ...)) or (module, {'name': tensor})"
 
@@ -76,6 +77,8 @@ def _put_weights(module: nn.Module, path: Path) -> None:
             f"{file}: does not hold the weights of {type(module).__name__} ({_one_line(error)}); give the safetensors file "
             "that was saved from it"
         ) from error
+    if path.is_dir():
+        read_side_paths(module, path)
 
 
 def _find(spec: str) -> Any:

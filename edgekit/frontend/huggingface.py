@@ -22,6 +22,7 @@ from edgekit.frontend import assets, bitnet, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
 from edgekit.frontend.source import Source
 from edgekit.frontend.weights import unpickled
+from edgekit.side_path import read_side_paths
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -65,6 +66,7 @@ def load(
     written_by = str(raw.get("transformers_version", ""))
     rope.check(raw, model, f"{files}/config.json", written_by, transformers.__version__)
     model.eval().requires_grad_(False)
+    read_side_paths(model, files)
     if task != "text-generation":
         streamed.materialize(model)
     text = getattr(model, "main_input_name", "input_ids") == "input_ids"

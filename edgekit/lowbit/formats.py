@@ -18,7 +18,7 @@ sparse-int8   uint8 [bytes], see sparse.py                 float32 [N]          
 
 The data of int8, int8-channel, int4 and t2 are as ``com.microsoft::MatMulNBits`` has them (block_size b or 128, K padded
 with the code of zero). A row whose values are whole multiples of a step already, at most 127 (int4: 7) of them, has that
-step for its scale and is kept exactly (grid.py).
+step for its scale and is kept exactly (grid.py); so are int4 blocks with a step each, as GPTQ makes them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit import sparse
-from edgekit.lowbit.grid import grid_steps
+from edgekit.lowbit.grid import block_steps, grid_steps
 from edgekit.lowbit.weights import RowWeight, Weight
 
 Array = NDArray[np.generic]
@@ -197,7 +197,9 @@ def quantize_int4(weight: Weight, block_size: int) -> PackedTensor:
         values = _rows(weight, part)
         blocks = _blocks(values, block)
         high, low = blocks.max(axis=-1), blocks.min(axis=-1)
-        scale = _gridded(values, _safe(np.where(high > -low, high, low) / np.float32(-8)), 7)
+        scale = _safe(np.where(high > -low, high, low) / np.float32(-8))
+        steps = block_steps(blocks, 7)
+        scale = _gridded(values, np.where(steps > 0, steps, scale), 7)
         codes = (np.clip(np.rint(blocks / scale[..., None]), -8, 7) + 8).astype(np.uint8)
         data[part] = codes[..., 0::2] | (codes[..., 1::2] << 4)
         scales[part] = scale

@@ -44,6 +44,21 @@ def grid_steps(rows: Floats, most: int) -> Floats:
     return steps
 
 
+def block_steps(blocks: Floats, most: int) -> Floats:
+    """The same for each block of rows [n, blocks, b]: steps float32 [n, blocks], 0 where there is none.
+
+    Only rows whose first block has few levels are looked at: where one block lies on a grid, all do. A block may reach
+    one level further than ``most``, as int4 does on one side; its scale is known without this.
+    """
+    rows, count, size = blocks.shape
+    steps = np.zeros((rows, count), np.float32)
+    if not count:
+        return steps
+    here = np.flatnonzero(_ratios(blocks[:, 0])[1] <= most + 1.5)
+    steps[here] = grid_steps(blocks[here].reshape(-1, size), most).reshape(-1, count)
+    return steps
+
+
 def _ratios(rows: Floats) -> tuple[Floats, NDArray[np.float64]]:
     """Each row's largest magnitude, and how many times its smallest one that is not zero; 0 without any."""
     bits = np.ascontiguousarray(rows).view(np.uint32) & np.uint32(0x7FFFFFFF)  # ordered as magnitudes are

@@ -11,6 +11,7 @@ from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
+from edgekit.passes.merge_side_paths import MergeSidePaths
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.passes.remove_dead_rows import RemoveDeadRows
 from edgekit.passes.remove_dead_units import RemoveDeadUnits
@@ -31,6 +32,7 @@ def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
         RemoveDeadRows(recipe.unused_embedding_rows == "drop"),  # likewise
         ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
+        MergeSidePaths(),  # before merging: a layer and what stands beside it merge together
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerLinears(),  # last rewrite: abstract layers become operators

@@ -36,8 +36,8 @@ class MergeLinears(ir.passes.InPlacePass):
                 modified |= _pack_attention(graph, node) or _pack_slices(node)
         groups: dict[Key, list[ir.Node]] = {}
         for node in graph:
-            if _mergeable(node):
-                groups.setdefault(_key(node), []).append(node)
+            if mergeable(node):
+                groups.setdefault(key_of(node), []).append(node)
         for members in groups.values():
             if len(members) > 1 and members[0].metadata_props.get("edgekit.format") not in NATIVE_FORMATS:
                 _split(graph, members)
@@ -45,14 +45,16 @@ class MergeLinears(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def _mergeable(node: ir.Node) -> bool:
+def mergeable(node: ir.Node) -> bool:
+    """Whether a node is a linear layer that may become part of another one."""
     if node.domain != EDGEKIT or node.op_type != "Linear" or "edgekit.parts" in node.metadata_props:
         return False
     weight = node.inputs[1]
     return weight is not None and len(weight.uses()) == 1 and not node.outputs[0].is_graph_output()
 
 
-def _key(node: ir.Node) -> Key:
+def key_of(node: ir.Node) -> Key:
+    """What two layers must have in common to be merged."""
     blocks = node.attributes["activation_block_size"].as_int()
     meta = node.metadata_props
     return id(node.inputs[0]), meta.get("edgekit.format", ""), meta.get("edgekit.block_size", ""), blocks
@@ -60,10 +62,10 @@ def _key(node: ir.Node) -> Key:
 
 def _pack_attention(graph: ir.Graph, attention: ir.Node) -> bool:
     producers = [value.producer() if value is not None else None for value in attention.inputs[:3]]
-    members = [p for p in producers if p is not None and _mergeable(p) and len(p.outputs[0].uses()) == 1]
-    if len(members) < 3 or len({_key(m) for m in members}) != 1:
+    members = [p for p in producers if p is not None and mergeable(p) and len(p.outputs[0].uses()) == 1]
+    if len(members) < 3 or len({key_of(m) for m in members}) != 1:
         return False
-    merged = _merge(graph, members)
+    merged = merge(graph, members)
     attention.replace_input_with(0, merged.outputs[0])
     attention.replace_input_with(1, None)
     attention.replace_input_with(2, None)
@@ -110,29 +112,36 @@ def _number(value: ir.Value | None) -> int | None:
 
 
 def _split(graph: ir.Graph, members: Sequence[ir.Node]) -> None:
-    merged = _merge(graph, members)
-    rows = np.array([_rows(m) for m in members], dtype=np.int64)
-    name = f"{merged.name}.rows"
-    sizes = ir.Value(
+    merged = merge(graph, members)
+    split_rows(graph, merged.outputs[0], [m.outputs[0] for m in members], [_rows(m) for m in members])
+    graph.remove(members, safe=True)
+
+
+def split_rows(graph: ir.Graph, merged: ir.Value, replaced: Sequence[ir.Value], sizes: Sequence[int]) -> None:
+    """Cuts the last axis of ``merged`` into pieces of ``sizes``, which are read instead of the values ``replaced``."""
+    producer = merged.producer()
+    assert producer is not None
+    rows = np.array(sizes, dtype=np.int64)
+    name = f"{producer.name}.rows"
+    value = ir.Value(
         name=name,
         shape=ir.Shape(rows.shape),
         type=ir.TensorType(ir.DataType.INT64),
         const_value=ir.tensor(rows, name=name),
     )
-    graph.register_initializer(sizes)
-    outputs = [ir.Value(name=f"{m.outputs[0].name}", type=m.outputs[0].type, shape=m.outputs[0].shape) for m in members]
+    graph.register_initializer(value)
+    outputs = [ir.Value(name=f"{old.name}", type=old.type, shape=old.shape) for old in replaced]
     split = ir.Node(
         "",
         "Split",
-        [merged.outputs[0], sizes],
+        [merged, value],
         [ir.AttrInt64("axis", -1)],
         outputs=outputs,
-        name=f"{merged.name}.split",
+        name=f"{producer.name}.split",
     )
-    graph.insert_after(merged, split)
-    for member, output in zip(members, outputs, strict=True):
-        ir.convenience.replace_all_uses_with(member.outputs[0], output)
-    graph.remove(members, safe=True)
+    graph.insert_after(producer, split)
+    for old, output in zip(replaced, outputs, strict=True):
+        ir.convenience.replace_all_uses_with(old, output)
 
 
 def _rows(member: ir.Node) -> int:
@@ -140,7 +149,7 @@ def _rows(member: ir.Node) -> int:
     return int(shape[0])  # type: ignore[index, arg-type]
 
 
-def _merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
+def merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     """One Linear with the members' rows one below the other, put where the first of them stands."""
     names = [m.metadata_props["edgekit.layer"] for m in members]
     joined = _joined_name(names)
