@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgekit.coding import streams
-from tests.native.test_cpp import ANY, COMMON, KERNELS, SANITIZED, ZIG, run
+from tests.native.test_cpp import ANY, COMMON, KERNELS, SANITIZED, ZIG, on_x86, run
 from tests.native.tooling import need
 from tools import build_kernels, check_kernels
 
@@ -91,13 +91,15 @@ def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
     limits = ("-max_total_time=6", "-max_len=9000", "-len_control=0", "-seed=1", f"-artifact_prefix={tmp_path}/")
     done = run(str(tmp_path / "fuzz"), *limits, str(corpus))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stderr.split("Done ")[1].split(" runs")[0]) > 1000
+    assert int(done.stderr.split("Done ")[1].split(" runs")[0]) > 200
 
 
 PLANTED = [
     ("symbols.h", "(exponent - 2) & 3", "(exponent - 2) & 1"),
     ("symbols.h", "(j + 1) / 2", "j / 2"),
     ("decode.cpp", "word & (0u - low)", "word"),
+    pytest.param("steps_avx2.cpp", "_mm256_slli_epi32(x, 16)", "_mm256_slli_epi32(x, 15)", marks=on_x86),
+    pytest.param("steps_avx2.cpp", "word += lanes >> lane & 1", "word = lane", marks=on_x86),
     ("encode.cpp", "x - quotient * c.frequency", "x - quotient"),
 ]
 

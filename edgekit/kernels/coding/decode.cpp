@@ -1,5 +1,6 @@
 // Decoder: sixteen states take turns, so that the processor has sixteen chains of dependent steps to overlap.
 #include "reader.h"
+#include "steps.h"
 
 namespace edgekit {
 namespace {
@@ -114,13 +115,22 @@ inline void sixteen(uint32_t* states, const uint32_t* tables, const uint8_t* bas
   *words = next;
 }
 
+typedef uint8_t Sixteen __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint64_t Two __attribute__((vector_size(16)));
+
+// Whether one of sixteen symbols is this one.
+inline bool has(const uint8_t* symbols, Sixteen symbol) {
+  const Two equal = reinterpret_cast<Two>(*reinterpret_cast<const Sixteen*>(symbols) == symbol);
+  return (equal[0] | equal[1]) != 0;
+}
+
 // Escaped symbols are rare: sixteen at a time are looked at for one.
 bool unescape(Stream* s, uint8_t* symbols, size_t count) {
+  const Sixteen escape = s->escape - Sixteen{};
   for (size_t at = 0; at < count; at += kLanes) {
-    const size_t some = count - at < kLanes ? count - at : kLanes;
-    uint32_t marks = some < kLanes;
-    for (size_t i = 0; some == kLanes && i < kLanes; ++i) marks |= symbols[at + i] == s->escape;
-    for (size_t i = at; marks && i < at + some; ++i) {
+    const size_t stop = count - at < kLanes ? count : at + kLanes;
+    if (stop == at + kLanes && !has(symbols + at, escape)) continue;
+    for (size_t i = at; i < stop; ++i) {
       if (symbols[i] != s->escape) continue;
       if (s->escapes == s->escapes_end) return false;
       symbols[i] = *s->escapes++;
@@ -129,27 +139,46 @@ bool unescape(Stream* s, uint8_t* symbols, size_t count) {
   return true;
 }
 
+// As Steps, for every processor.
+size_t steps_portable(uint32_t* states, const uint32_t* table, uint8_t* symbols, size_t steps, const uint8_t** words,
+                      const uint8_t* words_end) {
+  size_t done = 0;
+  for (; done < steps && words_end - *words >= 2 * static_cast<ptrdiff_t>(kLanes); ++done, symbols += kLanes) {
+    sixteen<false>(states, table, nullptr, 0, symbols, words);
+  }
+  return done;
+}
+
+// Symbols of whole steps from the front of what is left; with kNeighbours one step, because the next has another table.
+size_t whole_steps(Stream* s, Steps fast, const uint32_t* table, const uint8_t* base, uint8_t* symbols, size_t count) {
+  if (s->lanes != kLanes || count < kLanes) return 0;
+  if (s->kind != kBase) {
+    const size_t steps = s->kind == kNeighbours ? 1 : count / kLanes;
+    return kLanes * fast(s->states, table, symbols, steps, &s->words, s->words_end);
+  }
+  if (s->words_end - s->words < 2 * static_cast<ptrdiff_t>(kLanes)) return 0;
+  sixteen<true>(s->states, table, base, s->width, symbols, &s->words);
+  return kLanes;
+}
+
 const char* decode(Stream s, const uint32_t* tables, const uint8_t* base, uint8_t* symbols, size_t count) {
+  const Steps fastest = fastest_steps(), fast = fastest == nullptr ? steps_portable : fastest;
   uint32_t activity = 0;
-  for (size_t at = 0; at < count; at += s.lanes) {
-    const uint32_t lanes = count - at < s.lanes ? static_cast<uint32_t>(count - at) : s.lanes;
+  for (size_t at = 0, done = 0; at < count; at += done) {
     const uint32_t* table =
         s.kind == kNeighbours ? tables + kScale * s.table_of_class[neighbourhood(activity)] : tables;
-    if (lanes == kLanes && s.words_end - s.words >= 2 * static_cast<ptrdiff_t>(kLanes)) {
-      if (s.kind == kBase) {
-        sixteen<true>(s.states, tables, base + at, s.width, symbols + at, &s.words);
-      } else {
-        sixteen<false>(s.states, table, nullptr, 0, symbols + at, &s.words);
-      }
-    } else {
-      for (uint32_t lane = 0; lane < lanes; ++lane) {
-        const uint32_t* own = s.kind == kBase ? tables + kScale * base_class(base[at + lane], s.width) : table;
+    const uint8_t* older = s.kind == kBase ? base + at : nullptr;
+    done = whole_steps(&s, fast, table, older, symbols + at, count - at);
+    if (done == 0) {
+      done = count - at < s.lanes ? count - at : s.lanes;
+      for (uint32_t lane = 0; lane < done; ++lane) {
+        const uint32_t* own = older == nullptr ? table : tables + kScale * base_class(older[lane], s.width);
         if (!step(&s, lane, own, symbols + at + lane)) return kShort;
       }
     }
     if (s.kind == kNeighbours) {  // whose activity is that of the symbols that are meant
-      if (s.escaped && !unescape(&s, symbols + at, lanes)) return kEscapes;
-      if (lanes == kLanes) activity = next_activity(activity, symbols + at, s.centre, s.mask);
+      if (s.escaped && !unescape(&s, symbols + at, done)) return kEscapes;
+      if (done == kLanes) activity = next_activity(activity, symbols + at, s.centre, s.mask);
     }
   }
   if (s.kind != kNeighbours && s.escaped && !unescape(&s, symbols, count)) return kEscapes;
