@@ -69,8 +69,9 @@ def main() -> None:
     rows = _formats(found.module, judged, original)
     budgets = options.bits[:2] if options.quick else options.bits
     for moments in MOMENTS:
-        batches = (EMBEDDINGS.inputs(batch) for batch in inputs.batches(32))
-        quantizer = RateQuantizer(found.module, batches, Budget(bits=1, moments=moments, exclude=KEPT))
+        batches = [EMBEDDINGS.inputs(batch) for batch in inputs.batches(32)]
+        budget = Budget(bits=1, moments=moments, exclude=KEPT)
+        quantizer = RateQuantizer(found.module, batches, budget, lambda batch: embeddings(found.module, batch))  # type: ignore[arg-type]
         for bits in budgets:
             chosen = quantizer.within_bits(bits * quantizer.count)
             rows.append(_row(f"moments: {moments}", found.module, quantizer, chosen, judged, original))
@@ -109,7 +110,7 @@ def _row(
 ) -> Row:
     quantizer.apply(chosen)
     cosine, neighbours = _compared(model, judged, original)
-    noise = sum(10 * math.log10(max(c.distortion, 1e-30)) for c in chosen) / len(chosen)
+    noise = sum(10 * math.log10(max(c.noise, 1e-30)) for c in chosen) / len(chosen)
     row = Row(name, quantizer.bits(chosen) / quantizer.count, cosine, neighbours, noise)
     print(f"{row}", file=sys.stderr)
     return row

@@ -43,11 +43,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Objective:
-    """A kind of model: ``loss`` is what training lowers; ``score`` gives sums over a batch and how many it summed."""
+    """A kind of model: ``loss`` is what training lowers; ``score`` gives sums over a batch and how many it summed,
+    ``answer`` what of the output counts.
+    """
 
     name: str
     loss: Callable[[nn.Module, Batch], Tensor]
     score: Callable[[nn.Module, Batch], tuple[dict[str, float], int]]
+    answer: Callable[[nn.Module, Batch], Tensor]
 
     @staticmethod
     def inputs(batch: Batch) -> dict[str, Tensor]:
@@ -138,12 +141,12 @@ def _objective(name: str, compare: Callable[[nn.Module, Batch], tuple[Tensor, Te
             wanted
         )
 
-    return Objective(name, loss, score)
+    return Objective(name, loss, score, lambda model, batch: outputs(model, Objective.inputs(batch)))
 
 
 LANGUAGE = _objective("language", _tokens)
 """Next tokens of ``input_ids`` int64 [n, T]; accuracy is the share predicted."""
 CLASSES = _objective("classes", _classes)
 """``labels`` int64 [n] from all other arrays, which are the model's inputs by name."""
-EMBEDDINGS = Objective("embeddings", lambda model, batch: _distance(model, batch).mean(), _score_distance)
+EMBEDDINGS = Objective("embeddings", lambda model, batch: _distance(model, batch).mean(), _score_distance, embeddings)
 """To keep an encoder's own embeddings: the loss is 1 - cosine to ``reference`` (:func:`with_reference`)."""

@@ -1,10 +1,13 @@
 """Rate-aware quantization: one step for each layer, chosen so that all together cost what a budget allows.
 
 For layer l with weights W [N, K], inputs x and second moments H = E[x x^T], a step and a dead zone give rounded weights
-whose rate R is their entropy and whose distortion is trace(dW H dW^T) / trace(W H W^T), the noise-to-signal ratio of the
-layer's output. Minimizing the sum of D + lambda R layer by layer is optimal for the whole at the rate that lambda leads
-to (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988); lambda is found by bisection.
-Zeros stay zero, and a row's values are whole multiples of one step, at most 127, which int8 formats keep exactly.
+whose rate R is their entropy and whose distortion D is trace(dW H dW^T) / trace(W H W^T), the noise-to-signal ratio of the
+layer's output, times how much of such noise arrives at the model's output, which is measured one layer at a time.
+Minimizing the sum of D + lambda R layer by layer is optimal for the whole at the rate that lambda leads to (Shoham and
+Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988); lambda is found by bisection.
+
+Zeros stay zero. A row's values are whole multiples of its step, at most 127, which int8 formats keep exactly; rows have
+the layer's step, doubled where a row's largest weight would be more.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,8 +32,13 @@ STEPS_AN_OCTAVE = 3
 DEAD_ZONES = (0.5, 0.6, 0.7)
 """Magnitudes below so many steps become zero; 0.5 is plain rounding."""
 STEP_BITS, COLUMNS_OF_FULL = 32, 4096
+ROW_BITS = 3
+"""What telling a row's doublings takes at most, in a layer where some are."""
+PROBED, PROBE_NOISE = 8, 0.01
+"""Examples, and about the noise-to-signal ratio, with which a layer's effect on the output is measured."""
 ROUNDS = 40
 MOMENTS = ("full", "diagonal", "none")
+Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer's step and what it leads to; ``bits`` is for all of its weights with the step itself."""
+    """A layer's step and what it leads to: ``bits`` for all of its weights and steps, noise-to-signal ratio, distortion."""
 
     step: float
     dead_zone: float
     bits: float
+    noise: float
     distortion: float
 
 
@@ -104,12 +113,24 @@ class Layer:
 class RateQuantizer:
     """A model's layers with everything that they could become; weights are changed by :meth:`apply` alone."""
 
-    def __init__(self, model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: Budget) -> None:
-        """``inputs`` are batches for ``model(**batch)``. Raises UnsupportedError when there is nothing to quantize."""
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Mapping[str, Tensor]], budget: Budget,
+        answer: Callable[[Mapping[str, Tensor]], Tensor] | None = None, progress: Progress = lambda what, share: None,
+    ) -> None:  # fmt: skip
+        """``inputs`` are batches for ``model(**batch)``; ``answer`` gives what matters of the output for one, to measure how
+        much each layer matters. Raises UnsupportedError when there is nothing to quantize.
+        """
+        progress("second moments", 0.0)
         self.layers = layers_of(model, inputs, budget)
         self.count = sum(layer.parameter.numel() for layer in self.layers)
         self.originals = [layer.matrix.clone() for layer in self.layers]
-        self.choices = [candidates(layer) for layer in self.layers]
+        self.choices = []
+        for index, layer in enumerate(self.layers):
+            progress("steps of each layer", index / len(self.layers))
+            self.choices.append(candidates(layer))
+        if answer is not None and inputs:
+            some = {name: array[:PROBED] for name, array in inputs[0].items()}
+            self._weigh(lambda: answer(some), progress)
 
     def choose(self, lam: float) -> list[Choice]:
         """For each layer what minimizes distortion + ``lam`` times bits a weight of the model."""
@@ -126,7 +147,7 @@ class RateQuantizer:
             raise UsageError(
                 f"budget: {limit / self.count:.3f} bits a weight; the coarsest steps take {least / self.count:.3f}; allow more"
             )
-        return self._largest(lambda chosen: self.bits(chosen) <= limit)
+        return self._filled(self._largest(lambda chosen: self.bits(chosen) <= limit), limit)
 
     def within_loss(self, evaluate: Callable[[], float], limit: float) -> list[Choice]:
         """The fewest bits with which ``evaluate()`` (the model's loss as it is then) is ``limit`` at most.
@@ -150,13 +171,26 @@ class RateQuantizer:
     def apply(self, chosen: Sequence[Choice]) -> None:
         """Puts the rounded weights into the model."""
         for layer, original, choice in zip(self.layers, self.originals, chosen, strict=True):
-            self._put(layer, codes_of(original, choice.step, choice.dead_zone) * choice.step)
+            self._put(layer, quantized(original, choice.step, choice.dead_zone))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the original weights back."""
         for layer, original in zip(self.layers, self.originals, strict=True):
             self._put(layer, original)
+
+    @torch.no_grad()
+    def _weigh(self, answer: Callable[[], Tensor], progress: Progress) -> None:
+        """Multiplies each layer's distortions by the share of the output's energy that a unit of its noise changes."""
+        wanted = answer().float()
+        for index, (layer, original) in enumerate(zip(self.layers, self.originals, strict=True)):
+            progress("how much each layer matters", index / len(self.layers))
+            probe = min(self.choices[index], key=lambda c: abs(math.log(max(c.noise, 1e-30) / PROBE_NOISE)))
+            self._put(layer, quantized(original, probe.step, probe.dead_zone))
+            error = (answer().float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-30)
+            self._put(layer, original)
+            weight = float(error) / max(probe.noise, 1e-30)
+            self.choices[index] = [replace(c, distortion=c.noise * weight) for c in self.choices[index]]
 
     def _put(self, layer: Layer, matrix: Tensor) -> None:
         layer.parameter.copy_((matrix.t() if layer.transposed else matrix).reshape(layer.parameter.shape))
@@ -174,6 +208,21 @@ class RateQuantizer:
                 low = middle
         return best
 
+    def _filled(self, chosen: list[Choice], limit: float) -> list[Choice]:
+        """What bisection leaves over, spent where it lowers distortion most for each bit."""
+        while True:
+            left = limit - self.bits(chosen)
+            gains = [
+                ((now.distortion - c.distortion) / (c.bits - now.bits), index, c)
+                for index, (now, found) in enumerate(zip(chosen, self.choices, strict=True))
+                for c in found
+                if c.distortion < now.distortion and 0 < c.bits - now.bits <= left
+            ]
+            if not gains:
+                return chosen
+            _, index, best = max(gains, key=lambda gain: gain[0])
+            chosen = [*chosen[:index], best, *chosen[index + 1 :]]
+
     def _smallest(self, fits: Callable[[list[Choice]], bool]) -> list[Choice]:
         """By bisection the largest lambda whose choice fits: the fewest bits; a dozen trials, each an evaluation."""
         low, high = 1e-7, 1e3
@@ -188,28 +237,44 @@ class RateQuantizer:
         return best
 
 
-def codes_of(matrix: Tensor, step: float, dead_zone: float) -> Tensor:
-    """Whole numbers as float32: nearest multiples of ``step``, zero below ``dead_zone`` steps."""
-    scaled = matrix / step
+def row_steps(matrix: Tensor, step: float) -> Tensor:
+    """``step`` for each row [N, 1], doubled until the row's largest magnitude is 127 of them at most."""
+    doublings = (matrix.abs().amax(1, keepdim=True) / (step * (MOST_CODE + 0.49))).clamp_min(1.0).log2().ceil()
+    return step * 2.0**doublings
+
+
+def codes_of(matrix: Tensor, steps: Tensor | float, dead_zone: float) -> Tensor:
+    """Whole numbers as float32: nearest multiples of ``steps``, zero below ``dead_zone`` of them."""
+    scaled = matrix / steps
     return torch.where(scaled.abs() < dead_zone, 0.0, scaled.round()).clamp_(-MOST_CODE, MOST_CODE)
 
 
+def quantized(matrix: Tensor, step: float, dead_zone: float) -> Tensor:
+    """The rounded matrix [N, K] for a layer's step."""
+    steps = row_steps(matrix, step)
+    return codes_of(matrix, steps, dead_zone) * steps
+
+
 def candidates(layer: Layer) -> list[Choice]:
-    """Steps from the largest magnitude / 127 up to itself, with each dead zone."""
+    """Steps from half of what int8 takes for the middle row to the largest magnitude of all, with each dead zone."""
     matrix = layer.matrix
-    largest, signal = float(matrix.abs().max()), layer.energy(matrix)
+    rows = matrix.abs().amax(1)
+    largest, signal = float(rows.max()), layer.energy(matrix)
     if largest == 0 or signal <= 0:
-        step = short(largest / MOST_CODE) if largest else 1.0
-        return [_choice(layer, matrix, step, 0.5, max(signal, 1e-30))]
-    octaves = math.log2(MOST_CODE)
-    steps = [largest / MOST_CODE * 2 ** (i / STEPS_AN_OCTAVE) for i in range(math.ceil(octaves * STEPS_AN_OCTAVE) + 1)]
-    return [_choice(layer, matrix, short(step), zone, signal) for step in steps for zone in DEAD_ZONES]
+        return [_choice(layer, matrix, short(largest / MOST_CODE) if largest else 1.0, 0.5, max(signal, 1e-30))]
+    smallest = float(rows[rows > 0].median()) / MOST_CODE / 2
+    count = math.ceil(math.log2(largest / smallest) * STEPS_AN_OCTAVE)
+    steps = [short(smallest * 2 ** (i / STEPS_AN_OCTAVE)) for i in range(count + 1)]
+    return [_choice(layer, matrix, step, zone, signal) for step in steps for zone in DEAD_ZONES]
 
 
 def _choice(layer: Layer, matrix: Tensor, step: float, zone: float, signal: float) -> Choice:
-    codes = codes_of(matrix, step, zone)
+    steps = row_steps(matrix, step)
+    codes = codes_of(matrix, steps, zone)
     bits = entropy(counted(codes.flatten().to(torch.int32).numpy())) * codes.numel() + STEP_BITS
-    return Choice(step, zone, bits, layer.energy(codes * step - matrix) / signal)
+    bits += ROW_BITS * len(matrix) * bool((steps != step).any())
+    noise = layer.energy(codes * steps - matrix) / signal
+    return Choice(step, zone, bits, noise, noise)
 
 
 def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: Budget) -> list[Layer]:
@@ -308,7 +373,7 @@ def chosen_report(layers: Sequence[Layer], chosen: Sequence[Choice]) -> list[dic
             "step": choice.step,
             "dead_zone": choice.dead_zone,
             "bits": choice.bits / layer.parameter.numel(),
-            "noise_db": 10 * math.log10(max(choice.distortion, 1e-30)),
+            "noise_db": 10 * math.log10(max(choice.noise, 1e-30)),
             "zeros": float((layer.parameter == 0).float().mean()),
         }
         for layer, choice in zip(layers, chosen, strict=True)

@@ -11,14 +11,15 @@ from typing import Any
 from torch import nn
 
 from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_report
-from edgekit.compress.config import Compression
+from edgekit.compress.config import POST_TRAINING, Compression
 from edgekit.compress.data import digest
 from edgekit.compress.masks import matrices
 from edgekit.compress.rate_quantize import RateQuantizer, chosen_report
 from edgekit.compress.training import Constraint, History, Run
 from edgekit.compression.coded import coded_bits
 from edgekit.compression.data import Material, material
-from edgekit.compression.saving import checkpoint_path, write
+from edgekit.compression.post_training import post_trained
+from edgekit.compression.saving import RECIPE, checkpoint_path, write
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.source import Source, load
 from edgekit.frontend.streamed import materialize
@@ -32,7 +33,7 @@ BATCH = 32
 class Compressed:
     """What came out: the rate of the weights before and after, the training's history, and what ``export`` takes.
 
-    ``layers`` says what rate-aware quantization chose for each, ``seconds`` are wall time.
+    ``layers`` says what became of each layer or group of layers, ``recipe`` is the file that stores it so, ``seconds`` are wall time.
     """
 
     source: str
@@ -43,7 +44,8 @@ class Compressed:
     history: History
     seconds: float
     exportable: str
-    layers: list[dict[str, float | str]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str = ""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -55,7 +57,14 @@ class Compressed:
             for name, key in (("share of zeros", "zeros"), ("entropy, bits a weight", "entropy"), ("EG0", "golomb"))
         ]
         steps = f"{self.method}, {len(self.history.losses)} steps, {self.seconds:.0f} s"
-        return [*self.after.lines(), steps, *scores, *changed, f"next: edgekit export {self.exportable} -o BUNDLE"]
+        stored = f" --recipe {self.recipe}" if self.recipe else ""
+        return [
+            *self.after.lines(),
+            steps,
+            *scores,
+            *changed,
+            f"next: edgekit export {self.exportable}{stored} -o BUNDLE",
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """What compress.json holds."""
@@ -70,6 +79,7 @@ class Compressed:
             "rate_before": self.before.to_json()["total"],
             "rate": self.after.to_json(),
             "layers": self.layers,
+            "recipe": self.recipe,
             "export": self.exportable,
         }
 
@@ -101,23 +111,31 @@ def compress(
     found = _load(source, allow_pickle)
     assert found.module is not None
     before = _rate(found.module, settings.report_step)
-    data = material(found, settings, config.parent if isinstance(config, Path) else Path())
-    layers: list[dict[str, float | str]] = []
-    after = None
+    data = material(found, settings, _directory(config))
+    layers: list[dict[str, Any]] = []
+    after = recipe = None
     if settings.method == "rate-quantize":
         history, after, layers = _quantized(found.module, settings, data, progress)
+    elif settings.method in POST_TRAINING:
+        history, layers, recipe = post_trained(found, settings, data, _directory(config), progress)
     else:
         history = _trained(found.module, settings, data, source, state, resume, progress)
     after = after or _rate(found.module, settings.report_step)
     exportable = f"{source.partition('@')[0]}@{output}" if found.kind == "factory" else str(output)
     seconds = time.perf_counter() - began
     result = Compressed(
-        source, settings.method, settings.to_dict(), before, after, history, seconds, exportable, layers
+        source, settings.method, settings.to_dict(), before, after, history, seconds, exportable, layers,
+        str(output / RECIPE) if recipe is not None else "",
     )  # fmt: skip
     progress("write the model", 1.0)
-    write(found, result.to_json(), output)
+    write(found, result.to_json(), output, recipe)
     state.unlink(missing_ok=True)
     return result
+
+
+def _directory(config: Path | Compression) -> Path:
+    """What paths in a configuration are relative to."""
+    return config.parent if isinstance(config, Path) else Path()
 
 
 def rate_of(source: str, step: float, *, allow_pickle: bool = False) -> RateReport:
@@ -179,9 +197,10 @@ def _quantized(
     if data is None:
         quantizer, history = RateQuantizer(model, (), budget), History()
     else:
-        progress("second moments", 0.0)
         some = type(data.train)(data.train.select(slice(0, budget.examples)))
-        quantizer = RateQuantizer(model, (data.objective.inputs(batch) for batch in some.batches(BATCH)), budget)
+        batches = [data.objective.inputs(batch) for batch in some.batches(BATCH)]
+        answer = data.objective.answer
+        quantizer = RateQuantizer(model, batches, budget, lambda batch: answer(model, batch), progress)
         history = History(evaluations=[{"step": 0, **data.objective.evaluate(model, data.evaluation)}])
     trials = 0
 

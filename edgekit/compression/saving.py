@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors.torch import save_model
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.frontend.huggingface import quiet
 from edgekit.frontend.pooling import TextEncoder, sentence_modules
 from edgekit.frontend.source import Source
+from edgekit.recipe import Recipe
+from edgekit.side_path import take_side_paths, write_side_paths
 
 REPORT = "compress.json"
+RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
 
 
@@ -37,8 +41,8 @@ def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
     return path
 
 
-def write(found: Source, report: dict[str, Any], output: Path) -> None:
-    """The model's directory, made as a hidden sibling and renamed."""
+def write(found: Source, report: dict[str, Any], output: Path, recipe: Recipe | None = None) -> None:
+    """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own."""
     target = Path(output).absolute()
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     for left in (part, old):
@@ -46,6 +50,8 @@ def write(found: Source, report: dict[str, Any], output: Path) -> None:
     try:
         part.mkdir()
         _save(found, part)
+        if recipe is not None:
+            (part / RECIPE).write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
         (part / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if target.exists():
             target.rename(old)
@@ -57,17 +63,24 @@ def write(found: Source, report: dict[str, Any], output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _plain(recipe: Recipe) -> Any:
+    return json.loads(json.dumps(recipe.to_dict()))  # YAML without tuples
+
+
 def _save(found: Source, directory: Path) -> None:
     """Weights as safetensors; a Hugging Face model as transformers saves it, with its tokenizer and pooling."""
     model: Any = found.module
+    inner: Any = model.model if isinstance(model, TextEncoder) else model
+    sides = take_side_paths(inner)
     if found.kind == "factory":
+        write_side_paths(*sides, directory)
         save_model(model, str(directory / WEIGHTS))
         return
-    inner: Any = model.model if isinstance(model, TextEncoder) else model
     modules = sentence_modules(found.directory) if found.directory is not None else []
     files = directory / modules[0][1] if modules else directory
     with quiet():
         inner.save_pretrained(files)
+    write_side_paths(*sides, files)
     for asset in found.assets:
         shutil.copyfile(asset, files / asset.name)
     for name in ("modules.json", *(f"{path}/config.json" for _, path in modules[1:])):

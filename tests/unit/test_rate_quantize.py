@@ -16,10 +16,20 @@ from transformers.pytorch_utils import Conv1D
 
 from edgekit.compress.config import Compression, Data
 from edgekit.compress.masks import matrices, zero_share
-from edgekit.compress.rate_quantize import Budget, Choice, RateQuantizer, candidates, codes_of, layers_of
+from edgekit.compress.rate_quantize import (
+    Budget,
+    Choice,
+    RateQuantizer,
+    candidates,
+    codes_of,
+    layers_of,
+    quantized,
+    row_steps,
+)
 from edgekit.compress.training import Training
 from edgekit.compression import coded_bits, compress
 from edgekit.errors import CheckFailed, RecipeError, UnsupportedError, UsageError
+from edgekit.lowbit.grid import grid_steps
 from tests.unit.test_compress import CLASSIFIER, POINTS, SENTENCES, decoder, encoder, one_thread  # noqa: F401
 
 BITS = Budget(bits=3)
@@ -153,10 +163,51 @@ def test_zeros_stay_and_values_lie_on_the_grid() -> None:
     for name, weight in matrices(net).items():
         assert bool((weight[before[name]] == 0).all())
     for layer, choice in zip(quantizer.layers, chosen, strict=True):
-        codes = layer.matrix / choice.step
+        steps = row_steps(layer.matrix, choice.step)
+        codes = layer.matrix / steps
         assert torch.equal(codes, codes.round()) and float(codes.abs().max()) <= 127
+        assert bool((steps / choice.step).log2().frac().eq(0).all())
     quantizer.restore()
     assert all(torch.equal(layer.matrix, old) for layer, old in zip(quantizer.layers, quantizer.originals, strict=True))
+
+
+def test_rows_with_outliers_have_a_doubled_step() -> None:
+    layer = layers_of(nn.Sequential(nn.Linear(64, 8)), [], Budget(bits=1, moments="none"))[0]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        layer.parameter.normal_()
+        layer.parameter[3, 5] = 300.0
+    finest = min(candidates(layer), key=lambda choice: choice.step)
+    assert finest.step < 300 / 127 / 8
+    found = quantized(layer.matrix, finest.step, 0.5)
+    assert float((found[3, 5] - 300).abs()) < 2.4 and float((found[:3] - layer.matrix[:3]).abs().max()) < 0.02
+    assert grid_steps(found.numpy(), 127).all()
+
+
+def test_what_matters_more_gets_more_bits() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"loud": nn.Linear(64, 64), "quiet": nn.Linear(64, 64)})
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return net["loud"](x) + 0.03 * net["quiet"](x)
+
+    model, batches = Both(), [{"x": torch.randn(256, 64)}]
+    quantizer = RateQuantizer(model, batches, BITS, lambda batch: model(**batch))
+    loud, quiet = quantizer.within_bits(3 * quantizer.count)
+    assert loud.bits > 1.8 * quiet.bits
+    unaware = RateQuantizer(model, batches, BITS)
+    errors = []
+    for found in (quantizer, unaware):
+        wanted = model(batches[0]["x"]).detach()
+        found.apply(found.within_bits(3 * found.count))
+        errors.append(float((model(batches[0]["x"]).detach() - wanted).square().sum()))
+        found.restore()
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_dead_zones_and_clamping() -> None:
@@ -185,7 +236,7 @@ def test_an_accuracy_budget_and_an_exact_export(tmp_path: Path) -> None:
     config.write_text(f'version: 1\nmethod: rate-quantize\ndata: {{train: ["{POINTS}"]}}\nquantize: {{loss: 0.1}}\n')
     result = compress(f"{CLASSIFIER}@{tmp_path / 'trained'}", config, tmp_path / "small")
     before, after = result.history.evaluations
-    assert before["loss"] < after["loss"] <= 1.1 * before["loss"]
+    assert before["loss"] != after["loss"] <= 1.1 * before["loss"]
     assert result.after.total.entropy < 5 and result.after.total.coded < 7 and result.history.losses == []  # type: ignore[operator]
     document = json.loads((tmp_path / "small" / "compress.json").read_text())
     assert [layer["layer"] for layer in document["layers"]] == ["0", "3", "5"] and "training" not in document[
@@ -225,7 +276,7 @@ def test_an_encoder_keeps_its_embeddings(tmp_path: Path, encoder: Path) -> None:
     )  # fmt: skip
     result = compress(str(encoder), config, tmp_path / "out")
     before, after = result.history.evaluations
-    assert before["cosine"] == pytest.approx(1.0, abs=1e-5) and 0.99 <= after["cosine"] < 0.9999
+    assert before["cosine"] == pytest.approx(1.0, abs=1e-5) and 0.99 <= after["cosine"] < before["cosine"]
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
 
 

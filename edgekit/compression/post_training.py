@@ -1,0 +1,89 @@
+"""Methods that need no training, on a model that was read: GPTQ, ternary planes, EoRA, LoRA adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.compress.calibrate import Batch, Progress, groups_of
+from edgekit.compress.config import Compression
+from edgekit.compress.lora import beside, merge, read_adapter
+from edgekit.compress.post_training import Calibration, compress_layers, recipe_for
+from edgekit.compress.training import History
+from edgekit.compression.data import Material
+from edgekit.errors import SourceError
+from edgekit.frontend.pooling import TextEncoder
+from edgekit.frontend.source import Source, load
+from edgekit.frontend.streamed import materialize
+from edgekit.recipe import Recipe
+
+
+def post_trained(
+    found: Source, settings: Compression, data: Material | None, directory: Path, progress: Progress
+) -> tuple[History, list[dict[str, Any]], Recipe]:
+    """Compresses a model in place: scores before and after, a row for each group of layers, and the recipe that stores it.
+
+    Paths in ``settings`` are relative to ``directory``. Raises what :func:`compress_layers` does, SourceError for an
+    adapter or original that does not fit the model.
+    """
+    assert found.module is not None
+    model, method = found.module, settings.post_training()
+    calibration = settings.calibration or Calibration()
+    history = History()
+    if data is not None:
+        history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
+    lora = settings.lora if settings.method == "lora" else None
+    adapters = read_adapter(directory / lora.adapter) if lora is not None else {}
+    if lora is not None and lora.merge:
+        merge(_inner(model), adapters)
+    rows: list[dict[str, Any]] = []
+    if settings.method != "lora" or method.of != "none":
+        original = settings.eora.original if settings.method == "eora" and settings.eora is not None else ""
+        rows = compress_layers(
+            model, _batches(data, calibration), method, calibration, progress=progress,
+            originals=_weights(str(directory / original), model) if original else None,
+        )  # fmt: skip
+    if lora is not None and not lora.merge:
+        groups = groups_of(_inner(model), _one_batch(found, data))
+        beside(_inner(model), adapters, groups, lora.format)
+    if data is not None:
+        history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
+    return history, rows, recipe_for(model, method, settings.method)
+
+
+def _batches(data: Material | None, calibration: Calibration) -> list[Batch]:
+    assert data is not None  # the configuration was checked for it
+    some = type(data.train)(data.train.select(slice(0, calibration.examples)))
+    return [data.objective.inputs(batch) for batch in some.batches(calibration.batch)]
+
+
+def _one_batch(found: Source, data: Material | None) -> Batch:
+    """Anything that runs through the model: which layers read the same input does not depend on it."""
+    if data is not None:
+        return data.objective.inputs(data.train.select(slice(0, 1)))
+    return found.example_inputs or {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """What transformers calls the model: names in adapters are its."""
+    return model.model if isinstance(model, TextEncoder) else model
+
+
+def _weights(source: str, model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the linear layers of an original, which must be those of ``model`` in name and shape."""
+    other = load(source).module
+    assert other is not None
+    mine = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    theirs = dict(materialize(other).named_modules())
+    weights = {}
+    for name, layer in mine.items():
+        found = theirs.get(name)
+        if not isinstance(found, nn.Linear) or found.weight.shape != layer.weight.shape:
+            raise SourceError(
+                f"{source}: has no linear layer '{name}' {list(layer.weight.shape)}; it is not the original of this model"
+            )
+        weights[name] = found.weight.detach().float()
+    return weights
