@@ -20,7 +20,7 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
 @click.option(
     "--method",
-    type=click.Choice(["backslash", "prune", "2:4", "rate-quantize", "none"]),
+    type=click.Choice(["backslash", "prune", "2:4", "rate-quantize", "gptq", "ternarize", "eora", "lora", "none"]),
     help="Instead of the one in the config; `none` trains without, as a baseline.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted; the result is the same.")

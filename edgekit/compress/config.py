@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.compress.backslash import Rate
+from edgekit.compress.eora import Compensation
+from edgekit.compress.gptq import Gptq
+from edgekit.compress.lora import Lora
+from edgekit.compress.post_training import Calibration, Method
 from edgekit.compress.prune import Pruning
 from edgekit.compress.rate_quantize import Budget
+from edgekit.compress.ternarize import Ternary
 from edgekit.compress.training import Training
 from edgekit.errors import EdgekitError, RecipeError
 from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
-METHODS = ("backslash", "prune", "2:4", "rate-quantize", "none")
-UNTRAINED = ("rate-quantize",)
+POST_TRAINING = ("gptq", "ternarize", "eora", "lora")
+METHODS = ("backslash", "prune", "2:4", "rate-quantize", *POST_TRAINING, "none")
+UNTRAINED = ("rate-quantize", *POST_TRAINING)
+SECTIONS = ("rate", "prune", "quantize", "calibration", "gptq", "ternarize", "eora", "lora")
+"""What some methods read and others do not."""
 REPORT_STEP = 2.0**-8
 CONSTRAINED = 0.75
 """Share of the steps that the rate term acts in, where the file does not say."""
@@ -39,7 +47,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Compression:
-    """A method, its settings, and how long to train (rate-quantize does not). What is left out has its class's defaults.
+    """A method, its settings, and how long to train (what is in UNTRAINED does not). What is left out has its class's defaults.
 
     A section of a method that is not the one used is allowed, so that one file can serve several.
     """
@@ -51,6 +59,11 @@ class Compression:
     rate: Rate | None = None
     prune: Pruning | None = None
     quantize: Budget | None = None
+    calibration: Calibration | None = None
+    gptq: Gptq | None = None  # read by gptq, and by eora and lora that compress so
+    ternarize: Ternary | None = None
+    eora: Compensation | None = None
+    lora: Lora | None = None
     report_step: float = REPORT_STEP  # weights are rounded to multiples of it in the rate report
 
     def __post_init__(self) -> None:
@@ -66,6 +79,8 @@ class Compression:
             _check_data(self.data)
         if self.method == "rate-quantize":
             self._check_budget()
+        elif self.method in POST_TRAINING:
+            self._check_post_training()
         elif self.training.steps and self.data is None:
             raise RecipeError("compress.data: missing; training needs examples (or set training.steps: 0)")
         if self.method == "backslash":
@@ -84,6 +99,15 @@ class Compression:
                 "compress.data: missing; rate-quantize needs examples for second moments and losses (or a budget of bits with "
                 "moments: none)"
             )
+
+    def _check_post_training(self) -> None:
+        if self.method in ("eora", "lora") and getattr(self, self.method) is None:
+            example = "{of: gptq, rank: 32}" if self.method == "eora" else "{adapter: DIRECTORY}"
+            raise RecipeError(f"compress.{self.method}: missing; give for example {example}")
+        if self.data is None and self.post_training().of != "none":
+            raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
+        if self.data is None and self.method == "eora":
+            raise RecipeError("compress.data: missing; eora needs examples to calibrate with")
 
     def _check_rate(self) -> None:
         if not self.training.steps:
@@ -108,20 +132,42 @@ class Compression:
         assert self.quantize is not None
         return self.quantize
 
+    def post_training(self) -> Method:
+        """How weights are rounded without training, and what compensates it."""
+        compensation = self.eora if self.method == "eora" else None
+        of = {"eora": self.eora and self.eora.of, "lora": self.lora and self.lora.of}.get(self.method, self.method)
+        return Method(of or "none", self.gptq or Gptq(), self.ternarize or Ternary(), compensation)
+
     def with_method(self, method: str | None) -> Compression:
         """The same with another method."""
         return self if method is None else replace(self, method=method)
 
     def to_dict(self) -> dict[str, Any]:
         """What was used, defaults included; sections of other methods are left out."""
-        found = {k: v for k, v in asdict(self).items() if k not in ("rate", "prune", "quantize")}
+        found = {k: v for k, v in asdict(self).items() if k not in SECTIONS}
         if self.method in UNTRAINED:
             del found["training"]
+        if self.method == "rate-quantize":
             found["quantize"] = asdict(self.budget())
+        if self.method in POST_TRAINING:
+            found |= self._post_training_sections()
         if self.method == "backslash":
             found["rate"] = asdict(self.rating())
         if self.method in ("prune", "2:4"):
             found["prune"] = asdict(self.pruning())
+        return found
+
+    def _post_training_sections(self) -> dict[str, Any]:
+        method = self.post_training()
+        found = {"calibration": asdict(self.calibration or Calibration())}
+        if method.of in ("gptq", "int4"):
+            found["gptq"] = asdict(method.gptq)
+        if method.of == "ternarize":
+            found["ternarize"] = asdict(method.ternary)
+        if method.compensation is not None:
+            found["eora"] = asdict(method.compensation)
+        if self.method == "lora" and self.lora is not None:
+            found["lora"] = asdict(self.lora)
         return found
 
     @staticmethod

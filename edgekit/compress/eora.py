@@ -31,12 +31,14 @@ class Compensation:
     """What is compressed how (``of``), and what compensates it: ``rank`` of each group's A, or ``bytes`` of all A and B.
 
     ``format`` is what A and B are rounded to, and stored as. of: "int4" is plain rounding with the group size of the section
-    gptq, "none" leaves weights as they are (an earlier compression's).
+    gptq, "none" leaves them as they are, compressed before: ``original`` is then the
+    model that they were made from.
     """
 
     of: str = "gptq"
     rank: int = 0
     bytes: int = 0
+    original: str = ""  # with of "none": the model before it was compressed, a directory or what else is exported
     format: str = "int8"
     method: str = "eora"  # or svd, the baseline
 
@@ -48,6 +50,10 @@ class Compensation:
         ):
             if value not in known:
                 raise UsageError(f"eora.{name}: '{value}' is not one of {', '.join(known)}")
+        if (self.of == "none") != bool(self.original):
+            raise UsageError(
+                f"eora: of '{self.of}', original '{self.original}'; give original with of: none, and only then"
+            )
         if (self.rank > 0) == (self.bytes > 0) or min(self.rank, self.bytes) < 0:
             raise UsageError(f"eora: rank {self.rank}, bytes {self.bytes}; give one of them, above 0")
 

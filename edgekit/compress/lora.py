@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from edgekit.compress.eora import FORMATS, stored
+from edgekit.compress.eora import FORMATS, OF, stored
 from edgekit.errors import SourceError, UnsupportedError, UsageError
 from edgekit.side_path import SideLinear, attach
 
@@ -35,10 +35,13 @@ class Lora:
     adapter: str
     merge: bool = False
     format: str = "int8"
+    of: str = "none"  # how the weights are compressed, as in eora
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise UsageError(f"lora.format: '{self.format}' is not one of {', '.join(FORMATS)}")
+        if self.of not in OF:
+            raise UsageError(f"lora.of: '{self.of}' is not one of {', '.join(OF)}")
 
 
 @dataclass(frozen=True)

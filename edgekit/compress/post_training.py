@@ -7,7 +7,7 @@ the outputs of what came of it feed the layers after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,13 +77,14 @@ class Method:
 @torch.no_grad()
 def compress_layers(
     model: nn.Module, batches: Sequence[Batch], method: Method, calibration: Calibration = Calibration(),
-    progress: Progress = lambda what, share: None,
+    originals: Mapping[str, Tensor] | None = None, progress: Progress = lambda what, share: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
 
     Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights alone,
     ``compensated`` with the side path, ``svd`` with a plain decomposition of the same rank instead (both null without).
-    ``bytes`` is what a bundle stores for the group. Raises what :func:`layer_by_layer` does, UsageError for a budget that
+    ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K] by layer before an earlier
+    compression, which is then what is compensated. Raises what :func:`layer_by_layer` does, UsageError for a budget that
     is too small.
     """
     settings, rank = method.compensation, 0
@@ -96,17 +97,20 @@ def compress_layers(
                 (sum(layer.out_features for layer in g.values()), next(iter(g.values())).in_features) for g in groups
             ]
             rank = rank_within(settings.bytes, shapes, settings.format)
-    rounding = method.rounding()
     layer_by_layer(
-        model, batches, lambda group: rows.append(_compress(model, group, rounding, method, rank)),
+        model, batches, lambda group: rows.append(_compress(model, group, method, rank, originals)),
         exclude=calibration.exclude, sequential=calibration.sequential, progress=progress,
     )  # fmt: skip
     return rows
 
 
-def _compress(model: nn.Module, group: Group, rounding: Rounding, method: Method, rank: int) -> dict[str, Any]:
-    originals = {name: _whole(layer) for name, layer in group.layers.items()}
-    found = {name: rounding(weight, group.moments) for name, weight in originals.items()}
+def _compress(
+    model: nn.Module, group: Group, method: Method, rank: int, given: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    rounding = method.rounding()
+    weights = {name: _whole(layer) for name, layer in group.layers.items()}
+    originals = weights if given is None else {name: given[name] for name in weights}
+    found = {name: rounding(weight, group.moments) for name, weight in weights.items()}
     difference = torch.cat([originals[name] - result.weight for name, result in found.items()])
     energy = max(output_error(torch.cat(list(originals.values())), group.moments), 1e-30)
     row: dict[str, Any] = {
