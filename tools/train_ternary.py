@@ -32,7 +32,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgekit.compress import checkpoint
-from edgekit.compress.bitnet import Ternary, TernaryTraining, convert
+from edgekit.compress.bitnet import BitNet, BitNetTraining, convert
 from edgekit.compress.bitnet_checkpoint import save
 from edgekit.compress.data import digest, tokens
 from edgekit.compress.distill import cached
@@ -188,7 +188,7 @@ def model_of(name: str, plan: Plan) -> nn.Module:
         )
     )  # fmt: skip
     model.config.use_cache = False  # while training
-    return convert(model, Ternary()) if name == "ternary" else model
+    return convert(model, BitNet()) if name == "ternary" else model
 
 
 def plan_of(options: argparse.Namespace, train: Examples, output: Path) -> Plan:
@@ -236,7 +236,7 @@ def trained(
     if answers and rows is not None:
         examples = Staged(train.arrays, chosen=rows, answers=answers, transition=transition)
         objective = salted(LANGUAGE, Salt(teacher="teacher", steps=plan.first), transition)
-    both = Both([transition, *([TernaryTraining(model, Ternary())] if name == "ternary" else [])])
+    both = Both([transition, *([BitNetTraining(model, BitNet())] if name == "ternary" else [])])
     run = Run(model, objective, examples, plan.training(name), constraint=both, evaluation=judged)
     state, belongs = output / f"{name}.checkpoint", {"plan": asdict(plan), "model": name, "examples": digest(train)}
     if state.is_file():

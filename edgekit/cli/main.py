@@ -17,6 +17,7 @@ from edgekit.cli.compress import compress
 from edgekit.cli.console import prepare_streams, printable
 from edgekit.cli.devices import devices
 from edgekit.cli.doctor import doctor
+from edgekit.cli.evaluate import evaluate
 from edgekit.cli.export import export
 from edgekit.cli.generate import generate
 from edgekit.cli.inspect import inspect
@@ -25,7 +26,7 @@ from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
 from edgekit.schema import suggest
 
-VERBS = (export, compress, verify, bench, generate, inspect, pack, unpack, devices, doctor)
+VERBS = (export, compress, verify, bench, evaluate, generate, inspect, pack, unpack, devices, doctor)
 INTERRUPTED, BUG = 130, 70
 
 
@@ -51,6 +52,7 @@ def group() -> None:
     edgekit export MODEL --recipe int4 -o DIR    make a bundle
     edgekit verify DIR                           prove that it computes what it should
     edgekit bench DIR [DIR2]                     measure it
+    edgekit evaluate DIR [DIR2] --text FILE      how accurate it is
     edgekit generate DIR PROMPT                  run it
     edgekit devices setup ssh:HOST               then verify --target ssh:HOST
 

@@ -1,13 +1,13 @@
 """BitNet b1.58: training with ternary weights and int8 activations (arXiv 2402.17764; Training Tips, Code and FAQ, 2024).
 
-    model = convert(model, Ternary(ramp=500))     # linear layers become BitLinear
-    ternary = TernaryTraining(model, Ternary(ramp=500))
+    model = convert(model, BitNet(ramp=500))     # linear layers become BitLinear
+    ternary = BitNetTraining(model, BitNet(ramp=500))
     for batch in batches:
         loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
         ternary.step()                            # after the optimizer
     save(model, directory)                        # edgekit.compress.bitnet_checkpoint
 
-or give ``TernaryCallback`` to a transformers Trainer. Weights stay float32 masters; each pass multiplies by what they are
+or give ``BitNetCallback`` to a transformers Trainer. Weights stay float32 masters; each pass multiplies by what they are
 rounded to, and gradients go straight through the rounding. In eval mode a layer computes, bit for bit, what transformers'
 AutoBitLinear does online.
 """
@@ -35,7 +35,7 @@ SUB_NORMED = ("llama", "mistral", "bitnet")
 
 
 @dataclass(frozen=True)
-class Ternary:
+class BitNet:
     """How a model becomes ternary.
 
     ramp: over so many steps the share of the rounding rises from 0 to 1, a warm start of a trained model; 0 rounds at once.
@@ -126,7 +126,7 @@ def bit_linear(linear: nn.Linear, norm: bool = False, eps: float = 1e-5) -> BitL
     return made.train(linear.training)
 
 
-def convert(model: nn.Module, ternary: Ternary) -> nn.Module:
+def convert(model: nn.Module, ternary: BitNet) -> nn.Module:
     """Makes the linear layers of a transformer ternary, in place but for ``sub_norms`` "block", which needs another class.
 
     Raises UnsupportedError naming the layer that BitNet has no form for, UsageError for a pattern that fits no layer.
@@ -207,10 +207,10 @@ def bit_linears(model: nn.Module) -> dict[str, BitLinear]:
     return found
 
 
-class TernaryTraining:
+class BitNetTraining:
     """Raises the share of the rounding step by step; ``done`` are the steps taken."""
 
-    def __init__(self, model: nn.Module, ternary: Ternary) -> None:
+    def __init__(self, model: nn.Module, ternary: BitNet) -> None:
         """Raises UsageError for a model that was not converted."""
         self.ternary, self.layers, self.done = ternary, bit_linears(model), 0
         self._apply()
@@ -245,18 +245,18 @@ class TernaryTraining:
             layer.amount = self.ternary.amount_at(self.done)
 
 
-class TernaryCallback(TrainerCallback):
+class BitNetCallback(TrainerCallback):
     """The ramp in a transformers Trainer, and with ``training`` its learning rate and weight decay in the place of the
     Trainer's own (``schedule: two-stage`` is BitNet's). Goes on where the Trainer resumes. The model was converted before."""
 
-    def __init__(self, ternary: Ternary, training: Training | None = None) -> None:
+    def __init__(self, ternary: BitNet, training: Training | None = None) -> None:
         self.ternary, self.training = ternary, training
-        self.ramp: TernaryTraining | None = None
+        self.ramp: BitNetTraining | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         """Takes the model's layers."""
         assert model is not None, "the Trainer hands the model over"
-        self.ramp = TernaryTraining(model, self.ternary)
+        self.ramp = BitNetTraining(model, self.ternary)
         self.ramp.load_state_dict({"done": state.global_step})
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from edgekit.bundle import Bundle
@@ -17,15 +18,18 @@ SPECIAL = ("bos", "eos", "pad", "unk")
 class Tokenizer:
     """The model's own tokenizer and chat template."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Raises UnsupportedError when the bundle carries no tokenizer.json, BundleError when it cannot be read."""
+    def __init__(self, bundle: Bundle | Path) -> None:
+        """Of a bundle, or of a directory with a model's files.
+
+        Raises UnsupportedError when it carries no tokenizer.json, BundleError when that cannot be read.
+        """
         from tokenizers import Tokenizer as Fast
 
-        self.directory = bundle.directory
-        path = bundle.directory / "tokenizer.json"
+        self.directory = bundle if isinstance(bundle, Path) else bundle.directory
+        path = self.directory / "tokenizer.json"
         if not path.is_file():
             raise UnsupportedError(
-                f"{bundle.directory}: no tokenizer.json; export from a directory that has one, or feed token ids"
+                f"{self.directory}: no tokenizer.json; export from a directory that has one, or feed token ids"
             )
         try:
             self._fast = Fast.from_file(str(path))

@@ -16,9 +16,9 @@ from torch import nn
 
 from edgekit.compress.bitnet import (
     BitLinear,
-    Ternary,
-    TernaryCallback,
-    TernaryTraining,
+    BitNet,
+    BitNetCallback,
+    BitNetTraining,
     bit_linear,
     bit_linears,
     codes,
@@ -56,10 +56,10 @@ def examples(count: int = 24, length: int = 16) -> Examples:
     return Examples({"input_ids": (starts + 3 * torch.arange(length)) % 97})
 
 
-def trained(ternary: Ternary = Ternary(), steps: int = 12, prefix: str = "Llama") -> Any:  # noqa: B008
+def trained(ternary: BitNet = BitNet(), steps: int = 12, prefix: str = "Llama") -> Any:  # noqa: B008
     model = convert(build(prefix, SIZES), ternary)
     training = Training(steps=steps, batch_size=8, learning_rate=3e-3, schedule="two-stage", weight_decay=0.1)
-    Run(model, LANGUAGE, examples(), training, constraint=TernaryTraining(model, ternary)).go()
+    Run(model, LANGUAGE, examples(), training, constraint=BitNetTraining(model, ternary)).go()
     return model
 
 
@@ -107,7 +107,7 @@ def test_the_ramp_goes_from_float_to_ternary() -> None:
     torch.manual_seed(0)
     plain = nn.Linear(16, 8)
     model = nn.Sequential(bit_linear(plain), nn.Linear(8, 2))
-    ramp, x = TernaryTraining(model, Ternary(ramp=4)), torch.randn(5, 16)
+    ramp, x = BitNetTraining(model, BitNet(ramp=4)), torch.randn(5, 16)
     assert torch.allclose(model[0](x), plain(x))
     ramp.step()
     half = torch.nn.functional.linear(
@@ -122,8 +122,8 @@ def test_the_ramp_goes_from_float_to_ternary() -> None:
         ramp.step()
     assert torch.equal(model.train()[0](x), final)
     assert ramp.zeros() == float((codes(plain.weight) == 0).float().mean())
-    assert [Ternary(ramp=4).amount_at(i) for i in (0, 1, 4, 9)] == [0, 0.25, 1, 1] and Ternary().amount_at(0) == 1
-    ramp = TernaryTraining(model, Ternary(ramp=9))
+    assert [BitNet(ramp=4).amount_at(i) for i in (0, 1, 4, 9)] == [0, 0.25, 1, 1] and BitNet().amount_at(0) == 1
+    ramp = BitNetTraining(model, BitNet(ramp=9))
     ramp.hold()
     assert isinstance(model[0], BitLinear) and model[0].amount == 1
 
@@ -143,38 +143,38 @@ def test_two_stages() -> None:
 @pytest.mark.parametrize(
     ("prefix", "settings", "ternary", "message"),
     [
-        ("GPT2", {"n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 97}, Ternary(),
+        ("GPT2", {"n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 97}, BitNet(),
          r"transformer\.h\.0\.attn\.c_attn\.weight: a Conv1D \[64, 192\] is no nn\.Linear, which BitNet needs"),
-        ("Mixtral", {"num_local_experts": 2, "num_experts_per_tok": 1}, Ternary(), r"model\.layers\.0\.mlp\.\w+\.\w+: a \w+ \["),
-        ("Gemma", {"head_dim": 16}, Ternary(sub_norms="block"),
+        ("Mixtral", {"num_local_experts": 2, "num_experts_per_tok": 1}, BitNet(), r"model\.layers\.0\.mlp\.\w+\.\w+: a \w+ \["),
+        ("Gemma", {"head_dim": 16}, BitNet(sub_norms="block"),
          "GemmaForCausalLM has blocks of its own; sub_norms: block is for llama, mistral, bitnet; use sub_norms: layer or none"),
-        ("Mistral", {"sliding_window": 8}, Ternary(sub_norms="block"), "MistralForCausalLM has sliding-window attention"),
-        ("Llama", {"mlp_bias": True}, Ternary(sub_norms="block"),
+        ("Mistral", {"sliding_window": 8}, BitNet(sub_norms="block"), "MistralForCausalLM has sliding-window attention"),
+        ("Llama", {"mlp_bias": True}, BitNet(sub_norms="block"),
          r"model\.layers\.0\.mlp\.gate_proj\.bias: BitNet's blocks have no such parameter of \[96\]"),
     ],
 )  # fmt: skip
 def test_models_that_bitnet_has_no_form_for(
-    prefix: str, settings: dict[str, Any], ternary: Ternary, message: str
+    prefix: str, settings: dict[str, Any], ternary: BitNet, message: str
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         convert(build(prefix, settings), ternary)
 
 
 def test_other_refusals(tmp_path: Path) -> None:
-    model = convert(build("Llama", SIZES), Ternary())
+    model = convert(build("Llama", SIZES), BitNet())
     with pytest.raises(UnsupportedError, match=r"layers\.0\.self_attn\.q_proj: is ternary already"):
-        convert(model, Ternary())
+        convert(model, BitNet())
     with pytest.raises(UsageError, match=r"exclude: '\*gate' fits no linear layer; they are named like model\.layers"):
-        convert(build("Llama", SIZES), Ternary(exclude=("*gate",)))
+        convert(build("Llama", SIZES), BitNet(exclude=("*gate",)))
     with pytest.raises(UsageError, match="has no BitLinear; convert it first"):
         bit_linears(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="ramp: -1 is negative"):
-        Ternary(ramp=-1)
+        BitNet(ramp=-1)
     with pytest.raises(UsageError, match="sub_norms: 'all' is not one of none, block, layer"):
-        Ternary(sub_norms="all")
+        BitNet(sub_norms="all")
     with pytest.raises(UsageError, match="form: 'gguf' is not one of online, autobitlinear, bitlinear"):
         save(model, tmp_path, "gguf")
-    odd = convert(build("Llama", {**SIZES, "intermediate_size": 126}), Ternary())
+    odd = convert(build("Llama", {**SIZES, "intermediate_size": 126}), BitNet())
     with pytest.raises(UnsupportedError, match=r"mlp\.gate_proj: 126 rows do not fill bytes of four"):
         save(odd, tmp_path, "bitlinear")
 
@@ -189,7 +189,7 @@ def test_packing_as_documented() -> None:
 def test_transformers_and_edgekit_load_what_is_saved(form: str, sub_norms: str, tmp_path: Path) -> None:
     import transformers
 
-    model = trained(Ternary(sub_norms=sub_norms, exclude=("*layers.1.mlp.up_proj",)), steps=4)
+    model = trained(BitNet(sub_norms=sub_norms, exclude=("*layers.1.mlp.up_proj",)), steps=4)
     model.set_attn_implementation("eager")
     save(model, tmp_path, form)
     ids = examples().arrays["input_ids"][:2]
@@ -218,7 +218,7 @@ def test_transformers_and_edgekit_load_what_is_saved(form: str, sub_norms: str, 
 def test_biases_survive_every_form(tmp_path: Path) -> None:
     import transformers
 
-    model: Any = convert(build("Llama", {**SIZES, "attention_bias": True}), Ternary()).eval()
+    model: Any = convert(build("Llama", {**SIZES, "attention_bias": True}), BitNet()).eval()
     for layer in bit_linears(model).values():
         if layer.bias is not None:
             nn.init.normal_(layer.bias)
@@ -233,13 +233,13 @@ def test_biases_survive_every_form(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_ends_with_the_same_bits() -> None:
-    ternary = Ternary(ramp=6, sub_norms="layer")
+    ternary = BitNet(ramp=6, sub_norms="layer")
     training = Training(steps=10, batch_size=8, learning_rate=3e-3, schedule="two-stage", weight_decay=0.1, warmup=2)
 
     def run() -> Run:
         model = convert(build("Llama", SIZES), ternary)
         return Run(
-            model, LANGUAGE, examples(), training, constraint=TernaryTraining(model, ternary), evaluation=examples(4)
+            model, LANGUAGE, examples(), training, constraint=BitNetTraining(model, ternary), evaluation=examples(4)
         )
 
     whole = run()
@@ -272,11 +272,11 @@ def test_a_warm_start_loses_less_at_first() -> None:
     for ramp in (0, 20):
         model = build("Llama", SIZES)
         model.load_state_dict(state)
-        ternary = Ternary(ramp=ramp)
+        ternary = BitNet(ramp=ramp)
         model = convert(model, ternary)
         run = Run(
             model, LANGUAGE, examples(), Training(steps=25, batch_size=8, learning_rate=2e-3),
-            constraint=TernaryTraining(model, ternary),
+            constraint=BitNetTraining(model, ternary),
         )  # fmt: skip
         losses[ramp] = run.go().losses
     assert losses[20][0] < 0.5 * losses[0][0]
@@ -295,12 +295,12 @@ def test_the_callback_in_a_trainer(tmp_path: Path) -> None:
             seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]))
 
     def fit(path: Path, resume: str | None = None) -> Any:
-        model = convert(build("Llama", SIZES), Ternary(ramp=5))
+        model = convert(build("Llama", SIZES), BitNet(ramp=5))
         arguments = transformers.TrainingArguments(
             output_dir=str(path), max_steps=8, per_device_train_batch_size=4, save_steps=4, report_to=[], use_cpu=True,
             weight_decay=0.1, seed=1, disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
-        callback = TernaryCallback(Ternary(ramp=5), training)
+        callback = BitNetCallback(BitNet(ramp=5), training)
         trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback, Watch()])
         trainer.train(resume_from_checkpoint=resume)
         return model
@@ -321,7 +321,7 @@ def test_trained_exported_verified_and_the_same_tokens(tmp_path: Path) -> None:
     from edgekit.parity import verify
     from edgekit.runtime.decoder import Decoder
 
-    model = trained(Ternary(sub_norms="block"), steps=40)
+    model = trained(BitNet(sub_norms="block"), steps=40)
     (tmp_path / "model").mkdir()
     save(model, tmp_path / "model", "bitlinear")
     bundle = export(str(tmp_path / "model"), "ternary", tmp_path / "bundle", abis=["linux-x86_64"])

@@ -1,0 +1,56 @@
+"""``edgekit evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show, threads_option
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--text", "texts", multiple=True, type=FILE, help="Perplexity over this UTF-8 text; may be given several times."
+)
+@click.option(
+    "--choices",
+    multiple=True,
+    type=FILE,
+    help='Accuracy over questions, one JSON object a line: {"question": ..., "choices": [...], "answer": 0}.',
+)
+@click.option(
+    "--tasks", default="", help="Tasks of lm-evaluation-harness, with commas between (needs edgekit[evaluate])."
+)
+@click.option(
+    "--tokens", default=8192, show_default=True, type=click.IntRange(0), help="First tokens of each text; 0 takes all."
+)
+@click.option(
+    "--questions", default=0, type=click.IntRange(0), help="First questions of each file or task. [default: all]"
+)
+@click.option("--page", type=click.Path(path_type=Path), help="Write one HTML page with plots against bytes.")
+@threads_option
+@json_option
+def evaluate(
+    models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, tokens: int, questions: int,
+    page: Path | None, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Score language MODELS: bundles, and models as `edgekit export` takes them, on the same files.
+
+    Each model is a row with its bytes. Perplexity is over windows of 512 tokens; a choice is scored by its log-likelihood per byte.
+    """
+    quiet_libraries()
+    from edgekit.evaluation import evaluate as run
+    from edgekit.evaluation.page import write_page
+
+    with progress_bar() as progress:
+        found = run(
+            models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], threads=threads, most_tokens=tokens,
+            most_questions=questions, progress=progress,
+        )  # fmt: skip
+    if page is not None:
+        write_page(found, page)
+    show(found.lines(), found.to_json(), as_json)

@@ -1,0 +1,150 @@
+"""Several models on the same files, one row each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.manifest import NAME
+from edgekit.errors import RuntimeUnavailable, UsageError
+from edgekit.evaluation.scorers import BundleScorer, Scorer
+from edgekit.evaluation.tasks import (
+    ChoiceScore,
+    TextScore,
+    read_questions,
+    read_text,
+    score_questions,
+    score_text,
+)
+
+MOST_TOKENS = 8192
+"""Enough for perplexity to within a few percent."""
+MEGA = 1e6
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: bytes of graph and weights, and its scores in the order of the files; ``tasks`` are lm-eval's."""
+
+    model: str
+    method: str
+    bytes: int
+    bits_per_weight: float | None
+    texts: tuple[TextScore, ...]
+    choices: tuple[ChoiceScore, ...]
+    tasks: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All models on all files."""
+
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of ``edgekit evaluate --json``."""
+        return {"schema_version": 1, "rows": [asdict(row) for row in self.rows]}
+
+    def measures(self) -> list[tuple[str, list[float]]]:
+        """(heading, a number for each row) in the order of the columns."""
+        first = self.rows[0]
+        found = []
+        for i, text in enumerate(first.texts):
+            found.append((f"perplexity {Path(text.file).name}", [row.texts[i].perplexity for row in self.rows]))
+        for i, choice in enumerate(first.choices):
+            found.append((f"accuracy {Path(choice.file).name}", [row.choices[i].accuracy for row in self.rows]))
+        for task, metrics in first.tasks.items():
+            for metric in metrics:
+                values = [row.tasks.get(task, {}).get(metric, math.nan) for row in self.rows]
+                found.append((f"{metric} {task}", values))
+        return found
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        head = ["model", "method", "MB", "bits/weight"]
+        body = [
+            [
+                row.model,
+                row.method,
+                f"{row.bytes / MEGA:.2f}",
+                f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "-",
+            ]
+            for row in self.rows
+        ]
+        for heading, values in self.measures():
+            head.append(heading)
+            for cells, value in zip(body, values, strict=True):
+                cells.append(f"{value:.3f}" if value < 1000 else f"{value:.3g}")
+        for i, choice in enumerate(self.rows[0].choices):
+            head.append(f"+- {Path(choice.file).name}")
+            for cells, row in zip(body, self.rows, strict=True):
+                cells.append(f"{row.choices[i].error:.3f} (chance {row.choices[i].chance:.2f})")
+        widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
+        return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (head, *body)]
+
+
+def evaluate(
+    models: Sequence[str],
+    *,
+    texts: Sequence[Path] = (),
+    choices: Sequence[Path] = (),
+    tasks: Sequence[str] = (),
+    threads: int = 1,
+    most_tokens: int = MOST_TOKENS,
+    most_questions: int = 0,
+    progress: Progress = lambda what, share: None,
+) -> Evaluation:
+    """Scores bundles and PyTorch models (as `edgekit export` takes them) on local files.
+
+    Args:
+        texts: UTF-8 files; the first ``most_tokens`` tokens of each (0 = all).
+        choices: JSON lines of {"question", "choices", "answer"}; the first ``most_questions`` of each (0 = all).
+        tasks: of lm-evaluation-harness, which must be installed and fetches their data itself.
+
+    Raises UsageError for files that cannot be used, UnsupportedError for what is no language model, BundleError, SourceError,
+    RuntimeUnavailable without torch or lm-eval where they are needed.
+    """
+    if not models or not (texts or choices or tasks):
+        raise UsageError("evaluate: nothing to do; give at least one model, and --text, --choices or --tasks")
+    read = [(file, read_text(file)) for file in texts]
+    asked = [(file, read_questions(file, most_questions)) for file in choices]
+    rows = []
+    for model in models:
+        progress(f"load {model}", 0.0)
+        scorer = open_scorer(model, threads)
+        rows.append(
+            Row(
+                scorer.name, scorer.method, scorer.bytes,
+                None if math.isnan(scorer.bits_per_weight) else round(scorer.bits_per_weight, 4),
+                tuple(score_text(scorer, file, text, most_tokens, progress) for file, text in read),
+                tuple(score_questions(scorer, file, questions, progress) for file, questions in asked),
+                _tasks(scorer, tasks, most_questions),
+            )
+        )  # fmt: skip
+    return Evaluation(tuple(rows))
+
+
+def open_scorer(model: str, threads: int = 1) -> Scorer:
+    """A bundle's directory, or a PyTorch model."""
+    path = Path(model)
+    if (path / NAME).is_file():
+        return BundleScorer(path, threads)
+    try:
+        from edgekit.evaluation.torch_scorer import TorchScorer
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"{model}: is no bundle, and a PyTorch model needs PyTorch and transformers ({error}); install them"
+        ) from error
+    return TorchScorer(model)
+
+
+def _tasks(scorer: Scorer, tasks: Sequence[str], most: int) -> dict[str, dict[str, float]]:
+    if not tasks:
+        return {}
+    from edgekit.evaluation.harness import run_tasks
+
+    return run_tasks(scorer, tasks, most)

@@ -1,0 +1,177 @@
+"""What is measured: perplexity of texts, and questions with a choice of answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.errors import UsageError
+from edgekit.evaluation.scorers import Scorer
+from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.schema import build
+
+WINDOW = 512
+"""Tokens of context at most; windows do not overlap."""
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a choices file; ``answer`` is the place of the right one, from 0."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Of one text: perplexity per token, bits per byte (which compares models of different tokenizers)."""
+
+    file: str
+    tokens: int
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """Of one file of questions: the share answered right, with and without dividing by the length of the answer in bytes.
+
+    ``error`` is the standard error of ``accuracy``; ``chance`` what guessing gives; ``cut`` the questions whose beginning did not
+    fit into the context.
+    """
+
+    file: str
+    questions: int
+    accuracy: float
+    accuracy_unnormalized: float
+    error: float
+    chance: float
+    cut: int
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 text. Raises UsageError."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file}: not a readable UTF-8 text ({type(error).__name__}); --text takes a plain text file"
+        ) from error
+
+
+def read_questions(file: Path, most: int = 0) -> list[Question]:
+    """The questions of a JSON lines file: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file}: not a readable UTF-8 file ({type(error).__name__}); --choices takes JSON lines"
+        ) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = build(Question, json.loads(line), f"{file}:{number}", UsageError)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{file}:{number}: not JSON ({str(error)[:80]}); one question stands on each line"
+            ) from error
+        if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
+            raise UsageError(
+                f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are not empty, "
+                "answer counts them from 0"
+            )
+        found.append(question)
+    if not found:
+        raise UsageError(f"{file}: no question in it; one stands on each line, as JSON")
+    return found[:most] if most else found
+
+
+def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress) -> TextScore:
+    """Perplexity over the first ``most`` tokens (0 = all). Raises UsageError for a text of less than two tokens."""
+    whole = scorer.tokenizer.encode(text)
+    ids = whole[:most] if most else whole
+    if len(ids) < 2:
+        raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
+    size = min(WINDOW, scorer.limit)
+    nats = []
+    for start in range(0, len(ids) - 1, size):
+        progress(f"{scorer.name}: {file.name}", start / len(ids))
+        nats.append(scorer.text(ids[start : start + size]))
+    total, count = float(sum(n.sum(dtype=np.float64) for n in nats)), sum(len(n) for n in nats)
+    # The bytes of a part of the text are told by its share of the tokens.
+    covered = len(text.encode()) * count / len(whole)
+    return TextScore(str(file), count, math.exp(min(total / count, 700.0)), total / math.log(2) / covered)
+
+
+def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], progress: Progress) -> ChoiceScore:
+    """Accuracy over ``questions``: the answer is the choice of the highest log-likelihood after the question and a space."""
+    right = plain = cut = 0
+    for index, item in enumerate(questions):
+        if index % 16 == 0:
+            progress(f"{scorer.name}: {file.name}", index / len(questions))
+        pairs = [split(scorer.tokenizer, item.question, f" {choice}") for choice in item.choices]
+        room = scorer.limit - max(len(ending) for _, ending in pairs)
+        if room < 1:
+            raise UsageError(
+                f"{file}: a choice of question {index + 1} is longer than the model's {scorer.limit} tokens"
+            )
+        cut += any(len(context) > room for context, _ in pairs)
+        found = score_pairs(scorer, [(context[-room:], ending) for context, ending in pairs])
+        right += _best([s / len(choice.encode()) for s, choice in zip(found, item.choices, strict=True)]) == item.answer
+        plain += _best(found) == item.answer
+    count = len(questions)
+    accuracy = right / count
+    return ChoiceScore(
+        str(file), count, accuracy, plain / count, math.sqrt(accuracy * (1 - accuracy) / count),
+        sum(1 / len(q.choices) for q in questions) / count, cut,
+    )  # fmt: skip
+
+
+def score_pairs(scorer: Scorer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """Log-likelihoods (nats) of endings after their contexts; those that share a context share its run."""
+    found = [0.0] * len(pairs)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, (context, _) in enumerate(pairs):
+        places.setdefault(tuple(context), []).append(place)
+    for shared, several in places.items():
+        results = scorer.continuations(shared, [pairs[place][1] for place in several])
+        for place, result in zip(several, results, strict=True):
+            found[place] = -float(result.nats.sum(dtype=np.float64))
+    return found
+
+
+def split(tokenizer: Tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
+    """Tokens of a context and of what follows it, as lm-evaluation-harness splits them: spaces at the end of the context go to
+    the ending, and both are tokenized as one text. A context of no tokens becomes the model's BOS or EOS token.
+    """
+    stripped = context.rstrip()
+    ending = context[len(stripped) :] + ending
+    before = tokenizer.encode(stripped)
+    whole = tokenizer.encode(stripped + ending)
+    if not before:
+        before = [_start(tokenizer, whole)]
+        whole = [*before, *whole]
+    # Where the border lies inside a token, that token belongs to the ending.
+    length = min(len(before), len(whole) - 1)
+    return whole[:length], whole[length:]
+
+
+def _start(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    for kind in ("bos_token", "eos_token"):
+        found = tokenizer.encode(tokenizer.special_tokens.get(kind, ""), special=False)
+        if len(found) == 1:
+            return found[0]
+    return ids[0]
+
+
+def _best(scores: Sequence[float]) -> int:
+    return int(np.argmax(scores))
