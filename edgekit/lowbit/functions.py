@@ -119,18 +119,24 @@ def _dense_codes(body: _Body, w: ir.Value) -> ir.Value:
         "BitShift", body.op("Unsqueeze", mask, last), shifts, attributes=[ir.AttrString("direction", "RIGHT")]
     )
     bit = body.op("BitwiseAnd", shifted, body.constant(np.array(1, np.uint8)))
-    groups = body.ints("Concat", n, body.op("Mul", blocks, two), body.constant(np.array([64], np.int64)), axis=0)
-    stored = body.ints("Cast", body.op("Reshape", bit, groups), to=ir.DataType.INT64.value)
+    halves = body.ints("Concat", n, blocks, body.constant(np.array([2, 64], np.int64)), axis=0)
+    stored = body.ints("Cast", body.op("Reshape", bit, halves), to=ir.DataType.INT64.value)
 
-    rank = body.ints("CumSum", stored, two, exclusive=1)
+    # Codes of 8 bits follow one another over the whole row; those of 4 bits in each half of the bytes for itself.
     count = body.ints("ReduceSum", stored, last, keepdims=0)
-    size = body.op("Div", body.op("Add", body.op("Mul", count, bits), body.number(7)), eight)
-    start = body.op("Add", body.ints("CumSum", size, one, exclusive=1), body.op("Add", firsts, own))
-    place = body.op("Mul", body.op("Unsqueeze", start, last), eight)  # in bits
-    place = body.op("Add", place, body.op("Mul", rank, bits))
-    byte = body.ints("Cast", body.ints("Gather", w, body.op("Div", place, eight), axis=0), to=ir.DataType.INT64.value)
+    in_halves = body.ints("CumSum", count, one, exclusive=1)
+    in_row = body.op("Reshape", count, body.ints("Concat", n, last, axis=0))
+    in_row = body.op("Reshape", body.ints("CumSum", in_row, one, exclusive=1), body.ints("Shape", count))
+    apart = body.op("Equal", bits, body.number(4))
+    before = body.op("Where", apart, in_halves, in_row)
+    start = body.op("Add", before, body.op("Unsqueeze", body.op("Add", firsts, own), last))
+    rank = body.ints("CumSum", stored, body.number(3), exclusive=1)
+    place = body.op("Add", body.op("Unsqueeze", start, last), rank)
+    byte = body.ints("Cast", body.ints("Gather", w, place, axis=0), to=ir.DataType.INT64.value)
+    up = body.op("Sub", eight, bits)  # of the second half's codes in their bytes
+    above = body.op("Pow", two, body.op("Mul", up, body.constant(np.array([[0], [1]], np.int64))))
     range_ = body.op("Pow", two, bits)
-    code = body.op("Mod", body.op("Div", byte, body.op("Pow", two, body.op("Mod", place, eight))), range_)
+    code = body.op("Mod", body.op("Div", byte, above), range_)
     value = body.op("Mul", body.op("Sub", code, body.op("Div", range_, two)), stored)
     from_128 = body.ints("Cast", body.op("Add", value, body.number(128)), to=ir.DataType.UINT8.value)
     shape = body.ints("Concat", n, blocks, body.constant(np.array([NATIVE_BLOCK], np.int64)), axis=0)

@@ -3,10 +3,11 @@
 One run of bytes, little-endian, for a weight [N, K] with K padded by zeros to a multiple of 128:
 
 - uint32 [N + 1]: where each row begins in these bytes, and where the last one ends;
-- the rows. A row is a bit for each weight, lowest bits first, set where it is stored, and then the codes of the stored ones,
-  of one group of 64 weights after the other: a byte worth code - 128 each, or 4 bits worth code - 8, low nibble first, every
-  group from a byte of its own;
-- 64 zeros, so that a kernel may read a group's codes at once wherever they end.
+- the rows. A row is a bit for each weight, lowest bits first, set where it is stored, and then bytes with the codes of the
+  stored ones. 8 bits: one after the other, a byte worth code - 128 each. 4 bits, worth code - 8: in the low halves of the
+  bytes those of the first 64 weights of every block of 128, one after the other, and in the high halves those of the second
+  64; there are as many bytes as the longer of the two needs, and what is not used is zero;
+- 64 zeros, so that a kernel may read the codes of 64 weights at once wherever they end.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ def mask_bytes(columns: int) -> int:
 
 def row_bytes(codes: Codes, bits: int) -> NDArray[np.int64]:
     """Bytes that each row of ``codes`` int8 [n, K] takes, int64 [n]."""
-    stored = (_groups(codes) != 0).sum(axis=-1, dtype=np.int64)
-    return np.asarray(((stored * bits + 7) // 8).sum(axis=-1) + mask_bytes(codes.shape[1]))
+    return _code_bytes(_counts(_groups(codes) != 0), bits) + mask_bytes(codes.shape[1])
 
 
 def total_bytes(rows: NDArray[np.int64]) -> int:
@@ -56,34 +56,52 @@ def pack(parts: Iterable[Codes], rows: int, bits: int) -> Bytes:
 
 
 def _groups(codes: Codes) -> Codes:
-    """[n, K] as [n, groups, 64], padded with zeros to whole blocks."""
+    """[n, K] as [n, blocks, 2, 64], padded with zeros to whole blocks."""
     rows, columns = codes.shape
     padded = np.zeros((rows, 8 * mask_bytes(columns)), np.int8)
     padded[:, :columns] = codes
-    return padded.reshape(rows, 8 * mask_bytes(columns) // GROUP, GROUP)
+    return padded.reshape(rows, mask_bytes(columns) * 8 // BLOCK, 2, GROUP)
+
+
+def _counts(stored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of each group are stored, int64 [n, blocks, 2]."""
+    return np.asarray(stored.sum(axis=-1), np.int64)
+
+
+def _code_bytes(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Bytes of each row's codes."""
+    halves = counts.sum(axis=1)
+    return np.asarray(halves.max(axis=-1) if bits == 4 else halves.sum(axis=-1))
+
+
+def _places(counts: NDArray[np.int64], bits: int, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The byte of each stored weight, groups one after the other; ``starts`` int64 [n] is where a row's codes begin."""
+    apart = counts if bits == 4 else counts.reshape(len(counts), 2 * counts.shape[1])
+    first = starts[:, None, None] + np.cumsum(apart, axis=1).reshape(counts.shape) - counts
+    flat = counts.ravel()
+    ranks = np.arange(int(flat.sum())) - np.repeat(np.cumsum(flat) - flat, flat)
+    return np.repeat(first.ravel(), flat) + ranks
+
+
+def _shifts(stored: NDArray[np.bool_], bits: int) -> NDArray[np.uint8]:
+    """How far up in its byte each stored code lies."""
+    high = np.broadcast_to(np.array([0, 8 - bits], np.uint8)[:, None], stored.shape)
+    return np.asarray(high[stored])
 
 
 def _pack_rows(codes: Codes, bits: int) -> Bytes:
     groups = _groups(codes)
     stored = groups != 0
-    counts = stored.sum(axis=-1, dtype=np.int64)
-    sizes, own = (counts * bits + 7) // 8, mask_bytes(codes.shape[1])
-    starts = np.concatenate([[0], np.cumsum(sizes.sum(axis=1) + own)])
-    out = np.zeros((starts[-1], 8 // bits), np.uint8)  # a byte's codes side by side
+    counts, own = _counts(stored), mask_bytes(codes.shape[1])
+    ends = np.cumsum(_code_bytes(counts, bits) + own)
+    starts = np.concatenate([[0], ends])[:-1]
+    out = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
     mask = np.packbits(stored.reshape(len(codes), 8 * own), axis=1, bitorder="little")
-    at = (starts[:-1, None] + np.arange(own)).ravel()
-    first = starts[:-1, None] + own + np.cumsum(sizes, axis=1) - sizes
-    place = np.repeat(first.ravel() * (8 // bits), counts.ravel()) + _ranks(counts)
-    out.reshape(-1)[place] = (groups[stored].astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
-    found = out[:, 0] if bits == 8 else out[:, 0] | out[:, 1] << 4
-    found[at] = mask.ravel()
-    return np.ascontiguousarray(found)
-
-
-def _ranks(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... for the stored weights of each group."""
-    flat = counts.ravel()
-    return np.arange(int(flat.sum())) - np.repeat(np.cumsum(flat) - flat, flat)
+    out[(starts[:, None] + np.arange(own)).ravel()] = mask.ravel()
+    values = (groups[stored].astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    # Two codes of 4 bits may meet in a byte: their bits are added.
+    np.add.at(out, _places(counts, bits, starts + own), values << _shifts(stored, bits))
+    return out
 
 
 def row_places(data: Bytes, rows: int) -> NDArray[np.int64]:
@@ -105,17 +123,14 @@ def unpack(data: Bytes, rows: int, columns: int, bits: int) -> Codes:
     if rows and (np.diff(places) < own).any():
         raise BundleError("sparse weight has a row without room for its mask; the file is damaged, copy it again")
     mask = data[places[:-1, None] + np.arange(own)]
-    stored = np.unpackbits(mask, axis=1, bitorder="little").reshape(rows, -1, GROUP).astype(bool)
-    counts = stored.sum(axis=-1, dtype=np.int64)
-    sizes = (counts * bits + 7) // 8
-    if (sizes.sum(axis=1) + own != np.diff(places)).any():
+    stored = np.unpackbits(mask, axis=1, bitorder="little").reshape(rows, own * 8 // BLOCK, 2, GROUP).astype(bool)
+    counts = _counts(stored)
+    if (_code_bytes(counts, bits) + own != np.diff(places)).any():
         raise BundleError("sparse weight has a mask that does not fit its codes; the file is damaged, copy it again")
-    first = places[:-1, None] + own + np.cumsum(sizes, axis=1) - sizes
-    place = np.repeat(first.ravel() * (8 // bits), counts.ravel()) + _ranks(counts)
-    values = data[place] if bits == 8 else data[place >> 1] >> (place % 2 * 4).astype(np.uint8) & 15
+    values = data[_places(counts, bits, places[:-1] + own)] >> _shifts(stored, bits) & ((1 << bits) - 1)
     codes = np.zeros(stored.shape, np.int8)
     codes[stored] = (values.astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
-    return codes.reshape(rows, -1)[:, :columns]
+    return codes.reshape(rows, 8 * own)[:, :columns]
 
 
 def cut(data: Bytes, start: int, stop: int) -> Bytes:

@@ -146,11 +146,11 @@ PLANTED = [
     ("x86_256.h", "_mm256_permute2x128_si256(quad[0][i], quad[1][i], 0x31)", "quad[0][i]"),
     ("floats.h", "0x4B400000", "0x4B400001"),
     ("kernels_scalar.cpp", "(each ? b : 0)", "0"),
-    ("sparse_256.h", "stored > 32", "stored > 40"),
-    ("sparse_256.h", "at += _mm_popcnt_u32(byte)", "at += _mm_popcnt_u32(byte & 0x7F)"),
-    ("sparse_256.h", "if (row.codes > row.end) return false;", ""),
-    ("kernels_avx512vbmi2.cpp", "(stored + 1) / 2", "stored / 2"),
-    ("kernels_avx512vbmi2.cpp", "0x1C1814100C080400", "0x1C1814100C080000"),
+    ("sparse_256.h", "stored[half] > 32", "stored[half] > 40"),
+    ("sparse_256.h", "codes += _mm_popcnt_u32(byte)", "codes += _mm_popcnt_u32(byte & 0x7F)"),
+    ("kernels_avx512vbmi2.cpp", "_mm512_srli_epi16(codes[1], 4)", "_mm512_srli_epi16(codes[1], 3)"),
+    ("kernels_avx512vbmi2.cpp", "if (!take_block<F>(&row, w)) return false;", "take_block<F>(&row, w);"),
+    ("kernels.h", "codes[0] <= end && codes[1] <= end", "codes[0] <= end"),
 ]
 
 
@@ -179,8 +179,8 @@ PLANTED_IN_THE_OPERATOR = [
     ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.sparse4_zero : 128"),
     ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.int8_zero : kernels.int8_zero"),
     ("product.cpp", "!a.each && block > 0, panel.sums", "!a.each && block > 4, panel.sums"),
-    ("product.cpp", "if (at[r].codes != at[r].end) return not_intact(call);", ""),
-    ("product.cpp", "|| (at.last && rows[r].codes != rows[r].end)", ""),
+    ("product.cpp", "if (!at[r].done()) return not_intact(call);", ""),
+    ("product.cpp", "|| (at.last && !rows[r].done())", ""),
     ("product.cpp", "end < first || end - first < mask", "end < first"),
     ("arguments.cpp", "first == begin && end == stop", "first == begin"),
     ("product.cpp", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),

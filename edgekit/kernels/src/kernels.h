@@ -9,8 +9,9 @@
 // neighbouring bytes and no code has to be moved.
 //
 // Sparse rows (kSparse4, kSparse8) begin with a bit for each weight, 16 bytes a block, set where the weight is stored.
-// The codes of those follow, of one group of 64 weights after the other: bytes worth code - 128, or 4 bits worth code
-// - 8, low nibble first and every group from a byte of its own. kSparseTail bytes can be read behind any row.
+// Bytes with the codes of those follow. kSparse8: one after the other, worth code - 128. kSparse4: 4 bits worth code
+// - 8, in the low halves of the bytes those of the first 64 weights of every block, in the high halves those of the
+// others; so no code has to be moved to another byte. kSparseTail bytes can be read behind any row.
 //
 // Products are summed exactly and never accumulated over K in fewer than 32 bits; floats.h holds the float arithmetic
 // for all instruction sets, so results are the same bits on each. Everything is valid input here: operator.cpp checked
@@ -33,14 +34,29 @@ constexpr size_t kPrefetch = 4096;     // bytes past the rows in use that gemv()
 
 constexpr size_t kGroup = 64;                  // weights of a sparse row that one word of its mask tells of
 constexpr size_t kMaskBytes = kBlock / 8;      // of a block's mask
-constexpr size_t kSparseTail = 64;             // bytes behind the last sparse row, so that a group's are read at once
+constexpr size_t kSparseTail = kGroup;         // bytes behind the last sparse row, so that a group's are read at once
 
 constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
 constexpr bool is_sparse(Format format) { return format == kSparse4 || format == kSparse8; }
 
-// Where reading of a sparse row stands, and the end of its codes.
+// Where reading of a sparse row stands (kSparse4: in the low and in the high halves), and the end of its codes.
 struct SparseRow {
-  const uint8_t *mask, *codes, *end;
+  const uint8_t* mask;
+  const uint8_t* codes[2];
+  const uint8_t* end;
+
+  // The codes of the next block's groups, `stored` in each; moves on. False when they end behind the row.
+  bool take(Format format, const size_t* stored, const uint8_t** groups) {
+    const bool apart = format == kSparse4;
+    groups[0] = codes[0];
+    groups[1] = apart ? codes[1] : codes[0] + stored[0];
+    codes[apart ? 0 : 1] = groups[0] + stored[0];
+    codes[apart ? 1 : 0] = groups[1] + stored[1];
+    mask += kMaskBytes;
+    return __builtin_expect(codes[0] <= end && codes[1] <= end, 1);
+  }
+  // Whether everything was read, and nothing is left.
+  bool done() const { return (codes[0] > codes[1] ? codes[0] : codes[1]) == end; }
 };
 
 struct Kernels {
@@ -77,7 +93,7 @@ struct Kernels {
                  const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y);
 
   // sums[p * kGemvRows] = sum over piece p of code * activation, for `blocks` blocks of one sparse row and one token;
-  // a weight that is not stored counts as its format's zero. Moves `row` on. False when the codes of a group end behind
+  // a weight that is not stored counts as its format's zero. Moves `row` on. False when the codes of a block end behind
   // row->end: what was read lies before row->end + kSparseTail, and sums mean nothing.
   bool (*sparse)(Format format, SparseRow* row, const int8_t* x, size_t blocks, bool each, int32_t* sums);
 

@@ -4,30 +4,29 @@
 
 #include "sparse_vbmi2.h"
 
-EK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512vbmi2,popcnt")
+EK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi2,popcnt")
 
 namespace edgekit {
 namespace {
 
-// The next 64 weights, as codes from 0; those of 4 bits are brought into bytes by vpmultishiftqb, which takes eight
-// bits from anywhere in 64. Zero is 8 or 128.
+// The next 128 weights, as codes from 0 of which 8 or 128 is the zero.
 template <Format F>
-inline __m512i group(SparseRow* row) {
-  uint64_t mask;
-  __builtin_memcpy(&mask, row->mask, sizeof mask);
-  const size_t stored = static_cast<size_t>(_mm_popcnt_u64(mask));
-  __m512i codes;
+inline bool take_block(SparseRow* row, __m512i* weights) {
+  uint64_t masks[2];
+  __builtin_memcpy(masks, row->mask, sizeof masks);
+  const size_t stored[2] = {static_cast<size_t>(_mm_popcnt_u64(masks[0])),
+                            static_cast<size_t>(_mm_popcnt_u64(masks[1]))};
+  const uint8_t* groups[2];
+  if (!row->take(F, stored, groups)) return false;
+  __m512i codes[2] = {_mm512_loadu_si512(groups[0]), _mm512_loadu_si512(groups[1])};
   if (F == kSparse4) {
-    const __m512i starts = _mm512_set1_epi64(0x1C1814100C080400);
-    const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row->codes));
-    const __m512i spread = _mm512_multishift_epi64_epi8(starts, _mm512_cvtepu32_epi64(packed));
-    codes = _mm512_and_si512(spread, _mm512_set1_epi8(15));
-  } else {
-    codes = _mm512_loadu_si512(row->codes);
+    codes[0] = _mm512_and_si512(codes[0], _mm512_set1_epi8(15));
+    codes[1] = _mm512_and_si512(_mm512_srli_epi16(codes[1], 4), _mm512_set1_epi8(15));
   }
-  row->mask += kGroup / 8;
-  row->codes += F == kSparse4 ? (stored + 1) / 2 : stored;
-  return _mm512_mask_expand_epi8(_mm512_set1_epi8(static_cast<char>(F == kSparse4 ? 8 : 128)), mask, codes);
+  const __m512i zeros = _mm512_set1_epi8(static_cast<char>(F == kSparse4 ? 8 : 128));
+  weights[0] = _mm512_mask_expand_epi8(zeros, masks[0], codes[0]);
+  weights[1] = _mm512_mask_expand_epi8(zeros, masks[1], codes[1]);
+  return true;
 }
 
 // Sums of 16 lanes each -> four sums.
@@ -57,11 +56,11 @@ bool sparse_row(SparseRow* given, const int8_t* x, size_t blocks, bool each, int
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) {
       if (i >= some) break;
-#pragma GCC unroll 2
-      for (size_t half = 0; half < kBlock; half += kGroup) {
-        sum[i] = _mm512_dpbusd_epi32(sum[i], group<F>(&row), _mm512_loadu_si512(x + (b + i) * kBlock + half));
-        if (row.codes > row.end) return false;
-      }
+      __m512i w[2];
+      if (!take_block<F>(&row, w)) return false;
+      const int8_t* q = x + (b + i) * kBlock;
+      sum[i] = _mm512_dpbusd_epi32(sum[i], w[0], _mm512_loadu_si512(q));
+      sum[i] = _mm512_dpbusd_epi32(sum[i], w[1], _mm512_loadu_si512(q + kGroup));
     }
     if (!each) continue;
     int32_t found[4];
@@ -77,11 +76,12 @@ bool sparse_row(SparseRow* given, const int8_t* x, size_t blocks, bool each, int
 
 template <Format F>
 bool expand_row(SparseRow* row, size_t blocks, uint8_t* codes) {
-  for (size_t i = 0; i < blocks * kBlock; i += kGroup) {
-    const __m512i from_zero = group<F>(row);
-    const __m512i more = _mm512_set1_epi8(F == kSparse4 ? 120 : 0);
-    _mm512_storeu_si512(codes + i, _mm512_add_epi8(from_zero, more));
-    if (row->codes > row->end) return false;
+  const __m512i more = _mm512_set1_epi8(F == kSparse4 ? 120 : 0);
+  for (size_t b = 0; b < blocks; ++b, codes += kBlock) {
+    __m512i w[2];
+    if (!take_block<F>(row, w)) return false;
+    _mm512_storeu_si512(codes, _mm512_add_epi8(w[0], more));
+    _mm512_storeu_si512(codes + kGroup, _mm512_add_epi8(w[1], more));
   }
   return true;
 }

@@ -67,17 +67,17 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 }
 
 bool expand(Format format, SparseRow* row, size_t blocks, uint8_t* codes) {
-  for (size_t g = 0; g < blocks * (kBlock / kGroup); ++g, row->mask += kGroup / 8, codes += kGroup) {
-    size_t stored = 0;
-    for (size_t i = 0; i < kGroup; ++i) {
+  for (size_t b = 0; b < blocks; ++b, codes += kBlock) {
+    const uint8_t *mask = row->mask, *groups[2];
+    size_t stored[2] = {0, 0};
+    for (size_t i = 0; i < kBlock; ++i) stored[i / kGroup] += mask[i / 8] >> (i % 8) & 1;
+    if (!row->take(format, stored, groups)) return false;
+    for (size_t i = 0; i < kBlock; ++i) {
       codes[i] = 128;
-      if ((row->mask[i / 8] >> (i % 8) & 1) == 0) continue;
-      const int code = format == kSparse8 ? row->codes[stored] : (row->codes[stored / 2] >> (stored % 2 * 4) & 15) + 120;
-      codes[i] = static_cast<uint8_t>(code);
-      ++stored;
+      if ((mask[i / 8] >> (i % 8) & 1) == 0) continue;
+      const int byte = *groups[i / kGroup]++;
+      codes[i] = static_cast<uint8_t>(format == kSparse8 ? byte : (byte >> (i / kGroup * 4) & 15) + 120);
     }
-    row->codes += format == kSparse8 ? stored : (stored + 1) / 2;
-    if (row->codes > row->end) return false;
   }
   return true;
 }

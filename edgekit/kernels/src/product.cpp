@@ -160,7 +160,7 @@ bool find_row(const Arguments& a, size_t r, SparseRow* row) {
   __builtin_memcpy(&end, a.w + (r + 1) * sizeof end, sizeof end);
   const size_t mask = a.blocks * kMaskBytes;
   if (first < sparse_header(a.n) || end > a.w_bytes - kSparseTail || end < first || end - first < mask) return false;
-  *row = {a.w + first, a.w + first + mask, a.w + end};
+  *row = {a.w + first, {a.w + first + mask, a.w + first + mask}, a.w + end};
   return true;
 }
 
@@ -197,7 +197,7 @@ void sparse_part(void* data, size_t part) {
            y);
   }
   for (size_t r = 0; r < rows; ++r) {
-    if (at[r].codes != at[r].end) return not_intact(call);
+    if (!at[r].done()) return not_intact(call);
   }
   complete(a, 0, first, rows, y);
 }
@@ -284,7 +284,7 @@ void sparse_gemm_part(void* data, size_t part) {
       at.last = at.b + span >= a.blocks;
       for (size_t r = 0; r < at.rows; ++r) {
         const bool fits = call.kernels.expand(call.format, &rows[r], at.blocks, dense + r * span * kBlock);
-        if (!fits || (at.last && rows[r].codes != rows[r].end)) return not_intact(call);
+        if (!fits || (at.last && !rows[r].done())) return not_intact(call);
       }
       call.kernels.pack(kInt8, dense, span * kBlock, at.rows, at.blocks, panel.bytes);
       multiply_panel(call, panel, at);
@@ -302,7 +302,7 @@ size_t first_damaged(const Arguments& a, Format format) {
       uint8_t codes[kBlock];
       if (!kScalar.expand(format, &row, 1, codes)) return r;
     }
-    if (row.codes != row.end) return r;
+    if (!row.done()) return r;
   }
   return a.n;
 }

@@ -72,15 +72,14 @@ OrtValue sparse(Source& source, int64_t n, int64_t k, int64_t bits) {
     std::memcpy(bytes.data() + 4 * r, &place, 4);
     if (r == rows) break;
     bytes.resize(place + (columns + 127) / 128 * 16);
-    for (size_t first = 0; first < columns; first += 64) {
-      size_t stored = 0;
-      for (size_t i = first; i < std::min(columns, first + 64); ++i) {
-        if (draw() % 256 >= density) continue;
-        bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
-        ++stored;
-      }
-      for (size_t i = 0; i < (bits == 4 ? (stored + 1) / 2 : stored); ++i) bytes.push_back(static_cast<uint8_t>(draw()));
+    size_t stored[2] = {0, 0};  // in the first and in the second halves of blocks
+    for (size_t i = 0; i < columns; ++i) {
+      if (draw() % 256 >= density) continue;
+      bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+      ++stored[i / 64 % 2];
     }
+    const size_t codes = bits == 4 ? std::max(stored[0], stored[1]) : stored[0] + stored[1];
+    for (size_t i = 0; i < codes; ++i) bytes.push_back(static_cast<uint8_t>(draw()));
   }
   bytes.resize(bytes.size() + 64);
   for (uint8_t changes = source.byte() % 4; changes > 0; --changes) {

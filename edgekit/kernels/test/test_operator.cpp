@@ -542,15 +542,14 @@ std::vector<uint8_t> sparse_bytes(size_t n, size_t k, size_t bits, uint32_t perc
     std::memcpy(bytes.data() + 4 * r, &place, 4);
     if (r == n) break;
     bytes.resize(place + mask);
-    for (size_t first = 0; first < k; first += 64) {
-      size_t stored = 0;
-      for (size_t i = first; i < std::min(k, first + 64); ++i) {
-        if (draw() % 100 >= percent) continue;
-        bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
-        ++stored;
-      }
-      for (size_t i = 0; i < (stored * bits + 7) / 8; ++i) bytes.push_back(static_cast<uint8_t>(draw()));
+    size_t stored[2] = {0, 0};  // in the first and in the second halves of blocks
+    for (size_t i = 0; i < k; ++i) {
+      if (draw() % 100 >= percent) continue;
+      bytes[place + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+      ++stored[i / 64 % 2];
     }
+    const size_t codes = bits == 4 ? std::max(stored[0], stored[1]) : stored[0] + stored[1];
+    for (size_t i = 0; i < codes; ++i) bytes.push_back(static_cast<uint8_t>(draw()));
   }
   bytes.resize(bytes.size() + 64);
   return bytes;
