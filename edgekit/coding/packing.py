@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
-from edgekit.bundle import Bundle, Manifest
+from edgekit.bundle import Bundle, Layer
 from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import DATA, sha256
 from edgekit.coding import regions
@@ -94,7 +94,7 @@ def pack(
         file.write(write_front(head, signature))
         body.seek(0)
         shutil.copyfileobj(body, file, 1 << 20)
-    return _report(bundle.manifest, head, output, sign is not None)
+    return _report(bundle, head, output, sign is not None)
 
 
 @contextlib.contextmanager
@@ -215,13 +215,19 @@ def _base_file(base: Bundle | None, path: str) -> Symbols | None:
     return _mapped(base.directory / path)
 
 
-def _report(manifest: Manifest, head: Head, output: Path, signed: bool) -> Packed:
+def _place(bundle: Bundle, layer: Layer) -> object:
+    """Where a layer's tensor lies: two names of one place, such as a vocabulary's, are one tensor."""
+    stored = bundle.stored.get(layer.tensor)
+    return (stored.file, stored.offset) if stored else layer.tensor or layer.name
+
+
+def _report(bundle: Bundle, head: Head, output: Path, signed: bool) -> Packed:
     chunks = [chunk for file in head.files for chunk in file.chunks]
     files: list[dict[str, Any]] = [
         {"path": file.path, "bytes": file.bytes, "packed": sum(chunk.packed for chunk in file.chunks)}
         for file in head.files
     ]
-    layers = {(layer.tensor or layer.name, layer.rows): layer.weights for layer in manifest.layers}
+    layers = {(_place(bundle, layer), layer.rows): layer.weights for layer in bundle.manifest.layers}
     return Packed(
         pack=str(output),
         bytes=output.stat().st_size,
