@@ -109,26 +109,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/backslash.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)  # interleaved trainings of small networks; the other cores stay free
-    trained = []
+    trained: list[Trained] = []
     for case in (c for c in CASES if c.name in options.models):
         short = replace(
             case, first=_tenth(case.first), training=_tenth(case.training), rate_steps=case.rate_steps // 10
         )
         for seed in range(1 if options.quick else options.seeds):
             trained += _seed(short if options.quick else case, options.methods, seed)
-    rows = [row for name in options.models for row in _summary([t for t in trained if t.model == name], options.loss)]
+        rows = _write(trained, options.loss, options.json)  # after each network: it takes long
     _show(rows)
-    document = {
-        "machine": asdict(describe()),
-        "loss": options.loss,
-        "rows": rows,
-        "trainings": [asdict(t) for t in trained],
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(trained: Sequence[Trained], loss: float, target: Path) -> list[dict[str, Any]]:
+    """JSON and plot of what there is; the rows."""
     from benchmarks.backslash_plot import draw
 
-    draw(rows, options.json.with_suffix(".png"))
+    models = dict.fromkeys(t.model for t in trained)
+    rows = [row for name in models for row in _summary([t for t in trained if t.model == name], loss)]
+    document = {"machine": asdict(describe()), "loss": loss, "rows": rows, "trainings": [asdict(t) for t in trained]}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    draw(rows, target.with_suffix(".png"))
+    return rows
 
 
 def _tenth(training: Training) -> Training:

@@ -15,12 +15,27 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
     "--config",
     "-c",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What to do: data, method, training (docs/rate-constrained.md). Without it MODEL's rate is reported and nothing is made.",
+    help="What to do: data, method, training (docs/rate-constrained.md, docs/ternary-training.md). Without it MODEL's rate is reported and nothing is made.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
 @click.option(
     "--method",
-    type=click.Choice(["backslash", "prune", "2:4", "rate-quantize", "gptq", "ternarize", "eora", "lora", "none"]),
+    type=click.Choice(
+        [
+            "backslash",
+            "prune",
+            "2:4",
+            "bitnet",
+            "salt",
+            "distill",
+            "rate-quantize",
+            "gptq",
+            "ternarize",
+            "eora",
+            "lora",
+            "none",
+        ]
+    ),
     help="Instead of the one in the config; `none` trains without, as a baseline.",
 )
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted; the result is the same.")
@@ -42,6 +57,7 @@ def compress(
     from edgekit.compress.config import REPORT_STEP
     from edgekit.compression import compress as run
     from edgekit.compression import rate_of
+    from edgekit.compression.saving import checkpoint_of
 
     if config is None:
         if output or method or resume or force:
@@ -51,8 +67,13 @@ def compress(
         return
     if output is None or step is not None:
         raise click.UsageError("--config needs --output DIR, and has the step of the report itself (report_step)")
-    with progress_bar() as progress:
-        found = run(
-            model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
-        )  # fmt: skip
+    try:
+        with progress_bar() as progress:
+            found = run(
+                model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        if checkpoint_of(output).is_file():
+            click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
+        raise
     show(found.lines(), found.to_json(), as_json)

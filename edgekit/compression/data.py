@@ -83,6 +83,9 @@ def _texts(found: Source, data: Data, paths: list[Path], names: list[str]) -> Ex
     if limit is not None and data.length > limit:
         raise SourceError(f"compress.data.length: {data.length} tokens, {found.architecture} takes at most {limit}")
     read = Tokenizer.from_file(str(tokenizer))
+    # Some files carry the lengths of their training pipeline.
+    read.no_truncation()
+    read.no_padding()
     if found.task == "feature-extraction":
         return sentences(paths, read, data.length, names)
     return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, data.length)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_report
-from edgekit.compress.config import POST_TRAINING, Compression
+from edgekit.compress.bitnet import BitLinear, BitNetTraining, convert, inverse_scale, ternary_weights
+from edgekit.compress.config import POST_TRAINING, TAUGHT, Compression
 from edgekit.compress.data import digest
 from edgekit.compress.masks import matrices
 from edgekit.compress.rate_quantize import RateQuantizer, chosen_report
@@ -20,6 +21,7 @@ from edgekit.compression.coded import coded_bits
 from edgekit.compression.data import Material, material
 from edgekit.compression.post_training import post_trained
 from edgekit.compression.saving import RECIPE, checkpoint_path, write
+from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.source import Source, load
 from edgekit.frontend.streamed import materialize
@@ -119,7 +121,10 @@ def compress(
     elif settings.method in POST_TRAINING:
         history, layers, recipe = post_trained(found, settings, data, _directory(config), progress)
     else:
-        history = _trained(found.module, settings, data, source, state, resume, progress)
+        scratch = state.with_name(f".{output.absolute().name}.answers")
+        room = Classroom(_directory(config), scratch, lambda name: _load(name, allow_pickle), progress)
+        found, history = _trained(found, settings, data, source, state, resume, room)
+    assert found.module is not None
     after = after or _rate(found.module, settings.report_step)
     exportable = f"{source.partition('@')[0]}@{output}" if found.kind == "factory" else str(output)
     seconds = time.perf_counter() - began
@@ -128,8 +133,10 @@ def compress(
         str(output / RECIPE) if recipe is not None else "",
     )  # fmt: skip
     progress("write the model", 1.0)
-    write(found, result.to_json(), output, recipe)
+    write(found, result.to_json(), output, recipe, settings.ternary().form)
     state.unlink(missing_ok=True)
+    if settings.method in TAUGHT:
+        room.clear()
     return result
 
 
@@ -161,32 +168,50 @@ def _load(source: str, allow_pickle: bool) -> Source:
 
 
 def _rate(model: nn.Module, step: float) -> RateReport:
-    return rate_report({name: weight.detach() for name, weight in matrices(model).items()}, step, coded_bits)
+    """Of all matrices; ternary layers as what they are rounded to, at their own step."""
+    weights = {name: weight.detach() for name, weight in matrices(model).items()}
+    steps = dict.fromkeys(weights, step)
+    for name, layer in model.named_modules():
+        if isinstance(layer, BitLinear):
+            weights[f"{name}.weight"] = ternary_weights(layer.weight.detach())
+            steps[f"{name}.weight"] = float(1 / inverse_scale(layer.weight.detach()))
+    return rate_report(weights, steps, coded_bits)
 
 
 def _constraint(model: nn.Module, settings: Compression) -> Constraint | None:
-    if settings.method == "backslash":
+    if settings.student == "backslash":
         return Backslash(model, settings.rating())
-    return Pruner(model, settings.pruning()) if settings.method in ("prune", "2:4") else None
+    if settings.student == "bitnet":
+        return BitNetTraining(model, settings.ternary())
+    return Pruner(model, settings.pruning()) if settings.student in ("prune", "2:4") else None
 
 
 def _trained(
-    model: nn.Module, settings: Compression, data: Material | None, source: str, state: Path, resume: bool,
-    progress: Progress,
-) -> History:  # fmt: skip
-    constraint = _constraint(model, settings)
+    found: Source, settings: Compression, data: Material | None, source: str, state: Path, resume: bool, room: Classroom
+) -> tuple[Source, History]:
+    """The trained model, which may be another module, and how it went."""
+    assert found.module is not None
+    model, transition, examples = found.module, None, digest(data.train) if data is not None else ""
+    if settings.student == "bitnet":
+        check_ternary(found)
+    if settings.method in TAUGHT and data is not None:
+        data, transition = with_teacher(found, settings, data, room)
+    if settings.student == "bitnet":
+        model = convert(model, settings.ternary())
+        found = replace(found, module=model)
+    constraint = transition or _constraint(model, settings)
     if data is None:
-        return History()
+        return found, History()
     run = Run(
         model, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
-        hold_after=settings.rating().steps if settings.method == "backslash" else None,
+        hold_after=settings.rating().steps if settings.student == "backslash" else None,
     )  # fmt: skip
-    belongs = {"source": source, **settings.to_dict(), "examples": digest(data.train)}
+    belongs = {"source": source, **settings.to_dict(), "examples": examples}
     del belongs["training"]["checkpoint_every"]
     if resume:
         run.load_state_dict(checkpoint.read(state, belongs))
-    progress("train", run.step / max(1, settings.training.steps))
-    return run.go(keep=lambda found: checkpoint.write(state, found, belongs), progress=progress)
+    room.progress("train", run.step / max(1, settings.training.steps))
+    return found, run.go(keep=lambda kept: checkpoint.write(state, kept, belongs), progress=room.progress)
 
 
 def _quantized(

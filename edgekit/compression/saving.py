@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from safetensors.torch import save_model
 
+from edgekit.compress import bitnet_checkpoint
+from edgekit.compress.bitnet import BitLinear
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.frontend.huggingface import quiet
 from edgekit.frontend.pooling import TextEncoder, sentence_modules
@@ -22,14 +24,19 @@ RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
 
 
+def checkpoint_of(output: Path) -> Path:
+    """The file that a training to ``output`` keeps its state in."""
+    target = output.absolute()
+    return target.with_name(f".{target.name}.checkpoint")
+
+
 def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
     """Where a training's state is kept; refuses to overwrite or to forget anything unasked."""
     if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / REPORT).is_file())):
         raise UsageError(f"{output}: is there and no model that edgekit compress made; give -o another directory")
     if (output / REPORT).is_file() and not force:
         raise UsageError(f"{output}: a compressed model is there already; --force replaces it")
-    target = Path(output).absolute()
-    path = target.with_name(f".{target.name}.checkpoint")
+    path = checkpoint_of(output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,15 +48,20 @@ def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
     return path
 
 
-def write(found: Source, report: dict[str, Any], output: Path, recipe: Recipe | None = None) -> None:
-    """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own."""
+def write(
+    found: Source, report: dict[str, Any], output: Path, recipe: Recipe | None = None, form: str = "online"
+) -> None:
+    """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own.
+
+    ``form``: how ternary layers are stored (edgekit.compress.bitnet_checkpoint).
+    """
     target = Path(output).absolute()
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
         part.mkdir()
-        _save(found, part)
+        _save(found, part, form)
         if recipe is not None:
             (part / RECIPE).write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
         (part / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -67,7 +79,7 @@ def _plain(recipe: Recipe) -> Any:
     return json.loads(json.dumps(recipe.to_dict()))  # YAML without tuples
 
 
-def _save(found: Source, directory: Path) -> None:
+def _save(found: Source, directory: Path, form: str) -> None:
     """Weights as safetensors; a Hugging Face model as transformers saves it, with its tokenizer and pooling."""
     model: Any = found.module
     inner: Any = model.model if isinstance(model, TextEncoder) else model
@@ -79,7 +91,10 @@ def _save(found: Source, directory: Path) -> None:
     modules = sentence_modules(found.directory) if found.directory is not None else []
     files = directory / modules[0][1] if modules else directory
     with quiet():
-        inner.save_pretrained(files)
+        if any(isinstance(module, BitLinear) for module in inner.modules()):
+            bitnet_checkpoint.save(inner, files, form)
+        else:
+            inner.save_pretrained(files)
     write_side_paths(*sides, files)
     for asset in found.assets:
         shutil.copyfile(asset, files / asset.name)

@@ -226,6 +226,33 @@ def huge() -> tuple[np.ndarray, np.ndarray]:
     return np.full((9, 2), 3e38, np.float32), np.zeros(9, np.int64)
 
 
+class Stopping(nn.Sequential):
+    """Presses Ctrl-C while it trains."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + self.training
+        if self.calls == 12:
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+def stopping() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    return Stopping(nn.Linear(2, 4)), (torch.zeros(2, 2),)
+
+
+def test_ctrl_c_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(tmp_path, "method: none\n", checkpoint_every=100)
+    spec, out = f"{__name__}:stopping", tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        main(["compress", spec, "-c", str(config), "-o", str(out)])
+    err = capsys.readouterr().err
+    assert (
+        stopped.value.code == 130 and "edgekit: a checkpoint is kept; the same command with --resume goes on\n" in err
+    )
+    assert torch.load(tmp_path / ".out.checkpoint", weights_only=True)["state"]["step"] == 12
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_run_that_diverges_says_so_and_writes_nothing(tmp_path: Path) -> None:
     config = Compression(1, Data((f"{__name__}:huge",)), "none", Training(steps=4))
     with pytest.raises(CheckFailed, match=r"step 1: the loss is nan; lower learning_rate \(0.001\) or set clip"):

@@ -1,0 +1,140 @@
+"""Teachers of ``salt`` and ``distill``: loaded, asked once, and their answers given to the training beside the examples."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from edgekit.compress.config import Compression
+from edgekit.compress.distill import INDICES, cached, distilled, predictions, with_targets
+from edgekit.compress.examples import Examples
+from edgekit.compress.salt import Staged, Transition, challenge, hardest, salted
+from edgekit.compression.data import Material
+from edgekit.errors import SourceError, UnsupportedError, UsageError
+from edgekit.frontend.source import Source
+
+Progress = Callable[[str, float], None]
+Load = Callable[[str], Source]
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """Where a teacher is looked for and where its answers are kept: in ``scratch`` unless the settings name a cache."""
+
+    directory: Path
+    scratch: Path
+    load: Load
+    progress: Progress
+
+    def teacher(self, name: str, pupil: Source) -> nn.Module:
+        """The teacher's model in memory. Raises SourceError, or UsageError for another vocabulary than the pupil's."""
+        near = self.directory / Path(name).expanduser()
+        found = self.load(str(near) if near.exists() else name)
+        assert found.module is not None
+        if found.task != pupil.task:
+            raise UsageError(f"{name}: a model for {found.task} cannot teach one for {pupil.task}")
+        ours, theirs = vocabulary(pupil), vocabulary(found)
+        if ours is not None and theirs is not None and ours != theirs:
+            other = next((t for t in theirs if ours.get(t) != theirs[t]), next(iter(ours)))
+            raise UsageError(
+                f"{name}: its vocabulary is another one ({len(theirs)} tokens against {len(ours)}, {other!r} for example); give a "
+                "teacher with the same tokenizer"
+            )
+        return found.module.eval()
+
+    def cache(self, given: str) -> Path:
+        """Where answers go."""
+        return self.directory / Path(given).expanduser() if given else self.scratch
+
+    def clear(self) -> None:
+        """Forgets answers that nobody asked to keep."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def with_teacher(
+    found: Source, settings: Compression, data: Material, room: Classroom
+) -> tuple[Material, Transition | None]:
+    """What there is to learn, with a teacher's answers; and for SALT what counts its two stages."""
+    assert found.module is not None
+    if settings.method == "distill":
+        return _distilled(found, settings, data, room), None
+    return _salted(found, settings, data, room)
+
+
+def _distilled(found: Source, settings: Compression, data: Material, room: Classroom) -> Material:
+    lesson = settings.distillation()
+    assert found.module is not None
+    teacher = room.teacher(lesson.teacher, found) if lesson.teacher else copy.deepcopy(found.module).eval()
+    answers = cached(
+        room.cache(lesson.cache), teacher, data.objective, data.train, lesson.top, lesson.temperature,
+        name=lesson.teacher, progress=room.progress,
+    )  # fmt: skip
+    _check_width(found, answers, data)
+    return replace(data, objective=distilled(data.objective, lesson), train=with_targets(data.train, answers))
+
+
+def _salted(found: Source, settings: Compression, data: Material, room: Classroom) -> tuple[Material, Transition]:
+    salt = settings.salting()
+    assert found.module is not None
+    teacher = room.teacher(salt.teacher, found)
+    rows = _rows(settings, data, room, found, teacher)
+    some = Examples(data.train.select(rows))
+    answers = cached(
+        room.cache(salt.cache), teacher, data.objective, some, salt.top, salt.temperature, name=salt.teacher,
+        progress=room.progress,
+    )  # fmt: skip
+    _check_width(found, answers, data)
+    transition = Transition(found.module, salt.steps)
+    train = Staged(data.train.arrays, chosen=rows, answers=answers, transition=transition)
+    return replace(data, objective=salted(data.objective, salt, transition), train=train), transition
+
+
+def _rows(settings: Compression, data: Material, room: Classroom, found: Source, teacher: nn.Module) -> Tensor:
+    """The examples of the first stage: SALT_DS's choice, or as many as the stage will see."""
+    salt = settings.salting()
+    if salt.share < 1:
+        room.progress("choose examples", 0.0)
+        scorer = room.teacher(salt.scorer, found) if salt.scorer else teacher
+        scores = challenge(scorer, data.objective, data.train, salt.within, salt.unlearnable)
+        return hardest(scores, salt.share)
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(settings.training.seed))
+    return order[: salt.steps * settings.training.batch_size]
+
+
+def _check_width(found: Source, answers: dict[str, Tensor], data: Material) -> None:
+    """A teacher that knows more classes than the pupil has asks for the impossible."""
+    assert found.module is not None
+    with torch.no_grad():
+        width = predictions(data.objective, found.module, data.evaluation.select(slice(0, 1)))[0].shape[-1]
+    largest = int(answers[INDICES].max())
+    if largest >= width:
+        raise UsageError(
+            f"{found.name}: has {width} classes, its teacher answers {largest}; give a teacher with the same ones"
+        )
+
+
+def vocabulary(found: Source) -> dict[str, int] | None:
+    """A model's tokens with their numbers; None where it has no tokenizer."""
+    file = next((asset for asset in found.assets if asset.name == "tokenizer.json"), None)
+    if file is None:
+        return None
+    try:
+        return dict(Tokenizer.from_file(str(file)).get_vocab())
+    except Exception as error:  # tokenizers raises bare Exception
+        raise SourceError(f"{file}: not a readable tokenizer ({str(error)[:100]})") from error
+
+
+def check_ternary(found: Source) -> None:
+    """Raises UnsupportedError for what the bitnet format cannot hold."""
+    if found.kind not in ("hf", "gguf") or found.task != "text-generation":
+        raise UnsupportedError(
+            f"{found.name}: bitnet saves Hugging Face causal language models, this is {found.kind}, {found.task}; train other "
+            "models with edgekit.compress.bitnet in your own loop"
+        )
