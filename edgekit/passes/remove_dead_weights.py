@@ -109,7 +109,8 @@ def sliced(tensor: ir.TensorProtocol, rows: Bools, columns: Bools, name: str) ->
         return part
 
     shape = len(kept), int(columns.sum())
-    read = pick(lambda start, stop: np.asarray(weight[start:stop], np.float32))
+    # Asked for anew each time: what a tensor gives may be a copy, which should not live until the file is written.
+    read = pick(lambda start, stop: np.asarray(weight_of(tensor)[start:stop], np.float32))
     if not isinstance(weight, RowWeight) or weight.codes is None or weight.scales is None:
         return WeightTensor(RowWeight(shape, read), name)
     scales = weight.scales[kept] if len(weight.scales) > 1 else weight.scales

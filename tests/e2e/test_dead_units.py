@@ -98,19 +98,19 @@ def gpt2() -> Planted:
 
 def phi() -> Planted:
     """Rotates a part of each head."""
-    model: Any = tiny(*DECODERS["phi"])
+    model: Any = tiny("Phi", {**DECODERS["phi"][1], "num_hidden_layers": 1})
     first = model.model.layers[0]
     _zero(first.mlp.fc1.weight[4], first.mlp.fc2.weight[:, 9], first.self_attn.dense.weight[:, 64:])
-    return Planted(model, _ids(), {"hidden unit": 2, "query head": 2, "key-value head": 1}, (), [1, 2])
+    return Planted(model, _ids(), {"hidden unit": 2, "query head": 2, "key-value head": 1}, (), [1])
 
 
 def phi3() -> Planted:
     """Query, key and value in one weight, gate and up in another."""
-    model: Any = tiny(*DECODERS["phi3"])
+    model: Any = tiny("Phi3", {"num_hidden_layers": 1})
     first = model.model.layers[0]
     _zero(first.mlp.gate_up_proj.weight[3], first.mlp.gate_up_proj.weight[96 + 5], first.mlp.down_proj.weight[:, 7])
     _zero(first.self_attn.qkv_proj.weight[96 + HEAD :])
-    return Planted(model, _ids(), {"hidden unit": 3, "query head": 2, "key-value head": 1}, (), [1, 2])
+    return Planted(model, _ids(), {"hidden unit": 3, "query head": 2, "key-value head": 1}, (), [1])
 
 
 def bert() -> Planted:

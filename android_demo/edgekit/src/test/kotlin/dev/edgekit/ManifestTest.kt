@@ -11,6 +11,7 @@ class ManifestTest {
     private val decoder = """{"layers": 2, "kv_heads": [1, 1], "head_dim": [16, 16], "vocab_size": 259, "max_length": 64,
         "proof_error": 0, "bos_token_id": null, "eos_token_ids": [257]}"""
     private val layer = """{"name": "l", "format": "int8", "block_size": 128, "bits_per_weight": 8, "shape": [4, 4]}"""
+    private val dead = """{"layer": "l", "unit": "hidden unit", "count": 3, "of": 96, "removed": true, "reason": "always zero"}"""
     private val least = linkedMapOf(
         "schema_version" to "1", "task" to "\"text-generation\"", "name" to "\"tiny\"", "architecture" to "\"\"", "source" to "\"here\"",
         "recipe" to """{"parity": {"max_abs": 0.001, "top1": null, "margin": 0.5}}""",
@@ -42,13 +43,15 @@ class ManifestTest {
     @Test
     fun allOfAManifestIsRead() {
         val manifest = parse(
-            "decoder" to decoder, "layers" to "[$layer]", "taps" to """{"a": "b"}""", "evaluation" to """{"ppl": 3}""",
+            "decoder" to decoder, "layers" to "[$layer]", "dead_units" to "[$dead]", "taps" to """{"a": "b"}""", "evaluation" to """{"ppl": 3}""",
             "vectors" to """[{"file": "v", "kind": "text"}]""", "files" to """[{"path": "v", "bytes": 1, "sha256": "0"}]""",
         )
         val info = manifest.decoder!!
         assertEquals(listOf(1, 1), info.kvHeads)
         assertEquals(listOf(257L), info.eosTokenIds)
         assertEquals(-1, manifest.layers.single().activationBlockSize)
+        assertEquals(3, manifest.deadUnits.single().count)
+        assertTrue(manifest.deadUnits.single().removed)
         assertEquals("b", manifest.taps["a"])
         assertEquals(3.0, manifest.evaluation["ppl"]!!, 0.0)
         assertEquals(1, manifest.files.single().bytes)
@@ -78,6 +81,8 @@ class ManifestTest {
         refused("m.json: not valid JSON (", "{")
         refused("m.json: not valid JSON (the key \"nodes\" stands twice", text().replace("}", "}").dropLast(1) + ", \"nodes\": 4}")
         refused("m.json: not valid JSON (", text("nodes" to "NaN"))
+        val sure = "[${dead.replace("true", "1")}]"
+        refused("m.json: manifest.dead_units[0].removed: expected true or false, found 1", text("dead_units" to sure))
         refused("m.json: not valid JSON (", text("nodes" to "1e999"))
         refused("m.json: manifest: unknown key \"license\"; known are schema_version, task", text("license" to "1"))
         refused("m.json: manifest: missing key \"nodes\"", text().replace("\"nodes\": 3", "\"taps\": {}"))
