@@ -29,6 +29,8 @@ from edgekit.errors import UnsupportedError, UsageError
 
 LEAST = 1e-5
 """Smallest mean weight and largest input that are divided by."""
+FORMS = ("online", "autobitlinear", "bitlinear")
+"""Of saved weights: float masters, or codes in either of transformers' conventions (edgekit.compress.bitnet_checkpoint)."""
 SUB_NORMS = ("none", "block", "layer")
 SUB_NORMED = ("llama", "mistral", "bitnet")
 """Model types whose blocks are BitNet's but for the sub-norms."""
@@ -43,17 +45,21 @@ class BitNet:
     model becomes a BitNetForCausalLM; "layer" one before every ternary layer, as the b1.58 paper's BitLinear has; "none"
     leaves the model's own norms. A new norm changes a trained model, so a warm start is warmer without.
     exclude: globs over layer names that stay as they are; the output head and embeddings always do.
+    form: how `edgekit compress` saves it, "online" (to train on), "bitlinear" or "autobitlinear" (2 bits a weight).
     """
 
     ramp: int = 0
     sub_norms: str = "none"
     exclude: tuple[str, ...] = ()
+    form: str = "online"
 
     def __post_init__(self) -> None:
         if self.ramp < 0:
             raise UsageError(f"ramp: {self.ramp} is negative; give the steps of the warm start, 0 for none")
         if self.sub_norms not in SUB_NORMS:
             raise UsageError(f"sub_norms: '{self.sub_norms}' is not one of {', '.join(SUB_NORMS)}")
+        if self.form not in FORMS:
+            raise UsageError(f"form: '{self.form}' is not one of {', '.join(FORMS)}")
 
     def amount_at(self, step: int) -> float:
         """The share of the rounding in step 0, 1, ..."""

@@ -22,10 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgekit.compress.bitnet import BitLinear, bit_linears, codes, inverse_scale
+from edgekit.compress.bitnet import FORMS, BitLinear, bit_linears, codes, inverse_scale
 from edgekit.errors import UnsupportedError, UsageError
-
-FORMS = ("online", "autobitlinear", "bitlinear")
 
 
 @torch.no_grad()

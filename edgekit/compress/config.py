@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.compress.backslash import Rate
+from edgekit.compress.bitnet import BitNet
+from edgekit.compress.distill import Distillation
 from edgekit.compress.eora import Compensation
 from edgekit.compress.gptq import Gptq
 from edgekit.compress.lora import Lora
 from edgekit.compress.post_training import Calibration, Method
 from edgekit.compress.prune import Pruning
 from edgekit.compress.rate_quantize import Budget
+from edgekit.compress.salt import Salt
 from edgekit.compress.ternarize import Ternary
 from edgekit.compress.training import Training
 from edgekit.errors import EdgekitError, RecipeError
@@ -20,9 +23,22 @@ from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
 POST_TRAINING = ("gptq", "ternarize", "eora", "lora")
-METHODS = ("backslash", "prune", "2:4", "rate-quantize", *POST_TRAINING, "none")
+TAUGHT = ("salt", "distill")
+METHODS = ("backslash", "prune", "2:4", "bitnet", *TAUGHT, "rate-quantize", *POST_TRAINING, "none")
 UNTRAINED = ("rate-quantize", *POST_TRAINING)
-SECTIONS = ("rate", "prune", "quantize", "calibration", "gptq", "ternarize", "eora", "lora")
+SECTIONS = (
+    "rate",
+    "prune",
+    "bitnet",
+    "salt",
+    "distill",
+    "quantize",
+    "calibration",
+    "gptq",
+    "ternarize",
+    "eora",
+    "lora",
+)
 """What some methods read and others do not."""
 REPORT_STEP = 2.0**-8
 CONSTRAINED = 0.75
@@ -58,6 +74,9 @@ class Compression:
     training: Training = field(default_factory=Training)
     rate: Rate | None = None
     prune: Pruning | None = None
+    bitnet: BitNet | None = None
+    salt: Salt | None = None
+    distill: Distillation | None = None
     quantize: Budget | None = None
     calibration: Calibration | None = None
     gptq: Gptq | None = None  # read by gptq, and by eora and lora that compress so
@@ -83,10 +102,14 @@ class Compression:
             self._check_post_training()
         elif self.training.steps and self.data is None:
             raise RecipeError("compress.data: missing; training needs examples (or set training.steps: 0)")
-        if self.method == "backslash":
+        if self.method in TAUGHT:
+            self._check_teacher()
+        if self.student == "backslash":
             self._check_rate()
+        if self.student == "bitnet":
+            self._check_ramp()
         steps = self.pruning().steps
-        if self.method == "prune" and steps > max(1, self.training.steps):
+        if self.student == "prune" and steps > max(1, self.training.steps):
             raise RecipeError(
                 f"compress.prune.steps: {steps} is more than training.steps, {self.training.steps}; lower it or train longer"
             )
@@ -109,6 +132,29 @@ class Compression:
         if self.data is None and self.method == "eora":
             raise RecipeError("compress.data: missing; eora needs examples to calibrate with")
 
+    def _check_teacher(self) -> None:
+        if getattr(self, self.method) is None:
+            example = "{teacher: MODEL, steps: 200}" if self.method == "salt" else "{teacher: MODEL}"
+            raise RecipeError(f"compress.{self.method}: missing; give for example {example}")
+        if not self.training.steps:
+            raise RecipeError(
+                f"compress.training.steps: 0, but {self.method} works by training; give at least some hundred"
+            )
+        if self.method == "salt" and self.salting().steps > self.training.steps:
+            raise RecipeError(
+                f"compress.salt.steps: {self.salting().steps} is more than training.steps, {self.training.steps}; the teacher helps in "
+                "the first of them"
+            )
+
+    def _check_ramp(self) -> None:
+        if not self.training.steps:
+            raise RecipeError("compress.training.steps: 0, but bitnet works by training; give at least some hundred")
+        if self.ternary().ramp > self.training.steps:
+            raise RecipeError(
+                f"compress.bitnet.ramp: {self.ternary().ramp} is more than training.steps, {self.training.steps}; a model that ends "
+                "inside the ramp was never ternary"
+            )
+
     def _check_rate(self) -> None:
         if not self.training.steps:
             raise RecipeError("compress.training.steps: 0, but backslash works by training; give at least some hundred")
@@ -118,6 +164,25 @@ class Compression:
                 "in the first of them"
             )
 
+    @property
+    def student(self) -> str:
+        """The method that constrains the weights while they are trained."""
+        return self.distill.student if self.method == "distill" and self.distill is not None else self.method
+
+    def ternary(self) -> BitNet:
+        """How layers become ternary."""
+        return self.bitnet or BitNet()
+
+    def salting(self) -> Salt:
+        """Who teaches at first."""
+        assert self.salt is not None
+        return self.salt
+
+    def distillation(self) -> Distillation:
+        """Who teaches."""
+        assert self.distill is not None
+        return self.distill
+
     def rating(self) -> Rate:
         """The rate term's settings."""
         return self.rate or Rate(steps=max(1, round(CONSTRAINED * self.training.steps)))
@@ -125,7 +190,7 @@ class Compression:
     def pruning(self) -> Pruning:
         """The settings of either kind of pruning."""
         given = self.prune or Pruning()
-        return replace(given, pattern="2:4") if self.method == "2:4" else given
+        return replace(given, pattern="2:4") if self.student == "2:4" else given
 
     def budget(self) -> Budget:
         """What rate-aware quantization may cost."""
@@ -151,10 +216,14 @@ class Compression:
             found["quantize"] = asdict(self.budget())
         if self.method in POST_TRAINING:
             found |= self._post_training_sections()
-        if self.method == "backslash":
+        if self.method in TAUGHT:
+            found[self.method] = asdict(self.salting() if self.method == "salt" else self.distillation())
+        if self.student == "backslash":
             found["rate"] = asdict(self.rating())
-        if self.method in ("prune", "2:4"):
+        if self.student in ("prune", "2:4"):
             found["prune"] = asdict(self.pruning())
+        if self.student == "bitnet":
+            found["bitnet"] = asdict(self.ternary())
         return found
 
     def _post_training_sections(self) -> dict[str, Any]:

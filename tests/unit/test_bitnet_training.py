@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgekit.compress.bitnet import (
+    FORMS,
     BitLinear,
     BitNet,
     BitNetCallback,
@@ -26,7 +27,7 @@ from edgekit.compress.bitnet import (
     int8_activations,
     ternary_weights,
 )  # fmt: skip
-from edgekit.compress.bitnet_checkpoint import FORMS, pack, save
+from edgekit.compress.bitnet_checkpoint import pack, save
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.training import Run, Training
 from edgekit.errors import UnsupportedError, UsageError
@@ -339,3 +340,70 @@ def test_trained_exported_verified_and_the_same_tokens(tmp_path: Path) -> None:
         logits = decoder.step(found[-1])
     assert found == want[0].tolist()
     assert found[6:12] == [(found[5] + 3 * i) % 97 for i in range(1, 7)]  # and it has learned the rule
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama that reads bytes, and a text."""
+    from tests.unit.tiny_bundle import write_tokenizer
+
+    path = tmp_path_factory.mktemp("decoder")
+    build("Llama", {**SIZES, "vocab_size": 259}).save_pretrained(path / "model")  # type: ignore[operator]
+    write_tokenizer(path / "model")
+    (path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    return path
+
+
+def test_edgekit_compress_makes_it_ternary_and_resumes(decoder: Path, tmp_path: Path) -> None:
+    from edgekit.compression import compress
+
+    config = decoder / "bitnet.yaml"
+    config.write_text(
+        "version: 1\nmethod: bitnet\nbitnet: {ramp: 10, form: bitlinear}\ndata: {train: [text.txt], length: 32}\n"
+        "training: {steps: 30, batch_size: 8, learning_rate: 0.005, schedule: two-stage, weight_decay: 0.1, checkpoint_every: 7}\n"
+    )
+    source = str(decoder / "model")
+    whole = compress(source, config, tmp_path / "whole")
+
+    def stop(what: str, share: float) -> None:
+        if what.startswith("train: ") and share >= 0.5:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        compress(source, config, tmp_path / "parts", progress=stop)
+    parts = compress(source, config, tmp_path / "parts", resume=True)
+    assert parts.history == whole.history and len(whole.history.losses) == 30
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+    inner = [layer for layer in whole.after.layers if "proj" in layer.name]
+    assert len(inner) == 14 and all(0.2 < layer.zeros < 0.5 and layer.entropy <= 1.585 for layer in inner)
+    assert whole.settings["bitnet"] == {"ramp": 10, "sub_norms": "none", "exclude": (), "form": "bitlinear"}
+    loaded = load(whole.exportable)
+    assert loaded.module is not None and {p.name for p in loaded.assets} >= {"tokenizer.json"}
+    assert sum(hasattr(m, "activation_block_size") for m in loaded.module.modules()) == 14
+    with pytest.raises(UnsupportedError, match="LlamaForCausalLM is ternary already; edgekit export takes it as it is"):
+        compress(whole.exportable, config, tmp_path / "again")
+
+
+def test_what_compress_refuses(decoder: Path, tmp_path: Path) -> None:
+    from edgekit.compression import compress
+    from edgekit.errors import RecipeError
+
+    start = "version: 1\nmethod: bitnet\n"
+    for text, message in (
+        ("bitnet: {ramp: 9}\ntraining: {steps: 5}\ndata: {train: [text.txt]}\n",
+         r"bitnet\.ramp: 9 is more than training\.steps, 5; a model that ends inside the ramp was never ternary"),
+        ("training: {steps: 0}\n", "steps: 0, but bitnet works by training"),
+        ("bitnet: {norms: block}\n", r"unknown key 'norms'"),
+    ):  # fmt: skip
+        (decoder / "bad.yaml").write_text(start + text)
+        with pytest.raises(RecipeError, match=message):
+            compress(str(decoder / "model"), decoder / "bad.yaml", tmp_path / "out")
+    (decoder / "points.yaml").write_text(
+        start + 'data: {train: ["tests.unit.test_compress:points"]}\ntraining: {steps: 5}\n'
+    )
+    with pytest.raises(
+        UnsupportedError, match="classifier: bitnet saves Hugging Face causal language models, this is factory, generic"
+    ):
+        compress("tests.unit.test_compress:classifier", decoder / "points.yaml", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

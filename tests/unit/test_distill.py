@@ -226,3 +226,81 @@ def test_in_a_trainer(tmp_path: Path) -> None:
     assert steps == [0, 0, 1]
     indices, logs = targets(batch)
     assert indices.shape == logs.shape == (110, 97) and logs.dtype == torch.float32
+
+
+def pupil() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Smaller than its teacher."""
+    torch.manual_seed(5)
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)  # type: ignore[no-any-return]
+
+    return Small(), {"x": torch.zeros(2, 2)}
+
+
+def master() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    return classifier(1), {"x": torch.zeros(2, 2)}
+
+
+def wide() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 40)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)  # type: ignore[no-any-return]
+
+    return Wide(), {"x": torch.zeros(2, 2)}
+
+
+def data() -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in points(200).arrays.items()}
+
+
+HERE = "tests.unit.test_distill"
+
+
+def test_edgekit_compress_teaches_a_smaller_or_a_pruned_model(tmp_path: Path) -> None:
+    from edgekit.compression import compress
+
+    start = (
+        f'version: 1\nmethod: distill\ndata: {{train: ["{HERE}:data"]}}\ntraining: {{steps: 40, learning_rate: 0.02}}\n'
+    )
+    file = tmp_path / "c.yaml"
+    file.write_text(start + f'distill: {{teacher: "{HERE}:master", weight: 1.0, cache: kept}}\n')
+    small = compress(f"{HERE}:pupil", file, tmp_path / "small")
+    assert small.history.losses[-1] < 0.5 * small.history.losses[0]
+    assert (tmp_path / "kept" / "cache.json").is_file()
+    file.write_text(start + "distill: {student: prune, weight: 0.9}\nprune: {sparsity: 0.5}\n")
+    pruned = compress(f"{HERE}:master", file, tmp_path / "pruned")
+    assert pruned.after.total.zeros == pytest.approx(0.5, abs=0.02)
+    assert pruned.settings["prune"]["sparsity"] == 0.5 and pruned.settings["distill"]["student"] == "prune"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml", "kept", "pruned", "small"]
+    file.write_text(start + f'distill: {{teacher: "{HERE}:wide"}}\n')
+    with pytest.raises(
+        UsageError, match="pupil: has 3 classes, its teacher answers 39; give a teacher with the same ones"
+    ):
+        compress(f"{HERE}:pupil", file, tmp_path / "wrong")
+
+
+def test_a_language_model_teaches_its_ternary_self(tmp_path: Path) -> None:
+    from edgekit.compression import compress
+    from edgekit.frontend.source import load
+    from tests.unit.tiny_bundle import write_tokenizer
+
+    build("Llama", {"vocab_size": 259}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    write_tokenizer(tmp_path / "model")
+    (tmp_path / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
+    (tmp_path / "c.yaml").write_text(
+        "version: 1\nmethod: distill\ndistill: {student: bitnet, weight: 1.0, temperature: 1.0}\nbitnet: {sub_norms: block}\n"
+        "data: {train: [t.txt], length: 32}\ntraining: {steps: 30, batch_size: 8, learning_rate: 0.005}\n"
+    )
+    found = compress(str(tmp_path / "model"), tmp_path / "c.yaml", tmp_path / "ternary")
+    assert found.history.losses[-1] < found.history.losses[0]  # nearer to itself as it was
+    assert load(found.exportable).architecture == "BitNetForCausalLM"

@@ -134,3 +134,75 @@ def test_refusals() -> None:
         Salt("t", steps=1, unlearnable="skip")
     with pytest.raises(UsageError, match=r"weight -0\.1"):
         Salt("t", steps=1, weight=-0.1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small teacher, a larger student, one of another vocabulary, and a text."""
+    from tests.unit.tiny_bundle import write_tokenizer
+
+    path = tmp_path_factory.mktemp("salt")
+    for name, layers in (("teacher", 1), ("student", 2)):
+        build("Llama", {"vocab_size": 259, "num_hidden_layers": layers}).save_pretrained(path / name)  # type: ignore[operator]
+        write_tokenizer(path / name)
+    build("Llama", {"vocab_size": 300}).save_pretrained(path / "other")  # type: ignore[operator]
+    write_tokenizer(path / "other")
+    file = path / "other" / "tokenizer.json"
+    file.write_text(file.read_text().replace("<user>", "<person>"))
+    (path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    return path
+
+
+def config(pair: Path, salt: str, steps: int = 12) -> Path:
+    file = pair / "salt.yaml"
+    file.write_text(
+        f"version: 1\nmethod: salt\nsalt: {salt}\ndata: {{train: [text.txt], length: 32}}\n"
+        f"training: {{steps: {steps}, batch_size: 8, learning_rate: 0.005, checkpoint_every: 4}}\n"
+    )
+    return file
+
+
+def test_edgekit_compress_with_a_small_teacher_resumes(pair: Path, tmp_path: Path) -> None:
+    from edgekit.compression import compress
+
+    settings = config(pair, "{teacher: teacher, steps: 6, share: 0.5, top: 16}")
+    source = str(pair / "student")
+    whole = compress(source, settings, tmp_path / "whole")
+    seen: list[str] = []
+
+    def stop(what: str, share: float) -> None:
+        seen.append(what)
+        if what.startswith("train: ") and share >= 0.75:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        compress(source, settings, tmp_path / "parts", progress=stop)
+    assert "choose examples" in seen and "ask the teacher" in seen
+    parts = compress(source, settings, tmp_path / "parts", resume=True)
+    assert parts.history == whole.history
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts", "whole"]  # answers and checkpoints are gone
+    assert whole.settings["salt"]["steps"] == 6
+    plain = compress(source, settings, tmp_path / "plain", method="none")
+    assert plain.history.losses[:6] != whole.history.losses[:6]
+
+
+def test_what_compress_refuses(pair: Path, tmp_path: Path) -> None:
+    from edgekit.compression import compress
+    from edgekit.errors import EdgekitError
+
+    for salt, message in (
+        (
+            "{teacher: other, steps: 3}",
+            r"other: its vocabulary is another one \(259 tokens against 259, '<person>' for example\)",
+        ),
+        ("{teacher: teacher, steps: 99}", r"salt\.steps: 99 is more than training\.steps, 12"),
+        ("{teacher: nobody/here/at/all, steps: 3}", "nobody/here/at/all: no such file or directory"),
+        ("{steps: 3}", "missing key 'teacher'"),
+    ):
+        with pytest.raises(EdgekitError, match=message):
+            compress(str(pair / "student"), config(pair, salt), tmp_path / "out")
+    file = pair / "none.yaml"
+    file.write_text("version: 1\nmethod: salt\ndata: {train: [text.txt]}\n")
+    with pytest.raises(EdgekitError, match=r"compress\.salt: missing; give for example \{teacher: MODEL, steps: 200\}"):
+        compress(str(pair / "student"), file, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
