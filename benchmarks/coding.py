@@ -4,7 +4,7 @@
 
 Sources are 1024 x 1024 codes: generalized Gaussian weights (shape 0.5, 1, 2) rounded so that their empirical context-free
 entropy is 0.5, 2 or 4 bits, Laplace weights whose rows have scales of their own (lognormal, deviation 1), fair ternary and
-int4 codes, and three weights of MiniLM in edgekit's formats where its package is installed. Bits count everything: a pack's segment,
+int4 codes, a weight of MiniLM in edgekit's formats where its package is installed, and updates of weights. Bits count everything: a pack's segment,
 stream heads, tables, states, and its chunk's line in the pack's head (120 bytes).
 
 ``exp-golomb`` is BackSlash's Algorithm 2: levels sorted by frequency, their rank coded with order 0; ``exp-golomb-k`` takes
@@ -57,6 +57,7 @@ class Source:
     codes: np.ndarray
     stored_bits: int
     centre: int
+    base: np.ndarray | None = None  # an older version's codes, which the receiver has
 
     @property
     def stored(self) -> np.ndarray:
@@ -65,8 +66,9 @@ class Source:
 
     @property
     def entropy(self) -> float:
-        """Bits a code, by the counts of these very codes, without context."""
-        counts = np.unique(self.codes, return_counts=True)[1]
+        """Bits a code, by the counts of these very codes, without context; with a base, of the differences from it."""
+        codes = self.codes if self.base is None else self.codes - self.base
+        counts = np.unique(codes, return_counts=True)[1]
         return float((counts * np.log2(self.codes.size / counts)).sum() / self.codes.size)
 
 
@@ -114,7 +116,17 @@ def sources() -> list[Source]:
     found.append(Source("ternary, thirds", random.integers(0, 3, (SIZE, SIZE)).astype(np.uint8), 2, 1))
     nibbles = np.clip(np.rint(random.normal(size=(SIZE, SIZE)) * 2.5), -8, 7) + 8
     found.append(Source("int4, normal", nibbles.astype(np.uint8), 4, 8))
-    return found + minilm()
+    return found + minilm() + updates(random)
+
+
+def updates(random: np.random.Generator) -> list[Source]:
+    """New versions of weights of 4 bits: a share of them is a step up or down."""
+    old = gaussian(1.0, 4.0, random)
+    found = []
+    for share in (0.001, 0.01, 0.1):
+        moved = np.where(random.random(old.shape) < share, random.choice([-1, 1], old.shape), 0)
+        found.append(Source(f"update, {share:.1%} moved", (old + moved).astype(np.uint8), 8, 128, old))
+    return found
 
 
 def minilm() -> list[Source]:
@@ -139,10 +151,10 @@ def minilm() -> list[Source]:
 
 def packed(source: Source) -> tuple[int, Callable[[], object]]:
     """edgekit's own."""
-    data = source.stored
-    chunk = memoryview(encode_chunk([Piece(data, CODES, False)]))
-    assert np.array_equal(decode_chunk(chunk, len(data), None), data)
-    return len(chunk) + CHUNK_LINE, lambda: decode_chunk(chunk, len(data), None)
+    data, base = source.stored, None if source.base is None else source.base.reshape(-1)
+    chunk = memoryview(encode_chunk([Piece(data, CODES, False, base)]))
+    assert np.array_equal(decode_chunk(chunk, len(data), base), data)
+    return len(chunk) + CHUNK_LINE, lambda: decode_chunk(chunk, len(data), base)
 
 
 def deflated(source: Source) -> tuple[int, Callable[[], object]]:
@@ -176,7 +188,8 @@ def timed(run: Callable[[], object]) -> float:
 def measure(source: Source, rounds: int) -> list[Row]:
     """All coders of this environment on one source."""
     weights = source.codes.size
-    made = {name: (timed_encoding(coder, source)) for name, coder in CODERS.items()}
+    coders = CODERS if source.base is None else {"pack": packed}
+    made = {name: timed_encoding(coder, source) for name, coder in coders.items()}
     times: dict[str, list[float]] = {name: [] for name in made}
     for number in range(rounds):
         for name in sorted(made, reverse=number % 2 == 1):
@@ -186,6 +199,8 @@ def measure(source: Source, rounds: int) -> list[Row]:
         row(source, name, size, weights / encode_s / 1e6, [weights / s / 1e6 for s in times[name]])
         for name, (size, _, encode_s) in made.items()
     ]
+    if source.base is not None:
+        return rows
     zero, best = golomb_bits(source)
     return [*rows, row(source, "exp-golomb", zero * weights / 8), row(source, "exp-golomb-k", best * weights / 8)]
 
@@ -253,7 +268,7 @@ def main() -> None:
         rows += measure(source, options.rounds)
         print(f"{source.name}: done", file=sys.stderr)
     if options.nncodec:
-        rows += deepcabac(options.nncodec, found)
+        rows += deepcabac(options.nncodec, [source for source in found if source.base is None])
         rows.sort(key=lambda r: [s.name for s in found].index(r.source))
     document = json.dumps({"machine": asdict(describe()), "rows": [asdict(r) for r in rows]}, indent=1)
     print(document if options.json == "-" else table(rows))

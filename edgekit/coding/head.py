@@ -98,7 +98,8 @@ class Front:
 
 def write_front(head: Head, sign: Callable[[bytes], bytes] | None) -> bytes:
     """The bytes before the chunks; ``sign`` gives the signature of the prologue."""
-    text = json.dumps(dataclasses.asdict(head), ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    written = json.dumps(dataclasses.asdict(head), ensure_ascii=False, separators=(",", ":"))
+    text = written.encode("utf-8", "backslashreplace")  # half a surrogate pair in a model's name becomes JSON's escape
     packed = zlib.compress(text, 9)
     digest = hashlib.sha256(packed).digest()
     prologue = PROLOGUE.pack(MAGIC, VERSION, int(sign is not None), len(packed), len(text), digest)

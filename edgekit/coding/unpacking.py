@@ -47,17 +47,32 @@ def unpack(
     Raises BundleError for a pack that is damaged or does not fit, UsageError when ``target`` exists (``force`` replaces a
     bundle), CheckFailed when the disk is too small; except for what ``resume`` keeps, nothing is left then.
     """
-    with _opened(pack) as (file, where), BundleWriter(target, force) as writer:
+    with _opened(pack) as (file, where):
         front = read_front(file, where)
         if verify_key is not None:
             check_signature(front, verify_key, where)
         _check_base(front, base, where)
+        if not resume:
+            _check_size(file, front, where)
+        return _unpack(file, where, front, target, base, resume, force, progress)
+
+
+def _unpack(
+    file: IO[bytes],
+    where: str,
+    front: Front,
+    target: Path,
+    base: Bundle | None,
+    resume: bool,
+    force: bool,
+    progress: Progress,
+) -> Bundle:
+    """The rest of :func:`unpack`, from the first chunk on."""
+    with BundleWriter(target, force) as writer:
         directory = writer.directory
         if resume:
             directory = writer.target.parent / f".{writer.target.name}.unpacking-{front.id[:16]}"
             _make_plain(directory)
-        else:
-            _check_size(file, front, where)
         check_room(writer.directory, front.head.nbytes)
         _Unpacking(file, where, front, directory, base, resume, progress).run()
         if directory != writer.directory:

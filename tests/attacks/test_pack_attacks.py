@@ -247,7 +247,7 @@ def test_what_is_no_pack(target: Path) -> None:
     evil = target.parent.parent / "evil"
     for data, message in ((b"", "ends inside its head"), (b"x" * 99, "not an edgekit pack; give a file that `edgekit")):
         evil.write_bytes(data)
-        refused(evil, target, message)
+        refused(evil, target / "not" / "even" / "a" / "folder", message)
 
 
 def test_a_head_that_grows_without_end(target: Path) -> None:

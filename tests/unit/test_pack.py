@@ -15,9 +15,9 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.cli import main
-from edgekit.coding import native, pack, unpack
+from edgekit.coding import native, pack, packing, unpack
 from edgekit.coding.head import Front, read_front
-from edgekit.errors import BundleError, CheckFailed, RuntimeUnavailable, UsageError
+from edgekit.errors import BundleError, CheckFailed, RuntimeUnavailable, UnsupportedError, UsageError
 from tests.unit.tiny_bundle import Weights, decoder_bundle
 from tests.unit.tiny_models import linear_bundle
 from tests.unit.wide_bundle import wide_bundle
@@ -100,6 +100,22 @@ def test_packs_of_the_first_version_can_still_be_read(name: str, tmp_path: Path)
         found = unpack(VECTORS / "delta.edgepack", tmp_path / "delta", base=found)
     digest = hashlib.sha256((found.directory / "manifest.json").read_bytes()).hexdigest()
     assert digest in (VECTORS / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_too_large_for_a_pack_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LARGEST_BUNDLE", 10_000)
+    with pytest.raises(UnsupportedError, match=r"b: [\d,]+ bytes, a pack holds 10,000 at most$"):
+        pack(linear_bundle(tmp_path / "b"), tmp_path / "m.edgepack")
+    assert not (tmp_path / "m.edgepack").exists()
+
+
+def test_a_name_that_is_no_text_is_packed(tmp_path: Path) -> None:
+    """Half a surrogate pair, which JSON can say and UTF-8 cannot."""
+    linear_bundle(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"name": "tiny"', '"name": "\\ud800"'), encoding="utf-8")
+    pack(Bundle.open(tmp_path / "b"), tmp_path / "m.edgepack")
+    same(tmp_path / "b", unpack(tmp_path / "m.edgepack", tmp_path / "c").directory)
 
 
 # The command line
