@@ -8,8 +8,8 @@ as it codes them. The table of values is not counted, here as in the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ LARGEST_CODE = 2**31 - 1
 Codes = NDArray[np.int32]
 Coder = Callable[[Codes], int | None]
 """Bits that it codes whole numbers [n] with; None where it cannot."""
+
+
+Table = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Values that occur, and how often."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class LayerRate:
 
 @dataclass(frozen=True)
 class RateReport:
-    """Weights by name, and ``total``: its bits are those of the layers, each with a table of its own, ``pooled`` has one for all."""
+    """Weights by name, and ``total``: its bits are those of the layers, each with a table of its own,
+    ``pooled`` has one for all."""
 
     layers: tuple[LayerRate, ...]
     total: LayerRate
@@ -85,43 +90,72 @@ def rate_report(
     if not weights:
         raise UsageError("weights: none are given; a rate needs at least one")
     steps = step if isinstance(step, Mapping) else dict.fromkeys(weights, step)
-    codes = {name: rounded(name, weight, steps[name]) for name, weight in weights.items()}
-    layers = tuple(_layer(name, weight, codes[name], steps[name], code) for name, weight in weights.items())
-    flat = torch.cat([w.detach().flatten().float() for w in weights.values()])
-    largest = max(steps.values())
-    pooled = _layer("(one table)", flat, np.concatenate(list(codes.values())), largest, code)
-    return RateReport(layers, _total(layers, pooled), pooled)
+    layers, tables, moments = [], [], []
+    for name, weight in weights.items():
+        codes = rounded(name, weight, steps[name])
+        tables.append(_table(codes))
+        moments.append(_moments(weight))
+        layers.append(_layer(name, moments[-1], steps[name], tables[-1], None if code is None else code(codes)))
+    sums = [sum(column) for column in zip(*moments, strict=True)]
+    pooled = _layer("(one table)", sums, max(steps.values()), _merged(tables), None)
+    return RateReport(tuple(layers), _total(layers, pooled), pooled)
 
 
 def rounded(name: str, weight: Tensor, step: float) -> Codes:
     """The whole numbers nearest to ``weight / step``, flat. Raises as :func:`rate_report`."""
     if not (math.isfinite(step) and step > 0):
         raise UsageError(f"step: {step} is not above 0; give the distance of neighbouring values, such as 0.001")
-    values = weight.detach().double().flatten() / step
-    if not bool(torch.isfinite(values).all()):
-        raise UnsupportedError(f"{name}: holds NaN or infinity; a model with such weights has no rate")
+    values = weight.detach().float().flatten() / step
     largest = float(values.abs().max()) if values.numel() else 0.0
+    if not math.isfinite(largest):
+        raise UnsupportedError(f"{name}: holds NaN or infinity; a model with such weights has no rate")
     if largest > LARGEST_CODE:
         raise UnsupportedError(f"{name}: its largest weight is {largest:.3g} steps of {step:.3g}; give a larger step")
     return np.asarray(values.round_().to(torch.int32).numpy(), np.int32)
 
 
-def _layer(name: str, weight: Tensor, codes: Codes, step: float, code: Coder | None) -> LayerRate:
-    count = max(1, codes.size)
-    values = weight.detach().double()
-    absolute, square = float(values.abs().sum()), float((values**2).sum())
+def _moments(weight: Tensor) -> tuple[float, float, float, float]:
+    """Number of values, of zeros, sum of magnitudes and of squares."""
+    values = weight.detach()
+    absolute, square = values.abs().sum(dtype=torch.float64), values.square().sum(dtype=torch.float64)
+    return values.numel(), int((values == 0).sum()), float(absolute), float(square)
+
+
+def _table(codes: Codes) -> Table:
+    """The values that occur, ascending, and how often."""
+    if not codes.size:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    low, high = int(codes.min()), int(codes.max())
+    if high - low < max(1 << 16, 4 * codes.size):
+        counts = np.bincount(codes - np.int32(low))
+        values = np.flatnonzero(counts)
+        return values + low, counts[values].astype(np.int64)
+    values, counts = np.unique(codes, return_counts=True)
+    return values.astype(np.int64), counts.astype(np.int64)
+
+
+def _merged(tables: Iterable[Table]) -> Table:
+    """One table of several."""
+    values, numbers = (np.concatenate(column) for column in zip(*tables, strict=True))
+    found, places = np.unique(values, return_inverse=True)
+    return found, np.bincount(places, numbers, len(found)).astype(np.int64)
+
+
+def _layer(name: str, moments: Sequence[float], step: float, table: Table, bits: int | None) -> LayerRate:
+    size, zeros, absolute, square = moments
+    count = max(1.0, size)
     nu, deviation = shape_of_moments(count, absolute, square), math.sqrt(square / count)
-    counts, bits = counted(codes), None if code is None else code(codes)
+    counts = np.sort(table[1])[::-1]
     order, best = best_golomb(counts)
     return LayerRate(
         name=name,
-        count=int(codes.size),
+        count=int(size),
         nu=nu,
         scale=scale_of(nu, deviation),
         deviation=deviation,
-        zeros=int((weight == 0).sum()) / count,
+        zeros=zeros / count,
         step=step,
-        rounded_zeros=float((codes == 0).sum()) / count,
+        rounded_zeros=float(table[1][table[0] == 0].sum()) / count,
         entropy=entropy(counts),
         golomb=golomb(counts, 0),
         golomb_order=order,
@@ -130,37 +164,26 @@ def _layer(name: str, weight: Tensor, codes: Codes, step: float, code: Coder | N
     )
 
 
-def _total(layers: Iterable[LayerRate], pooled: LayerRate) -> LayerRate:
+def _total(layers: Sequence[LayerRate], pooled: LayerRate) -> LayerRate:
     """All layers: moments as of one weight, bits added up."""
-    rows = list(layers)
 
     def mean(values: Iterable[float]) -> float:
-        return sum(row.count * value for row, value in zip(rows, values, strict=True)) / max(1, pooled.count)
+        return sum(row.count * value for row, value in zip(layers, values, strict=True)) / max(1, pooled.count)
 
-    coded = [row.coded for row in rows if row.coded is not None]
-    return LayerRate(
-        **{
-            **asdict(pooled),
-            "name": "total",
-            "entropy": mean(row.entropy for row in rows),
-            "golomb": mean(row.golomb for row in rows),
-            "golomb_best": mean(row.golomb_best for row in rows),
-            "coded": mean(coded) if len(coded) == len(rows) else None,
-        }
+    coded = [row.coded for row in layers if row.coded is not None]
+    return replace(
+        pooled,
+        name="total",
+        entropy=mean(row.entropy for row in layers),
+        golomb=mean(row.golomb for row in layers),
+        golomb_best=mean(row.golomb_best for row in layers),
+        coded=mean(coded) if len(coded) == len(layers) else None,
     )
 
 
-def counted(codes: NDArray[np.integer]) -> NDArray[np.int64]:
+def counted(codes: Codes) -> NDArray[np.int64]:
     """How often each value occurs, descending."""
-    if not codes.size:
-        return np.zeros(0, np.int64)
-    low, high = int(codes.min()), int(codes.max())
-    if high - low < max(1 << 16, 4 * codes.size):
-        found = np.bincount(codes.astype(np.int64) - low)
-        found = found[found > 0]
-    else:
-        found = np.unique(codes, return_counts=True)[1]
-    return np.sort(found)[::-1].astype(np.int64)
+    return np.sort(_table(codes)[1])[::-1]
 
 
 def entropy(counts: NDArray[np.int64]) -> float:
