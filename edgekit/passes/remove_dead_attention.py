@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.remove_dead_channels import Attention, Channels, Flow, varying
+from edgekit.passes.remove_dead_channels import Attention, Channels, Flow, Rule, varying
 from edgekit.passes.remove_dead_constants import MICROSOFT, Floats
 from edgekit.passes.remove_dead_cuts import CountCut
 from edgekit.passes.remove_dead_weights import Ints
-
-Rule = Callable[[Flow, ir.Node], None]
 
 
 def split_heads(x: Channels, start: int, stop: int) -> tuple[Ints, Floats]:
@@ -25,7 +22,7 @@ def split_heads(x: Channels, start: int, stop: int) -> tuple[Ints, Floats]:
 
 def rotary(flow: Flow, node: ir.Node) -> None:
     """Turns the channels of each head among themselves."""
-    x = flow.values.get(node.inputs[0]) if node.inputs[0] is not None else None
+    x = flow.input(node)
     if x is None:
         return
     heads = node.attributes["num_heads"].as_int() if "num_heads" in node.attributes else 0
@@ -114,5 +111,4 @@ def product_of_heads(flow: Flow, node: ir.Node) -> None:
 ATTENTION: dict[tuple[str, str], Rule] = {
     (MICROSOFT, "RotaryEmbedding"): rotary,
     (MICROSOFT, "GroupQueryAttention"): group_query,
-    ("", "MatMul"): product_of_heads,
 }

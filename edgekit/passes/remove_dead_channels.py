@@ -81,6 +81,10 @@ class Attention:
     keys: Ints
 
 
+Rule = Callable[["Flow", ir.Node], None]
+"""What an operator does to the channels of its inputs."""
+
+
 @dataclass
 class Flow:
     """What following the channels of a graph has found."""
@@ -135,6 +139,11 @@ class Flow:
                 self.pin(
                     self.values[value].ids, why or f"read by {called(node)}, through which channels are not followed"
                 )
+
+    def input(self, node: ir.Node) -> Channels | None:
+        """The channels of a node's first input, where they were followed."""
+        value = node.inputs[0] if node.inputs else None
+        return self.values.get(value) if value is not None else None
 
     def known(self, value: ir.Value, count: int, axis: int, rank: int | None) -> Channels:
         """The ``count`` channels of a value on ``axis``; pinned ones where they were not followed."""

@@ -19,6 +19,11 @@ def number(node: ir.Node, name: str, default: float) -> float:
     return float(node.attributes[name].value) if name in node.attributes else default
 
 
+def whole(node: ir.Node, name: str, default: int) -> int:
+    """A whole number given as an attribute, or what ONNX takes without it."""
+    return int(number(node, name, default))
+
+
 def text(node: ir.Node, name: str, default: str) -> str:
     """A string attribute, or what ONNX takes without it."""
     return node.attributes[name].as_string() if name in node.attributes else default

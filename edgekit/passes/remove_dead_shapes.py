@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.remove_dead_channels import Channels, Flow, constant_of, integers
+from edgekit.passes.remove_dead_channels import Channels, Flow, Rule, constant_of, integers
 from edgekit.passes.remove_dead_cuts import TargetCut, vector_length
-
-Rule = Callable[[Flow, ir.Node], None]
 
 
 def transpose(flow: Flow, node: ir.Node) -> None:
-    x = _input(flow, node)
+    x = flow.input(node)
     if x is None:
         return
     if "perm" not in node.attributes:
@@ -29,7 +27,7 @@ def transpose(flow: Flow, node: ir.Node) -> None:
 
 def reshape(flow: Flow, node: ir.Node) -> None:
     """Splits channels into heads, puts heads together again, or lays pixels beside channels (Flatten)."""
-    x = _input(flow, node)
+    x = flow.input(node)
     if x is None:
         return
     given, output = _target(node), node.outputs[0]
@@ -40,7 +38,7 @@ def reshape(flow: Flow, node: ir.Node) -> None:
 
 
 def flatten(flow: Flow, node: ir.Node) -> None:
-    x = _input(flow, node)
+    x = flow.input(node)
     if x is None:
         return
     tail = _tail(node.inputs[0], x)
@@ -129,7 +127,7 @@ def _known_size(value: ir.Value, index: int) -> int | None:
 
 
 def squeeze(flow: Flow, node: ir.Node) -> None:
-    x, axes = _input(flow, node), _axes(node)
+    x, axes = flow.input(node), _axes(node)
     if x is None:
         return
     if x.rank is None or axes is None:
@@ -139,7 +137,7 @@ def squeeze(flow: Flow, node: ir.Node) -> None:
 
 
 def unsqueeze(flow: Flow, node: ir.Node) -> None:
-    x, axes = _input(flow, node), _axes(node)
+    x, axes = flow.input(node), _axes(node)
     if x is None:
         return
     if x.rank is None or axes is None:
@@ -151,7 +149,7 @@ def unsqueeze(flow: Flow, node: ir.Node) -> None:
 
 def reduce(flow: Flow, node: ir.Node) -> None:
     """A mean or maximum over other axes than the channels'."""
-    x, axes = _input(flow, node), _axes(node)
+    x, axes = flow.input(node), _axes(node)
     if x is None:
         return
     if x.rank is None or axes is None or {a % x.rank for a in axes} & {x.rank + x.axis, x.rank + (x.inner or x.axis)}:
@@ -175,10 +173,6 @@ def _axes(node: ir.Node) -> list[int] | None:
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
     return integers(node.inputs[1]) if len(node.inputs) > 1 and constant_of(node.inputs[1]) is not None else None
-
-
-def _input(flow: Flow, node: ir.Node) -> Channels | None:
-    return flow.values.get(node.inputs[0]) if node.inputs[0] is not None else None
 
 
 SHAPES: dict[tuple[str, str], Rule] = {

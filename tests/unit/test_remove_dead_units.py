@@ -398,3 +398,20 @@ def test_ternary_codes_are_looked_at_instead_of_floats() -> None:
     weight = RowWeight((6, 5), never, lambda a, b: codes[a:b], np.ones(1, np.float32))
     alive = Scans().of(WeightTensor(weight, "w"), 0)
     assert np.flatnonzero(~alive.rows).tolist() == [2] and np.flatnonzero(~alive.columns).tolist() == [3]
+
+
+def test_half_precision_stays_half_precision() -> None:
+    net = Net()
+    up, down = net.draw(6, 4), net.draw(3, 6)
+    up[1] = 0
+    hidden = net.op("Sigmoid", net.dense(net.input(4), up, net.draw(6), "up"))
+    model = net.model(y=(net.dense(hidden, down, name="down"), ["batch", 3]))
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.tensor(tensor.numpy().astype(np.float16), name=str(value.name))
+    after, table = rewritten(model, False)
+    assert removed(table) == {("up", "constant, folded into the next bias"): 1}
+    assert widths(after) == {"up": [5, 4], "down": [3, 5]}
+    kinds = {v.const_value.dtype for v in after.graph.initializers.values() if v.uses()}  # type: ignore[union-attr]
+    assert kinds == {ir.DataType.FLOAT16}
