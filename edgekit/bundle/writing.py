@@ -62,7 +62,7 @@ class BundleWriter:
         shutil.rmtree(self.directory, ignore_errors=True)
         for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        if isinstance(error, Exception) and _disk_full(error):
+        if isinstance(error, Exception) and is_disk_full(error):
             raise CheckFailed(
                 f"{self.target.parent}: the disk filled up while the bundle was written; make room or give another -o"
             ) from error
@@ -166,7 +166,7 @@ def _listed(directory: Path) -> set[str]:
         return set()
 
 
-def _disk_full(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Also when the error comes out of safetensors, which has the system's words only."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -12,6 +12,13 @@ from edgekit.cli.console import json_option, progress_bar, show
 _path = click.Path(path_type=Path)
 
 
+def _say_if_slow() -> None:
+    from edgekit.coding import native
+
+    if native.load() is None:
+        click.echo("the library of packs is not built for this machine: numpy takes a hundred times as long", err=True)
+
+
 @click.command()
 @click.argument("bundle", type=_path)
 @click.option("--output", "-o", required=True, type=_path, help="The file to make, such as model.edgepack.")
@@ -29,6 +36,7 @@ def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force
     from edgekit.bundle import Bundle
     from edgekit.coding import pack as run
 
+    _say_if_slow()
     with progress_bar() as progress:
         opened = None if base is None else Bundle.open(base)
         made = run(Bundle.open(bundle), output, base=opened, sign=sign, force=force, progress=progress)
@@ -58,6 +66,7 @@ def unpack(
     from edgekit.coding import unpack as run
 
     source = sys.stdin.buffer if str(pack) == "-" else pack
+    _say_if_slow()
     with progress_bar() as progress:
         opened = None if base is None else Bundle.open(base)
         made = run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ import psutil
 from edgekit.bundle import Bundle, Layer
 from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import DATA, sha256
+from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
 from edgekit.coding.head import MOST_CHUNKS, Chunk, Head, PackedFile, write_front
 from edgekit.coding.segments import Piece, encode_chunk
@@ -114,7 +114,7 @@ def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(output)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        if is_disk_full(error):
             raise CheckFailed(f"{output}: the disk filled up; make room or give another -o") from error
         raise UsageError(
             f"{output}: cannot be written ({error.strerror}); give -o a place that can be written"

@@ -20,6 +20,7 @@ from edgekit.bundle.confinement import plain_file
 from edgekit.bundle.graph import check_room
 from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import LARGEST_MANIFEST, sha256
+from edgekit.bundle.writing import is_disk_full
 from edgekit.coding.head import Chunk, Front, PackedFile, read_front
 from edgekit.coding.segments import decode_chunk
 from edgekit.coding.signature import check_signature
@@ -74,7 +75,14 @@ def _unpack(
             directory = writer.target.parent / f".{writer.target.name}.unpacking-{front.id[:16]}"
             _make_plain(directory)
         check_room(writer.directory, front.head.nbytes)
-        _Unpacking(file, where, front, directory, base, resume, progress).run()
+        try:
+            _Unpacking(file, where, front, directory, base, resume, progress).run()
+        except OSError as error:
+            if is_disk_full(error):
+                raise  # the writer's
+            raise BundleError(
+                f"{where}: cannot be unpacked ({error.strerror}: {str(error.filename)[-80:]!r})"
+            ) from error
         if directory != writer.directory:
             writer.directory.rmdir()
             directory.rename(writer.directory)

@@ -332,6 +332,20 @@ def test_a_manifest_of_something_else(good: Path, target: Path) -> None:
         refused(put(target.parent.parent / "evil", listed, packed + rest), target, message)
 
 
+def test_a_name_that_no_file_system_takes(good: Path, target: Path) -> None:
+    """Head and manifest agree on it."""
+    listed, chunks = parts(good)
+    manifest = json.loads((good.parent / "b" / "manifest.json").read_text(encoding="utf-8"))
+    rest = chunks[listed["files"][0]["chunks"][0]["packed"] :]
+    manifest["files"][0]["path"] = first(listed)["path"] = "x" * 300
+    text = json.dumps(manifest).encode()
+    packed = bytes([segments.STORED]) + number(len(text)) + text
+    chunk = {"bytes": len(text), "packed": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+    listed["files"][0].update(bytes=len(text), sha256=hashlib.sha256(text).hexdigest(), chunks=[chunk])
+    evil = put(target.parent.parent / "evil", listed, packed + rest)
+    refused(evil, target, r"evil: cannot be unpacked \(.+: '.*x{70}'\)$")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
 def test_a_pack_that_was_cut(good: Path, target: Path, share: float) -> None:
     evil = target.parent.parent / "evil"
