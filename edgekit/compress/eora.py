@@ -99,8 +99,6 @@ def _parts(up: Tensor, singular: Tensor, down: Tensor, rank: int) -> LowRank:
 def compensated(difference: Tensor, moments: Tensor, settings: Compensation, rank: int) -> LowRank:
     """The B A of ``settings`` on the grids of its format; B is fitted again to the A that was rounded."""
     found = (eora if settings.method == "eora" else _without_moments)(difference, moments, rank)
-    if settings.format == "fp16":
-        return LowRank(found.up.half().float(), found.down.half().float())
     down = stored(found.down, settings.format)
     weights = moments.double() if settings.method == "eora" else torch.eye(len(moments), dtype=torch.float64)
     seen = down.double() @ weights
@@ -113,7 +111,10 @@ def _without_moments(difference: Tensor, moments: Tensor, rank: int) -> LowRank:
 
 
 def stored(matrix: Tensor, name: str) -> Tensor:
-    """``matrix`` [n, k] rounded to int8 with a step for each row, or to int4 with one for each block: kept exactly at export."""
+    """``matrix`` [n, k] rounded so that it is kept exactly at export: to float16, to int8 with a step for each row, or to int4
+    with one for each block."""
+    if name == "fp16":
+        return matrix.half().float()
     if name == "int4":
         return rounded(matrix, 4, block_of(matrix.shape[1]))
     step = shortened(matrix.double().abs().amax(1, keepdim=True) / 127)

@@ -142,17 +142,13 @@ def beside(
         if not members:
             continue
         down = torch.cat([adapter.down for adapter in members.values()])
-        shared = nn.Parameter(_rounded(down, name), requires_grad=False)
+        shared = nn.Parameter(stored(down, name), requires_grad=False)
         start = 0
         for layer, adapter in members.items():
             up = torch.zeros(len(adapter.up), len(down))
             up[:, start : start + len(adapter.down)] = adapter.up
             start += len(adapter.down)
-            attach(model, layer, {"lora_A": shared, "lora_B": _rounded(up, name)})
-
-
-def _rounded(matrix: Tensor, name: str) -> Tensor:
-    return matrix.half().float() if name == "fp16" else stored(matrix, name)
+            attach(model, layer, {"lora_A": shared, "lora_B": stored(up, name)})
 
 
 def _layer(model: nn.Module, name: str, adapter: Adapter) -> nn.Linear:

