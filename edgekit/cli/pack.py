@@ -26,7 +26,7 @@ def _say_if_slow() -> None:
     "--base", type=_path, help="An older version of BUNDLE that the receiver has: only what differs is packed."
 )
 @click.option("--sign", type=_path, metavar="KEY", help="Sign with this private Ed25519 key (PEM).")
-@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@click.option("--force", is_flag=True, help="Replace a pack that is already there.")
 @json_option
 def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force: bool, as_json: bool) -> None:
     """Pack BUNDLE as one entropy-coded file for download.

@@ -24,7 +24,7 @@ from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import DATA, sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
-from edgekit.coding.head import MOST_CHUNKS, Chunk, Head, PackedFile, write_front
+from edgekit.coding.head import MAGIC, MOST_CHUNKS, Chunk, Head, PackedFile, write_front
 from edgekit.coding.segments import Piece, encode_chunk
 from edgekit.coding.signature import signer
 from edgekit.coding.tables import Symbols
@@ -84,7 +84,7 @@ def pack(
 
     With ``base``, an older version that the receiver has, only what differs is written. ``sign`` is the file of an
     Ed25519 private key. Raises BundleError when a file is not what the manifest says, UsageError when ``output`` exists
-    (``force`` replaces a file) or cannot be written, CheckFailed when the disk is full; nothing is left then.
+    (``force`` replaces a pack) or cannot be written, CheckFailed when the disk is full; nothing is left then.
     """
     signature = None if sign is None else signer(sign)
     if bundle.nbytes > LARGEST_BUNDLE:
@@ -100,10 +100,7 @@ def pack(
 @contextlib.contextmanager
 def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     """A file that gets its name when it is whole."""
-    if output.is_dir() or (output.exists() and not force):
-        raise UsageError(
-            f"{output}: is there already; " + ("-o names a file" if output.is_dir() else "--force replaces it")
-        )
+    _check_output(output, force)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}-{threading.get_ident()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +119,23 @@ def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """A pack is replaced with ``force``, never anything else."""
+    if not output.exists():
+        return
+    if output.is_dir():
+        raise UsageError(f"{output}: is there already; -o names a file")
+    if not force:
+        raise UsageError(f"{output}: is there already; --force replaces it")
+    try:
+        with output.open("rb") as file:
+            known = file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be read ({error.strerror}); give -o another name") from None
+    if not known:
+        raise UsageError(f"{output}: is no pack; give -o another name (nothing was changed)")
 
 
 def _tidy(output: Path) -> None:

@@ -169,6 +169,8 @@ def test_what_is_written_is_a_file_and_what_is_packed_is_whole(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"b: is there already; -o names a file$"):
         pack(bundle, tmp_path / "b", force=True)
     (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file: is no pack; give -o another name \(nothing was changed\)$"):
+        pack(bundle, tmp_path / "file", force=True)
     with pytest.raises(UsageError, match=r"cannot be written \(.+\); give -o a place that can be written$"):
         pack(bundle, tmp_path / "file" / "m.edgepack")
     data = bytearray((tmp_path / "b" / "model.onnx.data").read_bytes())

@@ -197,7 +197,7 @@ size_t EdgekitSymbolsWorkspace() { return edgekit::kMostTables * edgekit::kScale
 const char* EdgekitSymbolsDecode(const uint8_t* data, size_t size, uint32_t width, const uint8_t* base,
                                  uint8_t* symbols, size_t count, uint32_t* workspace) {
   using namespace edgekit;
-  if (width != 2 && width != 4 && width != 8) return kUnknown;
+  if ((width != 2 && width != 4 && width != 8) || count > kMostSymbols) return kUnknown;
   Reader in(data, size);
   Stream s;
   s.width = width;

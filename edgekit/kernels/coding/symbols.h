@@ -14,7 +14,8 @@ namespace edgekit {
 
 constexpr uint32_t kScaleBits = 12, kScale = 1u << kScaleBits;
 constexpr uint32_t kMostTables = 16, kClasses = 64, kLanes = 16;
-constexpr uint32_t kLow = 1u << 16;  // every state begins and ends here
+constexpr size_t kMostSymbols = 1u << 28;  // so that no number of bytes overflows where size_t has 32 bits
+constexpr uint32_t kLow = 1u << 16;        // every state begins and ends here
 enum Kind : uint32_t { kAlone, kNeighbours, kBase };
 
 // Distance to the centre on the circle of mask + 1 symbols.
@@ -48,9 +49,9 @@ inline uint32_t base_class(uint8_t base, uint32_t width) { return width == 8 ? b
 
 }  // namespace edgekit
 
-// A stream of `count` symbols of `width` bits (2, 4 or 8), one a byte in `symbols`; `base` holds `count` symbols of
-// another version, or is null. `workspace` are EdgekitSymbolsWorkspace() numbers. Returns null, or what is wrong with
-// the stream; reads and writes nothing outside of what it was given, whatever the stream holds.
+// A stream of `count` symbols (2^28 at most) of `width` bits (2, 4 or 8), one a byte in `symbols`; `base` holds `count`
+// symbols of another version, or is null. `workspace` are EdgekitSymbolsWorkspace() numbers. Returns null, or what is
+// wrong with the stream; reads and writes nothing outside of what it was given, whatever the stream holds.
 EK_EXPORT const char* EdgekitSymbolsDecode(const uint8_t* data, size_t size, uint32_t width, const uint8_t* base,
                                            uint8_t* symbols, size_t count, uint32_t* workspace);
 EK_EXPORT size_t EdgekitSymbolsWorkspace();
