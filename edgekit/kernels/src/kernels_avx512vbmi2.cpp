@@ -65,7 +65,10 @@ bool sparse_row(SparseRow* given, const int8_t* x, size_t blocks, bool each, int
     if (!each) continue;
     int32_t found[4];
     _mm_storeu_si128(reinterpret_cast<__m128i*>(found), sum_four(sum));
-    for (size_t i = 0; i < some; ++i) sums[(b + i) * kGemvRows] = found[i];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; ++i) {
+      if (i < some) sums[(b + i) * kGemvRows] = found[i];
+    }
   }
   *given = row;
   if (each) return true;

@@ -12,7 +12,6 @@ constexpr size_t kSpan = 64;           // blocks that one gemv() call takes wher
 constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
 constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
 constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
-constexpr size_t kSparsePrefetch = 4096;  // bytes past a sparse row that are asked for (measured: docs/kernels.md)
 constexpr size_t kAlignment = 64;
 
 // One call of the operator: what its parts share. Only `finite` and `intact` are written by them.
@@ -169,7 +168,7 @@ void not_intact(Call& call) { __atomic_store_n(&call.intact, false, __ATOMIC_REL
 
 // Asks for what is read some rows later, one line of memory after the other.
 void prefetch_sparse(const SparseRow& row) {
-  for (const uint8_t* at = row.mask; at < row.end; at += 64) __builtin_prefetch(at + kSparsePrefetch, 0, 2);
+  for (const uint8_t* at = row.mask; at < row.end; at += 64) __builtin_prefetch(at + kPrefetch, 0, 2);
 }
 
 // Sparse rows for one token.

@@ -174,9 +174,11 @@ public class Manifest private constructor(fields: Fields) {
 
     /** Whether some layer runs on edgekit's operator library; a table that is only looked up does not. */
     public val usesOperators: Boolean
-        get() = layers.any { it.format == "t2" || it.format == "int8-channel" && it.activationBlockSize >= 0 }
+        get() = layers.any { it.format == "t2" || it.format in NATIVE_FORMATS && it.activationBlockSize >= 0 }
 
     public companion object {
+        private val NATIVE_FORMATS = setOf("int8-channel", "sparse-int4", "sparse-int8")
+
         /** The newest manifest that is understood here. */
         public const val SCHEMA_VERSION: Int = 1
         private val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
