@@ -14,6 +14,7 @@ log.jsonl, curve.png, report.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -242,8 +243,8 @@ def trained(
     if state.is_file():
         run.load_state_dict(checkpoint.read(state, belongs))
     log = Log(output / "log.jsonl", name, run)
-    history = run.go(keep=lambda found: checkpoint.write(state, found, belongs), progress=log)
-    log.close()
+    with contextlib.closing(log):
+        history = run.go(keep=lambda found: checkpoint.write(state, found, belongs), progress=log)
     save_history(output, name, history, log.seconds)
     part = path.with_suffix(".partial")
     save_file({n: p.detach().clone() for n, p in model.state_dict().items() if n != "lm_head.weight"}, part)
@@ -283,36 +284,40 @@ class Both:
 
 
 class Log:
-    """One JSON line every few steps and for each look at held-out text; lines after a checkpoint are written anew."""
+    """One JSON line every few steps and for each look at held-out text; a resumed run's lines are those of its history."""
 
     def __init__(self, path: Path, name: str, run: Run) -> None:
-        self.name, self.run, self.judged = name, run, len(run.history.evaluations)
+        self.name, self.run, self.every = name, run, max(1, run.training.steps // 200)
         old = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        kept = [row for row in old if row["model"] != name or row["step"] <= run.step]
-        before = [row["seconds"] for row in kept if row["model"] == name]
+        kept = [row for row in old if row["model"] != name or (run.step and row["step"] <= run.step)]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        self.file, self.seconds = path.open("a", encoding="utf-8"), max(before, default=0.0)
+        own = [row for row in kept if row["model"] == name]
+        self.judged = sum("held_out" in row for row in own)
+        self.told = max((row["step"] for row in own if "loss" in row), default=0)
+        self.seconds = max((row["seconds"] for row in own), default=0.0)
         self.began = time.perf_counter() - self.seconds
-        self.every = max(1, run.training.steps // 200)
+        self.file = path.open("a", encoding="utf-8")
 
     def __call__(self, what: str, share: float) -> None:
         """After each step."""
         self.seconds = time.perf_counter() - self.began
-        row = {"model": self.name, "step": self.run.step, "seconds": round(self.seconds, 2)}
-        for found in self.run.history.evaluations[self.judged :]:
-            self._write({**row, "held_out": round(found["loss"], 5), "step": found["step"]})
-        self.judged = len(self.run.history.evaluations)
-        if self.run.step % self.every == 0:
-            recent = self.run.history.losses[-self.every :]
-            rate = self.run.training.rate_at(self.run.step - 1)
-            self._write({**row, "loss": round(sum(recent) / len(recent), 5), "learning_rate": rate})
+        history, training = self.run.history, self.run.training
+        for found in history.evaluations[self.judged :]:
+            self._write({"step": found["step"], "held_out": round(found["loss"], 5)})
+        self.judged = len(history.evaluations)
+        for step in range(self.told + self.every, self.run.step + 1, self.every):
+            recent = history.losses[step - self.every : step]
+            self._write(
+                {"step": step, "loss": round(sum(recent) / len(recent), 5), "learning_rate": training.rate_at(step - 1)}
+            )
+            self.told = step
 
     def close(self) -> None:
         """Ends the file."""
         self.file.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        self.file.write(json.dumps({"model": self.name, "seconds": round(self.seconds, 2), **row}) + "\n")
         self.file.flush()
 
 
