@@ -53,6 +53,7 @@ bench: setup kernels
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
 	$(BIN)/python -m benchmarks.ops_memory
 	$(BIN)/python -m benchmarks.ops_neighbour
+	$(BIN)/python benchmarks/coding.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """What packing makes of weights, and how fast it is, against their entropy and against other coders.
 
-    .venv/bin/python benchmarks/coding.py [--json [FILE]] [--nncodec PYTHON] [--rounds N]
+    .venv/bin/python benchmarks/coding.py [--json] [--output FILE.json] [--nncodec PYTHON] [--rounds N]
 
 Sources are 1024 x 1024 codes: generalized Gaussian weights (shape 0.5, 1, 2) rounded so that their empirical context-free
 entropy is 0.5, 2 or 4 bits, Laplace weights whose rows have scales of their own (lognormal, deviation 1), fair ternary and
@@ -13,8 +13,8 @@ codes as they are stored). ``deepcabac`` is nncodec 2.1.3 in another environment
 torch and more): ``python3 -m venv /tmp/nnc && /tmp/nnc/bin/pip install nncodec==2.1.3``.
 
 Speeds are weights a second on one core by the thread's own clock, which stands still while other processes run; coders take
-turns, the row is the median of the rounds with the slowest and fastest. With --json the document goes to stdout, or with a
-FILE there and the plot beside it as .png.
+turns, the row is the median of the rounds with the slowest and fastest. The document goes
+to ``--output`` (build/coding.json unless given) and a plot beside it; with ``--json`` to stdout too.
 """
 
 from __future__ import annotations
@@ -254,9 +254,8 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(prog="benchmarks/coding.py", description=__doc__)
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="a document on stdout, or FILE and its plot"
-    )
+    parser.add_argument("--json", action="store_true", help="the document on stdout")
+    parser.add_argument("--output", type=Path, default=Path("build/coding.json"), metavar="FILE.json")
     parser.add_argument("--nncodec", metavar="PYTHON", help="an interpreter that has nncodec")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -271,10 +270,10 @@ def main() -> None:
         rows += deepcabac(options.nncodec, [source for source in found if source.base is None])
         rows.sort(key=lambda r: [s.name for s in found].index(r.source))
     document = json.dumps({"machine": asdict(describe()), "rows": [asdict(r) for r in rows]}, indent=1)
-    print(document if options.json == "-" else table(rows))
-    if options.json not in (None, "-"):
-        Path(options.json).write_text(document + "\n", encoding="utf-8")
-        plot([asdict(r) for r in rows], Path(options.json).with_suffix(".png"))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(document + "\n", encoding="utf-8")
+    plot([asdict(r) for r in rows], options.output.with_suffix(".png"))
+    print(document if options.json else table(rows))
 
 
 if __name__ == "__main__":
