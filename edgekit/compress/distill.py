@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Trainer
 
 from edgekit.compress.data import digest
 from edgekit.compress.examples import LABELS, Batch, Examples, Objective, outputs
@@ -205,27 +204,3 @@ def _compute(
     for array in arrays.values():
         array.flush()
     teacher.train(training)
-
-
-class SoftTargetTrainer(Trainer):
-    """A transformers Trainer for language models whose loss is given logits [N, V], tokens [N], and a teacher's answers.
-
-    Rows of the dataset hold input_ids, ``teacher_indices`` and ``teacher_logs`` of the same length; ``loss_at`` makes the loss
-    of a step from (step, logits, wanted, indices, logs). Sets ``remove_unused_columns`` off, so that the answers arrive.
-    """
-
-    def __init__(
-        self, *args: Any, loss_at: Callable[[int, Tensor, Tensor, Tensor, Tensor], Tensor], **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False
-        self.loss_at = loss_at
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Of a batch, at the Trainer's step."""
-        found = model(input_ids=inputs["input_ids"])
-        logits, wanted = found.logits[:, :-1].flatten(0, 1).float(), inputs["input_ids"][:, 1:].flatten()
-        loss = self.loss_at(self.state.global_step, logits, wanted, *targets(inputs))
-        return (loss, found) if return_outputs else loss

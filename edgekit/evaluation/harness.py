@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,10 @@ def run_tasks(scorer: Scorer, tasks: Sequence[str], most: int = 0) -> dict[str, 
         task: {
             metric.partition(",")[0]: float(value)
             for metric, value in values.items()
-            if isinstance(value, int | float) and "stderr" not in metric and metric != "sample_len"
+            if isinstance(value, int | float)
+            and math.isfinite(value)
+            and "stderr" not in metric
+            and metric != "sample_len"
         }
         for task, values in found["results"].items()
     }

@@ -16,7 +16,6 @@ from edgekit.compress.distill import (
     INDICES,
     LOGS,
     Distillation,
-    SoftTargetTrainer,
     cached,
     distillation_loss,
     distilled,
@@ -200,6 +199,8 @@ def test_refusals() -> None:
 
 def test_in_a_trainer(tmp_path: Path) -> None:
     import transformers
+
+    from edgekit.compress.soft_target_trainer import SoftTargetTrainer
 
     teacher, examples = build("Llama", {}), texts()
     found = cached(tmp_path / "answers", teacher, LANGUAGE, examples, 97, 1.0)

@@ -237,7 +237,11 @@ def test_the_adapter(bundle: Path, lm_eval: Any) -> None:
     assert model.loglikelihood_rolling([types.SimpleNamespace(args=(long,))])[0] == pytest.approx(-want, rel=1e-4)
     with pytest.raises(UnsupportedError, match="tasks that generate text are not supported"):
         model.generate_until([])
-    results = {"results": {"arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.1, "sample_len": 9}}}
+    results = {
+        "results": {
+            "arc": {"alias": "arc", "acc,none": 0.25, "acc_stderr,none": 0.1, "mcc,none": math.nan, "sample_len": 9}
+        }
+    }
     lm_eval.simple_evaluate = lambda model, tasks, limit, bootstrap_iters: results
     assert run_tasks(scorer, ["arc"]) == {"arc": {"acc": 0.25}}
 
