@@ -139,6 +139,20 @@ def test_a_compressed_factory_is_exported_with_its_zeros(tmp_path: Path) -> None
         rate_of(f"tests.unit.test_compress:smaller@{tmp_path / 'small'}", 0.01)
 
 
+def test_the_rate_recipe_stores_pruned_layers_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit.export import export
+    from edgekit.parity import verify
+    from edgekit.passes import choose_formats
+
+    monkeypatch.setattr(choose_formats, "CACHE_BYTES", 0)  # as for a model that fits no cache
+    config = settings(tmp_path, "method: prune\nprune: {sparsity: 0.7}\n", steps=40)
+    result = compress(CLASSIFIER, config, tmp_path / "small")
+    bundle = export(result.exportable, "rate", tmp_path / "bundle", abis=[])
+    formats = {layer.name: layer for layer in bundle.manifest.layers}
+    assert formats["3"].format == "sparse-int8" and "zeros: faster than int8" in formats["3"].reason
+    assert verify(tmp_path / "bundle").passed
+
+
 def smaller() -> tuple[nn.Module, tuple[torch.Tensor]]:
     return nn.Linear(2, 4), (torch.zeros(2, 2),)
 
