@@ -146,7 +146,7 @@ def encoder(examples: int, quick: bool) -> Subject:
         del module.model.encoder.layer[2:]
     tokenizer = Tokenizer.from_file(str(next(a for a in found.assets if a.name == "tokenizer.json")))
     names = ["input_ids", "attention_mask"]
-    count = 16 if quick else 4 * examples
+    count = 64 if quick else 4 * examples
     plays = sentences(sorted(PLAYS.glob("*.txt"))[:1], tokenizer, 32 if quick else 128, names)
     plays = Examples(plays.select(slice(100, 100 + count)))  # after the licence
     prose = sentences([PROSE], tokenizer, 32 if quick else 128, names)

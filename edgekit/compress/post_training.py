@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.compress.calibrate import Batch, Group, Progress, groups_of, layer_by_layer
+from edgekit.compress.calibrate import Batch, Group, Progress, blocks_of, groups_of, layer_by_layer
 from edgekit.compress.eora import (
     Compensation,
+    block_of,
     compensated,
     output_error,
     plain_svd,
@@ -187,26 +188,30 @@ def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
     return min(fitting, key=lambda size: sum(_int4_bytes(n, k, size) for n, k in shapes))
 
 
-def recipe_for(model: nn.Module, method: Method, name: str) -> Recipe:
-    """The recipe that stores a compressed model as it is: every weight on its grid, side paths in their formats."""
+def recipe_for(model: nn.Module, method: Method, name: str, exclude: Sequence[str] = ()) -> Recipe:
+    """The recipe that stores a compressed model as it is: every weight on its grid, side paths in their formats.
+
+    What stands outside the blocks, and what was left out of them by ``exclude``, is stored at 8 bits.
+    """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    sides = {n: m for n, m in linears.items() if n.rpartition(".")[2] in ("lora_A", "lora_B")}
-    rules = []
+    rules: list[Rule] = []
     kind = method.compensation.format if method.compensation is not None else "int8"
     for part in ("lora_A", "lora_B"):
-        found = [m for n, m in sides.items() if n.endswith(f".{part}")]
+        found = [m for n, m in linears.items() if n.endswith(f".{part}")]
         if found:
             # A group's layers differ in N alone, so that their blocks are the same and they can be merged.
-            block = 0 if kind == "fp16" else min(64, max(16, 1 << (max(m.in_features for m in found) - 1).bit_length()))
-            rules.append(Rule(f"*.{part}", kind, block))
-    has_table = any(isinstance(m, nn.Embedding) for m in model.modules())
-    if has_table:
+            rules.append(Rule(f"*.{part}", kind, 0 if kind == "fp16" else block_of(max(m.in_features for m in found))))
+    rules += [Rule(pattern, "int8") for pattern in exclude]
+    inside = next(iter(blocks_of(model))).rpartition(".")[0]
+    pattern = f"{inside}.*" if inside else "*"
+    if not inside and any(isinstance(m, nn.Embedding) for m in model.modules()):
         rules.append(Rule("*", "int8", only="vocabulary"))
     if method.of == "ternarize":
-        rules += [Rule("*", "t2", only="ternary"), Rule("*", "int8")]
+        rules.append(Rule(pattern, "t2", only="ternary"))
     elif method.of in ("int4", "gptq"):
-        shapes = [(m.out_features, m.in_features) for n, m in linears.items() if n not in sides]
-        rules.append(Rule("*", "int4", stored_block(shapes, method.gptq.group_size)))
-    else:
-        rules.append(Rule("*", "int8"))
+        shapes = [
+            m.weight.shape for n, m in linears.items() if n.startswith(inside) and not n.endswith(("lora_A", "lora_B"))
+        ]
+        rules.append(Rule(pattern, "int4", stored_block([(n, k) for n, k in shapes], method.gptq.group_size)))
+    rules.append(Rule("*", "int8"))
     return Recipe(VERSION, name, tuple(rules), "made by edgekit compress for this model", PARITY)

@@ -146,6 +146,21 @@ def regressed(weight: Tensor, bases: Tensor, moments: Tensor | None, ridge: floa
     gram, target = seen @ rows.transpose(1, 2), (seen @ weight[:, :, None])[..., 0]
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)
     diagonal += ridge * diagonal  # relative: the scale of S does not matter
-    # A plane of zeros, or two equal ones, have no unique scale: the least one.
-    scales: Tensor = torch.linalg.pinv(gram, hermitian=True) @ target[..., None]
-    return scales[..., 0]
+    return _solved(gram, target)
+
+
+def _solved(gram: Tensor, target: Tensor) -> Tensor:
+    """x [N, m] with ``gram`` [N, m, m] x = ``target`` [N, m], m 1 or 2; the least one where it is not unique: a plane of zeros,
+    or two equal ones."""
+    if gram.shape[1] == 1:
+        found = gram[:, 0, 0]
+        return torch.where(found[:, None] > 0, target / torch.where(found > 0, found, 1.0)[:, None], 0.0)
+    a, b, c = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
+    determinant = a * c - b * b
+    singular = determinant <= 1e-10 * a * c
+    first, second = c * target[:, 0] - b * target[:, 1], a * target[:, 1] - b * target[:, 0]
+    solved = torch.stack([first, second], 1) / torch.where(singular, 1.0, determinant)[:, None]
+    if bool(singular.any()):
+        inverse: Tensor = torch.linalg.pinv(gram[singular], hermitian=True)
+        solved[singular] = (inverse @ target[singular][..., None])[..., 0]
+    return solved

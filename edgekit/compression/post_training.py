@@ -51,7 +51,7 @@ def post_trained(
         beside(_inner(model), adapters, groups, lora.format)
     if data is not None:
         history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
-    return history, rows, recipe_for(model, method, settings.method)
+    return history, rows, recipe_for(model, method, settings.method, calibration.exclude if rows else ())
 
 
 def _batches(data: Material | None, calibration: Calibration) -> list[Batch]:

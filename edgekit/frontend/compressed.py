@@ -70,9 +70,11 @@ def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
     """Replaces packed layers' weights by empty placeholders (tied ones by the same) and copies what is left out of the file."""
     weights = [cast(nn.Parameter, layer.weight) for layer in packed]  # kept until the end: ids must stay unique
     empty = {id(weight): nn.Parameter(torch.empty(0), requires_grad=False) for weight in weights}
-    for layer, weight in zip(packed, weights, strict=True):
-        layer.weight = empty[id(weight)]
-        layer.__dict__.pop("stored_weight", None)
+    for layer in module.modules():  # all that share it, also those that became one node and have no name in the bundle
+        replacement = empty.get(id(layer._parameters.get("weight")))
+        if replacement is not None:
+            layer.weight = replacement
+            layer.__dict__.pop("stored_weight", None)
     elsewhere = {id(m.weight) for m in module.modules() if stored_weight(m) is not None}
     for tensor in (*module.parameters(), *module.buffers()):
         if id(tensor) not in elsewhere:
