@@ -199,7 +199,8 @@ class BackslashCallback(TrainerCallback, ExportableState):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> BackslashCallback:
         """The callback of a checkpoint."""
-        return cls(Rate(**state["args"]["rate"]), state["args"]["deviation"])
+        rate = dict(state["args"]["rate"])  # out of JSON, which has no tuples
+        return cls(Rate(**{**rate, "exclude": tuple(rate["exclude"])}), state["args"]["deviation"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         """Takes the model's weights."""

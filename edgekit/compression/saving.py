@@ -57,8 +57,8 @@ def write(
     """
     target = Path(output).absolute()
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
+    _put_back(old, target)  # a process may have died between the two renames
     try:
         part.mkdir()
         _save(found, part, form)
@@ -72,6 +72,13 @@ def write(
         raise CheckFailed(f"{output}: cannot be written ({error.strerror}); make room or give another -o") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        _put_back(old, target)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """An earlier result that was moved aside returns where no new one came, and is removed where one did."""
+    if old.exists() and not target.exists():
+        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

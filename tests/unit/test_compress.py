@@ -139,6 +139,28 @@ def test_a_compressed_factory_is_exported_with_its_zeros(tmp_path: Path) -> None
         rate_of(f"tests.unit.test_compress:smaller@{tmp_path / 'small'}", 0.01)
 
 
+def test_a_failed_write_leaves_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = settings(tmp_path, "method: none\n", steps=2), tmp_path / "out"
+    compress(CLASSIFIER, config, out)
+    before = (out / "model.safetensors").read_bytes()
+    plain = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(CheckFailed, match=r"out: cannot be written \(No space left on device\); make room"):
+        compress(CLASSIFIER, config, out, method="prune", force=True)
+    monkeypatch.undo()
+    assert (out / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["compress.yaml", "out"]
+    out.rename(tmp_path / ".out.old")  # a process that died between the two renames
+    compress(CLASSIFIER, config, out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["compress.yaml", "out"]
+
+
 def test_the_rate_recipe_stores_pruned_layers_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgekit.export import export
     from edgekit.parity import verify
