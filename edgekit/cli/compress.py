@@ -33,6 +33,7 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
             "ternarize",
             "eora",
             "lora",
+            "sensitivity",
             "none",
         ]
     ),

@@ -16,13 +16,14 @@ from edgekit.compress.post_training import Calibration, Method
 from edgekit.compress.prune import Pruning
 from edgekit.compress.rate_quantize import Budget
 from edgekit.compress.salt import Salt
+from edgekit.compress.sensitivity import Scan
 from edgekit.compress.ternarize import Ternary
 from edgekit.compress.training import Training
 from edgekit.errors import EdgekitError, RecipeError
 from edgekit.schema import build, read_yaml, suggest
 
 VERSION = 1
-POST_TRAINING = ("gptq", "ternarize", "eora", "lora")
+POST_TRAINING = ("gptq", "ternarize", "eora", "lora", "sensitivity")
 TAUGHT = ("salt", "distill")
 METHODS = ("backslash", "prune", "2:4", "bitnet", *TAUGHT, "rate-quantize", *POST_TRAINING, "none")
 UNTRAINED = ("rate-quantize", *POST_TRAINING)
@@ -38,6 +39,7 @@ SECTIONS = (
     "ternarize",
     "eora",
     "lora",
+    "sensitivity",
 )
 """What some methods read and others do not."""
 REPORT_STEP = 2.0**-8
@@ -83,6 +85,7 @@ class Compression:
     ternarize: Ternary | None = None
     eora: Compensation | None = None
     lora: Lora | None = None
+    sensitivity: Scan | None = None
     report_step: float = REPORT_STEP  # weights are rounded to multiples of it in the rate report
 
     def __post_init__(self) -> None:
@@ -124,13 +127,13 @@ class Compression:
             )
 
     def _check_post_training(self) -> None:
-        if self.method in ("eora", "lora") and getattr(self, self.method) is None:
-            example = "{of: gptq, rank: 32}" if self.method == "eora" else "{adapter: DIRECTORY}"
-            raise RecipeError(f"compress.{self.method}: missing; give for example {example}")
+        examples = {"eora": "{of: gptq, rank: 32}", "lora": "{adapter: DIRECTORY}", "sensitivity": "{bits: 5}"}
+        if self.method in examples and getattr(self, self.method) is None:
+            raise RecipeError(f"compress.{self.method}: missing; give for example {examples[self.method]}")
         if self.data is None and self.post_training().of != "none":
             raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
-        if self.data is None and self.method == "eora":
-            raise RecipeError("compress.data: missing; eora needs examples to calibrate with")
+        if self.data is None and self.method in ("eora", "sensitivity"):
+            raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
 
     def _check_teacher(self) -> None:
         if getattr(self, self.method) is None:
@@ -200,8 +203,10 @@ class Compression:
     def post_training(self) -> Method:
         """How weights are rounded without training, and what compensates it."""
         compensation = self.eora if self.method == "eora" else None
-        of = {"eora": self.eora and self.eora.of, "lora": self.lora and self.lora.of}.get(self.method, self.method)
-        return Method(of or "none", self.gptq or Gptq(), self.ternarize or Ternary(), compensation)
+        own = {"eora": self.eora and self.eora.of, "lora": self.lora and self.lora.of, "sensitivity": "none"}
+        return Method(
+            own.get(self.method, self.method) or "none", self.gptq or Gptq(), self.ternarize or Ternary(), compensation
+        )
 
     def with_method(self, method: str | None) -> Compression:
         """The same with another method."""
@@ -237,6 +242,8 @@ class Compression:
             found["eora"] = asdict(method.compensation)
         if self.method == "lora" and self.lora is not None:
             found["lora"] = asdict(self.lora)
+        if self.method == "sensitivity" and self.sensitivity is not None:
+            found["sensitivity"] = asdict(self.sensitivity)
         return found
 
     @staticmethod

@@ -24,6 +24,22 @@ Option = tuple[str, int]
 
 
 @dataclass(frozen=True)
+class Scan:
+    """``bits`` a weight or ``bytes`` for the linear layers of the blocks, scales included; ``examples`` the loss is taken on."""
+
+    bits: float = 0.0
+    bytes: int = 0
+    examples: int = 32
+
+    def __post_init__(self) -> None:
+        if (self.bits > 0) == (self.bytes > 0) or min(self.bits, self.bytes) < 0 or self.examples < 1:
+            raise UsageError(
+                f"sensitivity: bits {self.bits}, bytes {self.bytes}, examples {self.examples}; give bits or bytes, and at "
+                "least 1 example"
+            )
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a group of layers costs in a format: bytes stored, and how much higher the loss is with it there alone."""
 

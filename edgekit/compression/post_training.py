@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from edgekit.compress.calibrate import Batch, Progress, groups_of
 from edgekit.compress.config import Compression
+from edgekit.compress.examples import Examples
 from edgekit.compress.lora import beside, merge, read_adapter
 from edgekit.compress.post_training import Calibration, compress_layers, recipe_for
+from edgekit.compress.sensitivity import choose, scan, to_recipe
 from edgekit.compress.training import History
 from edgekit.compression.data import Material
 from edgekit.errors import SourceError
@@ -32,14 +35,16 @@ def post_trained(
     assert found.module is not None
     model, method = found.module, settings.post_training()
     calibration = settings.calibration or Calibration()
-    history = History()
+    history, rows = History(), list[dict[str, Any]]()
     if data is not None:
         history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
+    if settings.method == "sensitivity":
+        rows, recipe = _scanned(model, settings, data, calibration, progress)
+        return history, rows, recipe
     lora = settings.lora if settings.method == "lora" else None
     adapters = read_adapter(directory / lora.adapter) if lora is not None else {}
     if lora is not None and lora.merge:
         merge(_inner(model), adapters)
-    rows: list[dict[str, Any]] = []
     if settings.method != "lora" or method.of != "none":
         original = settings.eora.original if settings.method == "eora" and settings.eora is not None else ""
         rows = compress_layers(
@@ -52,6 +57,24 @@ def post_trained(
     if data is not None:
         history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
     return history, rows, recipe_for(model, method, settings.method, calibration.exclude if rows else ())
+
+
+def _scanned(
+    model: nn.Module, settings: Compression, data: Material | None, calibration: Calibration, progress: Progress
+) -> tuple[list[dict[str, Any]], Recipe]:
+    """What the sensitivity scan chose for each group of layers; the model stays as it is."""
+    scanned = settings.sensitivity
+    assert scanned is not None and data is not None
+    groups = groups_of(model, _batches(data, calibration)[0], calibration.exclude)
+    examples = Examples(data.train.select(slice(0, scanned.examples)))
+    table = scan(groups, lambda: data.objective.evaluate(model, examples)["loss"], progress=progress)
+    count = sum(layer.weight.numel() for group in groups for layer in group.values())
+    chosen = choose(table, scanned.bytes or int(scanned.bits * count / 8))
+    rows = [
+        {"layer": name, "format": option[0], "block_size": option[1], **asdict(table[name][option])}
+        for name, option in chosen.items()
+    ]
+    return rows, to_recipe(chosen, settings.method)
 
 
 def _batches(data: Material | None, calibration: Calibration) -> list[Batch]:

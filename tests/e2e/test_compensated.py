@@ -18,6 +18,7 @@ from edgekit.compress.eora import Compensation
 from edgekit.compress.gptq import Gptq
 from edgekit.compress.lora import Lora
 from edgekit.compress.post_training import Calibration
+from edgekit.compress.sensitivity import Scan
 from edgekit.compress.ternarize import Ternary
 from edgekit.compression import compress
 from edgekit.errors import RecipeError, SourceError, UsageError
@@ -26,6 +27,7 @@ from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import FORMATS
 from edgekit.parity import verify
+from edgekit.recipe import Recipe
 from edgekit.side_path import SideLinear
 from tests.unit.test_compress import SENTENCES, decoder, encoder, one_thread  # noqa: F401
 from tests.unit.test_lora import adapter
@@ -123,10 +125,22 @@ def _none() -> Any:
     return Training(steps=0)
 
 
+def test_formats_chosen_layer_by_layer(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    result = compress(
+        str(decoder), settings(tmp_path, "sensitivity", sensitivity=Scan(bits=12, examples=4)), tmp_path / "made"
+    )
+    sizes = [(row["bytes"], row["layer"]) for row in result.layers]
+    assert len(sizes) == 4
+    assert sum(size for size, _ in sizes) <= 12 / 8 * (3 * 32 * 32 + 3 * 32 * 64)
+    rules = Recipe.load(result.recipe).rules
+    assert [rule.match for rule in rules[:-2]] == [name for _, group in sizes for name in group.split("+")]
+
+
 def test_refusals(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
     for sections, message in (
         ({"method": "eora"}, r"compress\.eora: missing; give for example \{of: gptq, rank: 32\}"),
         ({"method": "lora"}, r"compress\.lora: missing; give for example \{adapter: DIRECTORY\}"),
+        ({"method": "sensitivity"}, r"compress\.sensitivity: missing; give for example \{bits: 5\}"),
         ({"method": "gptq"}, r"compress\.data: missing; gptq needs examples to calibrate with"),
     ):
         with pytest.raises(RecipeError, match=message):
