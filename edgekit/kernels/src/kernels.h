@@ -32,9 +32,9 @@ constexpr size_t kGemvTokens = 4;      // tokens at most that one gemv() call ta
 constexpr size_t kMostPanelRows = 32;  // Kernels::panel_rows at most
 constexpr size_t kPrefetch = 4096;     // bytes past the rows in use that gemv() asks for (measured: docs/kernels.md)
 
-constexpr size_t kGroup = 64;                  // weights of a sparse row that one word of its mask tells of
-constexpr size_t kMaskBytes = kBlock / 8;      // of a block's mask
-constexpr size_t kSparseTail = kGroup;         // bytes behind the last sparse row, so that a group's are read at once
+constexpr size_t kGroup = 64;              // weights of a sparse row that one word of its mask tells of
+constexpr size_t kMaskBytes = kBlock / 8;  // of a block's mask
+constexpr size_t kSparseTail = kGroup;     // bytes behind the last sparse row, so that a group's are read at once
 
 constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
 constexpr bool is_sparse(Format format) { return format == kSparse4 || format == kSparse8; }
