@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,15 @@ from torch import nn
 from edgekit.compress import Pruner, Pruning
 from edgekit.compress.prune import largest, two_of_four
 from edgekit.errors import UnsupportedError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are slowed down by a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def model(seed: int = 0) -> nn.Module:
