@@ -19,7 +19,7 @@ def draw(rows: Sequence[dict[str, Any]], target: Path) -> None:
     for (left, right), model in zip(axes, models, strict=True):
         best = 0.0
         for index, row in enumerate(r for r in rows if r["model"] == model):
-            style = {"label": row["method"], "color": f"C{index}", "marker": "o", "markersize": 3}
+            style = {"label": row["method"], "color": pyplot.get_cmap("tab20")(index), "marker": "o", "markersize": 3}
             shares = [100 * float(share) for share in row["pruned"]]
             means, spreads = zip(*row["pruned"].values(), strict=True)
             left.errorbar(shares, [100 * m for m in means], [100 * s for s in spreads], capsize=2, **style)
