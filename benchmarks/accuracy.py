@@ -88,7 +88,8 @@ class Subject:
         return [self.objective.inputs(batch) for batch in some.batches(BATCH)]
 
     def score(self, module: nn.Module) -> tuple[float | None, float | None]:
-        found = self.objective.evaluate(module, self.evaluation, BATCH)
+        size = 2 if self.objective is LANGUAGE else BATCH  # logits over a large vocabulary
+        found = self.objective.evaluate(module, self.evaluation, size)
         return (math.exp(found["loss"]), None) if self.objective is LANGUAGE else (None, found["cosine"])
 
 
