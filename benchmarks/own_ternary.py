@@ -62,7 +62,10 @@ def main() -> None:
     for path, (_, model, recipe) in zip(paths, BUNDLES, strict=True):
         report = verify(export(str(options.models / model), recipe, path, force=True, abis=["linux-x86_64"]))
         parity.append(report.parity.passed)
-    scores = evaluate([str(p) for p in paths], texts=[options.texts / HELD_OUT], most_tokens=options.tokens * 256)
+    training = json.loads((options.models / "report.json").read_text(encoding="utf-8"))
+    length = int(training["shape"]["length"])  # positions beyond it were never trained
+    text = options.texts / HELD_OUT
+    scores = evaluate([str(p) for p in paths], texts=[text], most_tokens=256 * options.tokens, window=length)
     speeds = bench(paths, prompt_tokens=64, new_tokens=32, rounds=options.rounds).rows
     texts = compare(options.models / "ternary-online", paths[0], options.tokens)
     rows = []
@@ -77,7 +80,6 @@ def main() -> None:
             }
         )  # fmt: skip
     show(rows, texts)
-    training = json.loads((options.models / "report.json").read_text(encoding="utf-8"))
     found = {"machine": asdict(describe()), "training": training, "rows": rows, "texts": [asdict(t) for t in texts]}
     options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

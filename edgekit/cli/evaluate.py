@@ -29,18 +29,21 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--tokens", default=8192, show_default=True, type=click.IntRange(0), help="First tokens of each text; 0 takes all."
 )
 @click.option(
+    "--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens of context of the perplexity."
+)
+@click.option(
     "--questions", default=0, type=click.IntRange(0), help="First questions of each file or task. [default: all]"
 )
 @click.option("--page", type=click.Path(path_type=Path), help="Write one HTML page with plots against bytes.")
 @threads_option
 @json_option
 def evaluate(
-    models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, tokens: int, questions: int,
+    models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, tokens: int, window: int, questions: int,
     page: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Score language MODELS: bundles, and models as `edgekit export` takes them, on the same files.
 
-    Each model is a row with its bytes. Perplexity is over windows of 512 tokens; a choice is scored by its log-likelihood per byte.
+    Each model is a row with its bytes. Perplexity is over windows that do not overlap; a choice is scored by its log-likelihood per byte.
     """
     quiet_libraries()
     from edgekit.evaluation import evaluate as run
@@ -48,7 +51,7 @@ def evaluate(
 
     with progress_bar() as progress:
         found = run(
-            models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], threads=threads, most_tokens=tokens,
+            models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], threads=threads, most_tokens=tokens, window=window,
             most_questions=questions, progress=progress,
         )  # fmt: skip
     if page is not None:

@@ -12,6 +12,7 @@ from edgekit.bundle.manifest import NAME
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.evaluation.scorers import BundleScorer, Scorer
 from edgekit.evaluation.tasks import (
+    WINDOW,
     ChoiceScore,
     TextScore,
     read_questions,
@@ -95,6 +96,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     threads: int = 1,
     most_tokens: int = MOST_TOKENS,
+    window: int = WINDOW,
     most_questions: int = 0,
     progress: Progress = lambda what, share: None,
 ) -> Evaluation:
@@ -102,6 +104,7 @@ def evaluate(
 
     Args:
         texts: UTF-8 files; the first ``most_tokens`` tokens of each (0 = all).
+        window: tokens of context at most; no more than a model was trained with, or positions it never saw are scored.
         choices: JSON lines of {"question", "choices", "answer"}; the first ``most_questions`` of each (0 = all).
         tasks: of lm-evaluation-harness, which must be installed and fetches their data itself.
 
@@ -110,6 +113,8 @@ def evaluate(
     """
     if not models or not (texts or choices or tasks):
         raise UsageError("evaluate: nothing to do; give at least one model, and --text, --choices or --tasks")
+    if window < 2:
+        raise UsageError(f"window: {window} is less than 2 tokens")
     read = [(file, read_text(file)) for file in texts]
     asked = [(file, read_questions(file, most_questions)) for file in choices]
     rows = []
@@ -120,7 +125,7 @@ def evaluate(
             Row(
                 scorer.name, scorer.method, scorer.bytes,
                 None if math.isnan(scorer.bits_per_weight) else round(scorer.bits_per_weight, 4),
-                tuple(score_text(scorer, file, text, most_tokens, progress) for file, text in read),
+                tuple(score_text(scorer, file, text, most_tokens, progress, window) for file, text in read),
                 tuple(score_questions(scorer, file, questions, progress) for file, questions in asked),
                 _tasks(scorer, tasks, most_questions),
             )

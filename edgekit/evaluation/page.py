@@ -42,7 +42,7 @@ def page(evaluation: Evaluation) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>edgekit evaluate</title><style>{STYLE}</style></head><body><h1>Accuracy against bytes</h1>"
         f'{_table(evaluation)}<p class="note">MB: graph and weights, 10<sup>6</sup> bytes. Bits per weight count scales and '
-        "adapters. Perplexity: non-overlapping windows of 512 tokens. Accuracy: the choice of the highest log-likelihood per "
+        "adapters. Perplexity: over windows that do not overlap. Accuracy: the choice of the highest log-likelihood per "
         f"byte; &#177; is its standard error.</p>{figures}</body></html>\n"
     )
 

@@ -95,13 +95,13 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
     return found[:most] if most else found
 
 
-def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress) -> TextScore:
-    """Perplexity over the first ``most`` tokens (0 = all). Raises UsageError for a text of less than two tokens."""
+def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress, window: int = WINDOW) -> TextScore:
+    """Perplexity over the first ``most`` tokens (0 = all) in windows of ``window``. Raises UsageError for a text of less than two tokens."""
     whole = scorer.tokenizer.encode(text)
     ids = whole[:most] if most else whole
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
-    size = min(WINDOW, scorer.limit)
+    size = min(window, scorer.limit)
     nats = []
     for start in range(0, len(ids) - 1, size):
         progress(f"{scorer.name}: {file.name}", start / len(ids))

@@ -61,6 +61,9 @@ def test_choices_and_perplexity_against_numpy(bundle: Path, tmp_path: Path) -> N
     assert row.texts[0].tokens == count
     assert row.texts[0].perplexity == pytest.approx(math.exp(total / count), rel=1e-4)
     size = len(text.read_bytes()) * count / len(ids)
+    (short,) = evaluate([str(bundle)], texts=[text], window=10).rows
+    tens = [nats(ids[start : start + 10]) for start in range(0, len(ids) - 1, 10)]
+    assert short.texts[0].perplexity == pytest.approx(math.exp(np.concatenate(tens).mean()), rel=1e-4)
     assert row.texts[0].bits_per_byte == pytest.approx(total / math.log(2) / size, rel=1e-4)
     right = plain = 0
     for item in QUESTIONS:

@@ -196,8 +196,8 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
   out->steps_each = a.each_block;
   if (OrtStatus* status = check_x(api, x, a, &out->m)) return status;
   out->w_bytes = out->n * out->blocks * block_bytes(a.format);
-  OrtStatus* const wrong = is_sparse(a.format) ? check_sparse_w(api, w, a, out->blocks, &out->w_bytes)
-                                               : check_w(api, w, a, out->blocks);
+  OrtStatus* const wrong =
+      is_sparse(a.format) ? check_sparse_w(api, w, a, out->blocks, &out->w_bytes) : check_w(api, w, a, out->blocks);
   if (wrong != nullptr) return wrong;
   if (OrtStatus* status = check_scales(api, scales, a, out)) return status;
   if (OrtStatus* status = check_bias(api, bias, a)) return status;

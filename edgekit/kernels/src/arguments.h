@@ -12,7 +12,7 @@ constexpr int64_t kMostInt8K = int64_t{1} << 17;     // 127 * 128 * K stays belo
 
 struct Attributes {
   Format format;  // of SparseMatMul: by its attribute bits
-  bool half;  // X and Y are float16
+  bool half;      // X and Y are float16
   int64_t k, n;
   bool each_block;  // activations are rounded per block of 128, not per row
 };

@@ -72,8 +72,8 @@ bool sparse_row(SparseRow* given, const int8_t* x, size_t blocks, bool each, int
   }
   *given = row;
   if (each) return true;
-  sums[0] = _mm512_reduce_add_epi32(
-      _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+  sums[0] =
+      _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
   return true;
 }
 

@@ -387,8 +387,8 @@ inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) { return _mm256_
 namespace edgekit {
 
 const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96, 128, 128, quantize, gemv, pack, tile, finish, sparse, expand};
-const Kernels kAvx512Vbmi2 = {
-    "avx512vbmi2", kRows, 96, 128, 8, quantize, gemv, pack, tile, finish, sparse_vbmi2, expand_vbmi2};
+const Kernels kAvx512Vbmi2 = {"avx512vbmi2", kRows, 96,     128,          8,           quantize, gemv,
+                              pack,          tile,  finish, sparse_vbmi2, expand_vbmi2};
 
 }  // namespace edgekit
 

@@ -330,7 +330,8 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
     Message message;
     message << operator_name(call.format) << ": row " << static_cast<int64_t>(first_damaged(a, call.format));
     return api.error(kInvalidArgument, (message << " of W has a mask that does not fit its codes; the file is damaged, "
-                                                   "export or copy it again").text());
+                                                   "export or copy it again")
+                                           .text());
   }
   const bool gemv = a.m <= (a.each ? smaller(kGemvTokens, call.kernels.gemv_most) : call.kernels.gemv_most);
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);

@@ -124,8 +124,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   OrtValue inputs[] = {tensor(source, half ? kFloat16 : kFloat, {m, info.k}),
                        is_sparse && kind % 8 ? sparse(source, info.n, info.k, info.bits)
                                              : tensor(source, kUint8, {info.n, blocks, int8 ? 128 : 32}),
-                       tensor(source, kFloat, scale_dims),
-                       tensor(source, kFloat, {info.n})};
+                       tensor(source, kFloat, scale_dims), tensor(source, kFloat, {info.n})};
   // A shape too large to be filled is only good for a refusal: what is claimed must then not be read.
   size_t claimed = 1;
   for (const OrtValue& value : inputs) {
