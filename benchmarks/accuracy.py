@@ -222,7 +222,8 @@ def method_row(
         kept = sum(layer.weight.numel() for layer in inside)
         size += kept // 8 + kept // 2 + 4 * sum(layer.out_features for layer in inside) - 4 * kept
     compensation = method.compensation
-    better = [row["compensated"] <= row["svd"] for row in found if row["svd"] is not None]
+    compared = compensation is not None and compensation.method == "eora"
+    better = [row["compensated"] <= row["svd"] for row in found] if compared else []
     left = [row["error"] if row["compensated"] is None else row["compensated"] for row in found]
     perplexity, accuracy = subject.score(module)
     return Row(

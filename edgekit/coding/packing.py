@@ -155,10 +155,8 @@ def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress
     total, done, files = sum(size for _, size, _ in listed), 0, []
     with ThreadPoolExecutor(WORKERS) as pool:
         for path, size, digest in listed:
-            progress(f"pack {done / 1e6:,.0f} of {total / 1e6:,.0f} MB: {path}", done / total)
-            report = lambda part, path=path, done=done: progress(  # noqa: E731
-                f"pack {(done + part) / 1e6:,.0f} of {total / 1e6:,.0f} MB: {path}", (done + part) / total
-            )
+            report = lambda part, path=path, done=done: progress(f"pack {path}", (done + part) / total)  # noqa: E731
+            report(0)
             files.append(PackedFile(path, size, digest, _file_chunks(bundle, base, path, digest, body, pool, report)))
             done += size
     return Head(manifest.name, "" if base is None else sha256(base.directory / NAME), tuple(files))

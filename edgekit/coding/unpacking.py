@@ -218,8 +218,7 @@ class _Unpacking:
             )
 
     def _tell(self, file: PackedFile) -> None:
-        total = max(1, self.front.head.nbytes)
-        self.progress(f"unpack {self.done / 1e6:,.0f} of {total / 1e6:,.0f} MB: {file.path}", self.done / total)
+        self.progress(f"unpack {file.path}", self.done / max(1, self.front.head.nbytes))
 
     def _ready(self, file: PackedFile, path: Path, digest: hashlib._Hash) -> int:
         """Chunks that an earlier call has written; the file is cut after them and they are added to ``digest``."""
