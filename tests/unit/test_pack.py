@@ -134,7 +134,7 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "pack", bundle, "-o", file, "--json")
     facts = json.loads(out)
     assert code == 0 and facts["bytes"] == Path(file).stat().st_size and facts["weights"] == 65_536
-    assert facts["bits_per_weight"] == 8 * facts["weight_bytes"] / 65_536 and "pack 0 of 0 MB: model.onnx" in err
+    assert facts["bits_per_weight"] == 8 * facts["weight_bytes"] / 65_536 and "pack model.onnx.data" in err
     assert {entry["path"] for entry in facts["files"]} >= {"manifest.json", "model.onnx", "model.onnx.data"}
     assert run(capsys, "pack", bundle, "-o", file)[::2] == (
         2, f"edgekit: {file}: is there already; --force replaces it\n",
@@ -145,7 +145,7 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed = Bundle.open(target).manifest.files
     assert code == 0
     assert out == f"{target}: {len(listed) + 1} files, {Bundle.open(target).nbytes:,} bytes, as the manifest says\n"
-    assert "unpack 0 of 0 MB: model.onnx.data" in err
+    assert "unpack model.onnx.data" in err
     same(Path(bundle), Path(target))
     assert "a bundle is there already; --force replaces it" in run(capsys, "unpack", file, "-o", target)[2]
     assert run(capsys, "unpack", file, "-o", target, "--force", "--json")[0] == 0
