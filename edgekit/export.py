@@ -62,8 +62,9 @@ def export(
 
     ``source`` is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or ``package.module:factory``;
     ``recipe`` a shipped recipe's name, a YAML path or a Recipe; ``output`` the bundle directory to make; ``samples`` the
-    user's own real input (a text, a directory of images, an .npz). A bundle with ternary layers carries the native
-    operator library for each of ``abis`` (edgekit.lowbit.library.ABIS). Nothing is left at ``output`` on failure.
+    user's own real input (a text, a directory of images, an .npz). ``abis`` are the systems it is for
+    (edgekit.lowbit.library.ABIS): a bundle with ternary, int8-channel or sparse layers carries the native operator library
+    for each, and layers are sparse only where that is faster on all. Nothing is left at ``output`` on failure.
 
     Raises SourceError, RecipeError, UnsupportedError for what cannot be exported; CheckFailed when the written model
     does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set, or
@@ -77,7 +78,7 @@ def export(
         progress("load the model", 0.0)
         found = load(source, allow_pickle=allow_pickle, task=task)
         progress("trace the graph", 0.0)
-        model = _graph(found, chosen, samples, progress)
+        model = _graph(found, chosen, samples, abis, progress)
         give_back_memory()  # the trace is large and full of cycles
         write_graph(model, writer.directory, progress)
         for asset in found.assets:
@@ -111,7 +112,7 @@ def _add_libraries(abis: Sequence[str], directory: Path) -> None:
         shutil.copyfile(library, directory / "ops" / abi / library.name)
 
 
-def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progress) -> ir.Model:
+def _graph(found: Source, recipe: Recipe, samples: Path | None, abis: Sequence[str], progress: Progress) -> ir.Model:
     """The final graph, weights still unread."""
     from edgekit.frontend import decoder
     from edgekit.passes import pipeline
@@ -137,7 +138,7 @@ def _graph(found: Source, recipe: Recipe, samples: Path | None, progress: Progre
         progress("calibrate", 0.0)
         return quantize_static(model, recipe.static, calibration(found, samples, recipe.static.samples))
     progress("rewrite the graph", 0.0)
-    for step in pipeline(recipe):
+    for step in pipeline(recipe, abis):
         model = step(model).model
     return model
 

@@ -38,7 +38,8 @@ from edgekit.lowbit.library import ABIS, SHIPPED
     multiple=True,
     type=click.Choice([*ABIS, "none"]),
     default=SHIPPED,
-    help="Put the operator library for this system into the bundle (several times for several; ternary models only). "
+    help="A system that the bundle is for (several times for several; none: this machine). Bundles with ternary, "
+    "int8-channel or sparse layers carry the operator library for each; layers are sparse only where that is faster on all. "
     f"[default: {', '.join(SHIPPED)}]",
 )
 @json_option

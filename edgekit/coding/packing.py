@@ -155,11 +155,15 @@ def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress
     total, done, files = sum(size for _, size, _ in listed), 0, []
     with ThreadPoolExecutor(WORKERS) as pool:
         for path, size, digest in listed:
-            report = lambda part, path=path, done=done: progress(f"pack {path}", (done + part) / total)  # noqa: E731
+            report = _reporting(progress, f"pack {path}", done, total)
             report(0)
             files.append(PackedFile(path, size, digest, _file_chunks(bundle, base, path, digest, body, pool, report)))
             done += size
     return Head(manifest.name, "" if base is None else sha256(base.directory / NAME), tuple(files))
+
+
+def _reporting(progress: Progress, what: str, before: int, total: int) -> Callable[[int], None]:
+    return lambda part: progress(what, (before + part) / total)
 
 
 def _file_chunks(

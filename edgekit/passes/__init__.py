@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
@@ -21,8 +23,8 @@ CONSTANT_ELEMENTS = 16
 """Smaller constants stay nodes: shapes and axes that other tools' passes look for there."""
 
 
-def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
-    """The passes from a frontend's graph to the one that is written."""
+def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBase, ...]:
+    """The passes from a frontend's graph to the one that is written, for systems ``abis`` (none: this machine)."""
     return (
         LiftConstantsToInitializersPass(size_limit=CONSTANT_ELEMENTS),  # TorchScript graphs hold weights in nodes
         NormalizeLinear(),  # generic graphs: layers as decoders have them
@@ -30,7 +32,7 @@ def pipeline(recipe: Recipe) -> tuple[ir.passes.PassBase, ...]:
         RemoveUnusedNodesPass(),  # what these two left: a weight is shared only where both readers count
         RemoveDeadUnits(),  # before the choice: formats, blocks and merging then fit what is left
         RemoveDeadRows(recipe.unused_embedding_rows == "drop"),  # likewise
-        ChooseFormats(recipe),  # before anything merges: rules see the layers as the user knows them
+        ChooseFormats(recipe, abis),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
         MergeSidePaths(),  # before merging: a layer and what stands beside it merge together
         MergeLinears(),  # after the choice: only layers of one format merge

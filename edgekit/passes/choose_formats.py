@@ -20,6 +20,8 @@ BREAK_EVEN: dict[str, tuple[str, float]] = {
     "sparse-int8": ("int8", 0.4),
 }
 """What a sparse format replaces, and from which share of zeros on it is faster."""
+SPARSE_PROCESSOR = "x86_64"
+"""Where that was measured, with AVX512-VBMI2. With AVX2 sparse formats are slower, on ARM nobody has measured them."""
 CACHE_BYTES = 32 << 20
 """Weights that fit here (the last cache of the machine measured) are read from there, where the dense formats are faster."""
 
@@ -30,8 +32,10 @@ class ChooseFormats(ir.passes.InPlacePass):
     Raises RecipeError when a rule matches no layer: the commonest cause of "it exported but nothing shrank".
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, abis: Sequence[str] = ()) -> None:
+        """``abis`` are the systems that the model is for; none is this machine."""
         self.recipe = recipe
+        self._slower = next((abi for abi in abis if not abi.endswith(SPARSE_PROCESSOR)), "")
         self._from_cache = False  # the model's weights are few enough to stay there
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -73,6 +77,8 @@ class ChooseFormats(ir.passes.InPlacePass):
         weight = leader.inputs[1]
         if embedding or weight is None or weight.const_value is None:
             why = "embedding: looked up by row"
+        elif self._slower:
+            why = f"for {self._slower} too (--abi), where {rule.format} was not measured to be faster"
         elif self._from_cache:
             why = f"the model's weights stay in a cache of {CACHE_BYTES >> 20} MiB, where {dense} is faster"
         else:

@@ -32,7 +32,9 @@ def test_a_pruned_decoder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
                 weight[weight.abs() <= weight.abs().flatten().quantile(0.8)] = 0
     model.save_pretrained(tmp_path / "model")  # type: ignore[attr-defined]
     rules = (Rule("*", "int8", only="vocabulary"), Rule("*", name))
-    bundle = export(str(tmp_path / "model"), Recipe(version=1, name=name, rules=rules), tmp_path / "bundle")
+    bundle = export(
+        str(tmp_path / "model"), Recipe(version=1, name=name, rules=rules), tmp_path / "bundle", abis=["linux-x86_64"]
+    )
     inner = [layer for layer in bundle.manifest.layers if "layers" in layer.name]
     assert inner
     assert {layer.format for layer in inner} == {name}

@@ -68,6 +68,19 @@ def test_what_a_cache_holds_stays_dense() -> None:
     assert (found["mlp.0"]["format"], found["mlp.0"]["reason"]) == ("int4", expected)
 
 
+def test_a_bundle_for_other_processors_stays_dense(large: None) -> None:
+    model = graph(0.97)
+    for abis, chosen in (
+        (("linux-x86_64", "android-x86_64"), "sparse-int4"),
+        (("linux-x86_64", "linux-aarch64"), "int4"),
+    ):
+        choose_formats.ChooseFormats(recipe(Rule("*", "sparse-int4")), abis)(model)
+        (layer,) = [n for n in model.graph if n.op_type == "Linear"]
+        assert layer.metadata_props["edgekit.format"] == chosen
+    expected = "for linux-aarch64 too (--abi), where sparse-int4 was not measured to be faster; stored as int4"
+    assert layer.metadata_props["edgekit.reason"] == expected
+
+
 def test_an_embedding_stays_dense(large: None) -> None:
     net = Net()
     ids = net.op("Cast", net.x, to=ir.DataType.INT64.value)
