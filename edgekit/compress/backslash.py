@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class Rate:
     shape: float | None = None
     group: str = ""  # "row" or "column": whole ones are pulled to zero too, by their norm
     group_strength: float = 0.0
+    group_size: int = 1  # rows (columns) that go together: a head's size on v_proj (o_proj), for whole heads
+    group_only: tuple[str, ...] = ("*",)  # globs over the parameter names that have groups
     exclude: tuple[str, ...] = ()  # globs over parameter names
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Rate:
             )
         if self.shape is not None and not 0 < self.shape <= 3:
             raise UsageError(f"shape: {self.shape} is not above 0 and at most 3; leave it out to have it estimated")
+        if self.group_size < 1:
+            raise UsageError(f"group_size: {self.group_size} is less than 1; give a head's size, or 1 for single rows")
         if not self.epsilon > 0 or not self.strength >= 0 or not self.group_strength >= 0:
             raise UsageError(
                 f"epsilon {self.epsilon}, strength {self.strength}, group_strength {self.group_strength}: epsilon must be "
@@ -91,9 +96,10 @@ class Backslash:
     """
 
     def __init__(self, model: nn.Module, rate: Rate) -> None:
-        """Raises UnsupportedError for a model without trainable matrices."""
+        """Raises UnsupportedError for a model without trainable matrices, UsageError for groups that do not fit it."""
         self.rate = rate
         self.weights = masks.matrices(model, rate.exclude)
+        self.grouped = self._grouped()
         self.count = sum(weight.numel() for weight in self.weights.values())
         self.done = 0
         self.masks: masks.Masks = {}
@@ -117,7 +123,7 @@ class Backslash:
         factor = self._factor(pulls)
         for name, weight in self.weights.items():
             self._shrink(weight, pulls[name] * factor)
-            if self.rate.group:
+            if name in self.grouped:
                 self._shrink_groups(weight)
         self.done += 1
 
@@ -174,14 +180,33 @@ class Backslash:
             weight.copy_(weight.sign() * (weight.abs() - pull).clamp_(min=0.0))
 
     def _shrink_groups(self, weight: Tensor) -> None:
-        """The proximal step of the sum of rows' (columns') norms, so that whole ones become zero."""
-        matrix = weight.flatten(1)
-        norms = matrix.norm(dim=1 if self.rate.group == "row" else 0, keepdim=True)
-        width = matrix.shape[1] if self.rate.group == "row" else matrix.shape[0]
-        # In the same units as single weights: a row of weights of the typical size loses group_strength of them over T steps.
-        pull = self.rate.group_strength * float(norms.mean()) / self.rate.steps if width else 0.0
-        keep = (1 - pull / norms.clamp_min(1e-30)).clamp_(min=0.0)
-        weight.copy_((matrix * keep).view_as(weight))
+        """The proximal step of the sum of the groups' norms, so that whole ones become zero."""
+        lines = weight.flatten(1) if self.rate.group == "row" else weight.flatten(1).T
+        groups = lines.reshape(-1, self.rate.group_size * lines.shape[1])
+        norms = groups.norm(dim=1, keepdim=True)
+        # In the same units as single weights: a group of weights of the typical size loses group_strength of them over T steps.
+        pull = self.rate.group_strength * float(norms.mean()) / self.rate.steps
+        shrunk = (groups * (1 - pull / norms.clamp_min(1e-30)).clamp_(min=0.0)).view(lines.shape)
+        weight.copy_((shrunk if self.rate.group == "row" else shrunk.T).reshape(weight.shape))
+
+    def _grouped(self) -> list[str]:
+        """Names of the weights with a group rate. Raises UsageError when groups do not fit them."""
+        rate = self.rate
+        if not rate.group:
+            return []
+        names = [name for name in self.weights if any(fnmatchcase(name, pattern) for pattern in rate.group_only)]
+        if not names:
+            raise UsageError(
+                f"group_only {list(rate.group_only)}: fits no weight; they are named like {', '.join(list(self.weights)[:3])}"
+            )
+        for name in names:
+            weight = self.weights[name]
+            count = weight.shape[0] if rate.group == "row" else weight[0].numel()
+            if count % rate.group_size:
+                raise UsageError(
+                    f"group_size {rate.group_size}: {name} has {count} {rate.group}s, no multiple of it; name others in group_only"
+                )
+        return names
 
 
 class BackslashCallback(TrainerCallback, ExportableState):
@@ -200,7 +225,9 @@ class BackslashCallback(TrainerCallback, ExportableState):
     def from_state(cls, state: Mapping[str, Any]) -> BackslashCallback:
         """The callback of a checkpoint."""
         rate = dict(state["args"]["rate"])  # out of JSON, which has no tuples
-        return cls(Rate(**{**rate, "exclude": tuple(rate["exclude"])}), state["args"]["deviation"])
+        return cls(
+            Rate(**{**rate, **{key: tuple(rate[key]) for key in ("exclude", "group_only")}}), state["args"]["deviation"]
+        )
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         """Takes the model's weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,35 @@ def test_whole_groups_become_zero(group: str, dim: int) -> None:
     assert dead[: 6 if group == "row" else 4].all() and not dead[10:].any()
 
 
+def test_whole_heads_become_zero() -> None:
+    net = nn.ModuleDict({"v_proj": nn.Linear(8, 12, bias=False), "o_proj": nn.Linear(12, 8, bias=False)})
+    value, output = net["v_proj"].weight, net["o_proj"].weight
+    with torch.no_grad():
+        value[4:8] *= 1e-2  # the second of three heads
+        value[0] *= 1e-2  # one row of another: not a head
+    before = output.clone()
+    rate = Rate(steps=40, strength=0.0, group="row", group_strength=0.5, group_size=4, group_only=("v_proj*",))
+    run = Backslash(net, rate)
+    for _ in range(40):
+        run.step()
+    assert (value == 0).all(1).tolist() == [False] * 4 + [True] * 4 + [False] * 4
+    assert torch.equal(output, before)
+    columns = Backslash(net, replace(rate, group="column", group_only=("o_proj*",)))
+    with torch.no_grad():
+        output[:, 8:] *= 1e-2
+    for _ in range(40):
+        columns.step()
+    assert (output == 0).all(0).tolist() == [False] * 8 + [True] * 4
+
+
+def test_groups_that_do_not_fit() -> None:
+    net = nn.ModuleDict({"v_proj": nn.Linear(8, 12)})
+    with pytest.raises(UsageError, match=r"group_size 5: v_proj.weight has 12 rows, no multiple of it; name others in"):
+        Backslash(net, Rate(steps=1, group="row", group_size=5))
+    with pytest.raises(UsageError, match=r"group_only \['q\*'\]: fits no weight; they are named like v_proj.weight"):
+        Backslash(net, Rate(steps=1, group="row", group_only=("q*",)))
+
+
 def test_shared_weights_count_once() -> None:
     net = nn.ModuleDict({"a": nn.Linear(8, 8, bias=False), "b": nn.Linear(8, 8, bias=False)})
     net["b"].weight = net["a"].weight
@@ -167,6 +197,7 @@ def test_what_cannot_be_constrained() -> None:
         ({"variant": "l0"}, "variant 'l0', scope 'global', group '': give one of decoupled, proximal, bits"),
         ({"group": "head"}, "group 'head'"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"group_size": 0}, "group_size: 0 is less than 1"),
         ({"strength": -1.0}, "strengths not negative"),
     ],
 )
