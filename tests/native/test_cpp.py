@@ -181,7 +181,6 @@ PLANTED_IN_THE_OPERATOR = [
     ("product.cpp", "!a.each && block > 0, panel.sums", "!a.each && block > 4, panel.sums"),
     ("product.cpp", "if (!at[r].done()) return not_intact(call);", ""),
     ("product.cpp", "|| (at.last && !rows[r].done())", ""),
-    ("product.cpp", "end < first || end - first < mask", "end < first"),
     ("arguments.cpp", "first == begin && end == stop", "first == begin"),
     ("product.cpp", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),
     ("product.cpp", "if (freed != nullptr) api.release_status(freed);", ""),
