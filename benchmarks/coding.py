@@ -10,7 +10,7 @@ stream heads, tables, states, and its chunk's line in the pack's head (120 bytes
 ``exp-golomb`` is BackSlash's Algorithm 2: levels sorted by frequency, their rank coded with order 0; ``exp-golomb-k`` takes
 the best order instead. ``deflate`` is zlib's best, ``xz`` its best too, both over one code a byte (four bits and ternary
 codes as they are stored). ``deepcabac`` is nncodec 2.1.3 in another environment (``--nncodec`` names its Python; it brings
-torch and more): ``python3 -m venv /tmp/nnc && /tmp/nnc/bin/pip install nncodec==2.1.3``.
+torch and more): ``python3 -m venv build/nncodec && build/nncodec/bin/pip install nncodec==2.1.3``.
 
 Speeds are weights a second on one core by the thread's own clock, which stands still while other processes run; coders take
 turns, the row is the median of the rounds with the slowest and fastest. The document goes

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from edgekit.bench.machine import Disturbance
 from edgekit.devices import Connection
+from edgekit.devices.probe import HOTTEST
 
-HOTTEST = 150.0
-"""Degrees Celsius; sensors that say more count something else."""
 SCRIPT = r"""
 echo "@@ $(getconf CLK_TCK 2>/dev/null || echo 100)"
 head -n 1 /proc/stat

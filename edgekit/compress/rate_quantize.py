@@ -37,6 +37,7 @@ ROW_BITS = 3
 PROBED, PROBE_NOISE = 8, 0.01
 """Examples, and about the noise-to-signal ratio, with which a layer's effect on the output is measured."""
 ROUNDS = 40
+TRIALS = 14  # each of them an evaluation
 MOMENTS = ("full", "diagonal", "none")
 Progress = Callable[[str, float], None]
 
@@ -197,16 +198,7 @@ class RateQuantizer:
 
     def _largest(self, fits: Callable[[list[Choice]], bool]) -> list[Choice]:
         """By bisection the smallest lambda whose choice fits: the most bits that are allowed."""
-        low, high = 1e-12, 1e12
-        best = self.choose(high)
-        for _ in range(ROUNDS):
-            middle = math.sqrt(low * high)
-            chosen = self.choose(middle)
-            if fits(chosen):
-                high, best = middle, chosen
-            else:
-                low = middle
-        return best
+        return self._bisected(1e12, 1e-12, ROUNDS, self.choose(1e12), fits)
 
     def _filled(self, chosen: list[Choice], limit: float) -> list[Choice]:
         """What bisection leaves over, spent where it lowers distortion most for each bit."""
@@ -225,15 +217,19 @@ class RateQuantizer:
 
     def _smallest(self, fits: Callable[[list[Choice]], bool]) -> list[Choice]:
         """By bisection the largest lambda whose choice fits: the fewest bits; a dozen trials, each an evaluation."""
-        low, high = 1e-7, 1e3
-        best = self.choose(0.0)
-        for _ in range(14):
-            middle = math.sqrt(low * high)
+        return self._bisected(1e-7, 1e3, TRIALS, self.choose(0.0), fits)
+
+    def _bisected(
+        self, good: float, bad: float, rounds: int, best: list[Choice], fits: Callable[[list[Choice]], bool]
+    ) -> list[Choice]:
+        """The choice of the lambda next to ``bad`` that still fits; ``best`` where none between does."""
+        for _ in range(rounds):
+            middle = math.sqrt(good * bad)
             chosen = self.choose(middle)
             if fits(chosen):
-                low, best = middle, chosen
+                good, best = middle, chosen
             else:
-                high = middle
+                bad = middle
         return best
 
 

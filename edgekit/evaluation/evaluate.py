@@ -16,10 +16,10 @@ from edgekit.evaluation.tasks import (
     ChoiceScore,
     TextScore,
     read_questions,
-    read_text,
     score_questions,
     score_text,
 )
+from edgekit.parity.corpus import read_text
 
 MOST_TOKENS = 8192
 """Enough for perplexity to within a few percent."""

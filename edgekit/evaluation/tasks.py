@@ -56,16 +56,6 @@ class ChoiceScore:
     cut: int
 
 
-def read_text(file: Path) -> str:
-    """A UTF-8 text. Raises UsageError."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{file}: not a readable UTF-8 text ({type(error).__name__}); --text takes a plain text file"
-        ) from error
-
-
 def read_questions(file: Path, most: int = 0) -> list[Question]:
     """The questions of a JSON lines file: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
     try:

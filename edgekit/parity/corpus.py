@@ -34,7 +34,7 @@ def text_perplexity(
     """
     if bundle.manifest.decoder is None:
         raise UnsupportedError(f"{bundle.directory}: perplexity is for language models, not {bundle.manifest.task}")
-    ids = Tokenizer(bundle).encode(_read(file))[:MOST_TOKENS]
+    ids = Tokenizer(bundle).encode(read_text(file))[:MOST_TOKENS]
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
     decoder = Decoder(bundle, threads, max_length=min(WINDOW, bundle.manifest.decoder.max_length))
@@ -60,7 +60,8 @@ def _windows(ids: list[int], size: int) -> Iterator[np.ndarray]:
         yield np.array([ids[start : start + size]], np.int64)
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A UTF-8 text. Raises UsageError."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

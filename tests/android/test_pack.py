@@ -27,7 +27,6 @@ TEST = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """good/NAME.edgepack and the bundle good/NAME, bad/NAME.edgepack and what is said, keys/me and keys/you."""
-    pytest.importorskip("cryptography")
     folder = tmp_path_factory.mktemp("packs")
     for name in ("good", "bad", "keys"):
         (folder / name).mkdir()

@@ -328,7 +328,6 @@ def test_a_delta_needs_its_own_base(tmp_path: Path) -> None:
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     """A folder with two pairs of keys, me and you, and an RSA key."""
-    pytest.importorskip("cryptography", reason='signatures need it: pip install "edgekit[sign]"')
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
