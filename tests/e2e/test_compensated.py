@@ -29,8 +29,10 @@ from edgekit.lowbit.formats import FORMATS
 from edgekit.parity import verify
 from edgekit.recipe import Recipe
 from edgekit.side_path import SideLinear
-from tests.unit.test_compress import SENTENCES, decoder, encoder, one_thread  # noqa: F401
+from tests.unit.test_compress import SENTENCES, decoder, encoder  # noqa: F401
 from tests.unit.test_lora import adapter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "It was the best of times, it was the worst of times; nobody had asked the clock, and so it said nothing.\n" * 9
 

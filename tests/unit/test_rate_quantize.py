@@ -30,7 +30,9 @@ from edgekit.compress.training import Training
 from edgekit.compression import coded_bits, compress
 from edgekit.errors import CheckFailed, RecipeError, UnsupportedError, UsageError
 from edgekit.lowbit.grid import grid_steps
-from tests.unit.test_compress import CLASSIFIER, POINTS, SENTENCES, decoder, encoder, one_thread  # noqa: F401
+from tests.unit.test_compress import CLASSIFIER, POINTS, SENTENCES, decoder, encoder  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BITS = Budget(bits=3)
 
