@@ -218,9 +218,6 @@ def method_row(
     found = compress_layers(module, batches, method, Calibration())
     seconds = time.perf_counter() - began
     size = sum(row["bytes"] for row in found)
-    if method.of == "2:4":  # sparse-int8: a bitmap and a byte for what is left, a scale a row
-        kept = sum(layer.weight.numel() for layer in inside)
-        size += kept // 8 + kept // 2 + 4 * sum(layer.out_features for layer in inside) - 4 * kept
     compensation = method.compensation
     compared = compensation is not None and compensation.method == "eora"
     better = [row["compensated"] <= row["svd"] for row in found] if compared else []

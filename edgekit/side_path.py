@@ -75,6 +75,18 @@ def side_layers(model: nn.Module) -> dict[str, SideLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SideLinear)}
 
 
+@torch.no_grad()
+def fold_side_paths(model: nn.Module) -> None:
+    """Makes plain linear layers of a model's SideLinears, each with the sum of its weight and all that is beside it."""
+    for name, layer in side_layers(model).items():
+        weight = layer.weight.detach().float().clone()
+        if layer.second is not None:
+            weight += layer.second.weight
+        if layer.lora_A is not None and layer.lora_B is not None:
+            weight += layer.lora_B.weight @ layer.lora_A.weight
+        _put(model, name, _plain(layer, weight))
+
+
 def take_side_paths(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Makes plain linear layers of a model's SideLinears again; gives what was beside them, as :func:`write_side_paths` wants it.
 
@@ -93,10 +105,15 @@ def take_side_paths(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
                 tensors[f"{name}.{part}"] = inner.weight.detach().contiguous()
             else:
                 shared[name] = owner
-        plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        plain.weight, plain.bias = layer.weight, layer.bias
-        _put(model, name, plain.train(layer.training))
+        _put(model, name, _plain(layer, layer.weight))
     return tensors, shared
+
+
+def _plain(layer: SideLinear, weight: Tensor) -> nn.Linear:
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    plain.bias = layer.bias
+    return plain.train(layer.training)
 
 
 def write_side_paths(tensors: dict[str, Tensor], shared: Mapping[str, str], directory: Path) -> None:

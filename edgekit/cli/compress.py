@@ -15,7 +15,7 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
     "--config",
     "-c",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What to do: data, method, training (docs/rate-constrained.md, docs/ternary-training.md). Without it MODEL's rate is reported and nothing is made.",
+    help="What to do: data, method, training (docs/rate-constrained.md, docs/ternary-training.md, docs/low-bit-accuracy.md). Without it MODEL's rate is reported and nothing is made.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
 @click.option(
@@ -39,7 +39,7 @@ from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
     ),
     help="Instead of the one in the config; `none` trains without, as a baseline.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted; the result is the same.")
+@click.option("--resume", is_flag=True, help="Go on with what was interrupted; the result is the same.")
 @click.option("--force", is_flag=True, help="Begin anew, and replace a compressed model that is already there.")
 @click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
 @click.option(
@@ -50,7 +50,7 @@ def compress(
     model: str, config: Path | None, output: Path | None, method: str | None, resume: bool, force: bool,
     allow_pickle: bool, step: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train or prune MODEL into one that costs fewer bits; `edgekit export` takes what comes out.
+    """Train, prune or round MODEL into one that costs fewer bits; `edgekit export` takes what comes out.
 
     MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
     """
@@ -74,7 +74,7 @@ def compress(
                 model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
             )  # fmt: skip
     except KeyboardInterrupt:
-        if checkpoint_of(output).is_file():
+        if checkpoint_of(output).exists():
             click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
         raise
     show(found.lines(), found.to_json(), as_json)

@@ -47,13 +47,15 @@ def evaluate(
     """
     quiet_libraries()
     from edgekit.evaluation import evaluate as run
-    from edgekit.evaluation.page import write_page
+    from edgekit.evaluation.page import check_place, write_page
 
+    if page is not None:
+        check_place(page)
     with progress_bar() as progress:
         found = run(
             models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], threads=threads, most_tokens=tokens, window=window,
             most_questions=questions, progress=progress,
         )  # fmt: skip
+    show(found.lines(), found.to_json(), as_json)
     if page is not None:
         write_page(found, page)
-    show(found.lines(), found.to_json(), as_json)

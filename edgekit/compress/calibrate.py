@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
+from edgekit.side_path import PARTS, side_layers
 
 Batch = Mapping[str, Tensor]
 Progress = Callable[[str, float], None]
@@ -55,13 +56,15 @@ class _Inputs:
 @torch.no_grad()
 def layer_by_layer(
     model: nn.Module, batches: Sequence[Batch], change: Callable[[Group], None], *, exclude: Sequence[str] = (),
-    sequential: bool = True, progress: Progress = lambda what, share: None,
+    sequential: bool = True, restore: Callable[[str], bool] = lambda block: False,
+    done: Callable[[str], None] = lambda block: None, progress: Progress = lambda what, share: None,
 ) -> None:  # fmt: skip
     """Calls ``change`` for every group of linear layers in the model's blocks, in the order they are computed.
 
     ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers. ``sequential``
     counts the moments of a block's later groups after its earlier ones were changed; otherwise one pass counts them all.
-    ``exclude`` are globs over names. Embeddings, heads and whatever else stands outside the blocks are left alone.
+    ``restore`` is asked first for each block and may make it what an earlier run made of it; ``done`` is told of every other block
+    when it is through. ``exclude`` are globs over names. Embeddings, heads and whatever else stands outside the blocks are left alone.
 
     Raises UnsupportedError naming the layer for a model that cannot be calibrated so, UsageError for a pattern that fits
     nothing, CheckFailed naming the layer when an activation is not finite.
@@ -81,7 +84,9 @@ def layer_by_layer(
             if index:
                 for call, before in zip(calls, hidden, strict=True):
                     call.hidden = before
-            _change_block(model, block, targets[name], calls, batches, change, sequential)
+            if not restore(name):
+                _change_block(model, block, targets[name], calls, batches, change, sequential)
+                done(name)
             if index + 1 < len(blocks):
                 hidden = [_tensor(_call(block, call)) for call in calls]
             inputs[index] = []  # its arguments are not needed any more
@@ -127,7 +132,13 @@ def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequenc
         block: {f"{block}.{name}" if block else name: module for name, module in blocks[block].named_modules()}
         for block in blocks
     }
-    kinds = {n: m for found in inside.values() for n, m in found.items() if isinstance(m, nn.Linear) or _is_conv1d(m)}
+    beside = {f"{name}.{part}" for name in side_layers(model) for part in PARTS}
+    kinds = {
+        n: m
+        for found in inside.values()
+        for n, m in found.items()
+        if (isinstance(m, nn.Linear) or _is_conv1d(m)) and n not in beside
+    }
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name in kinds):
             raise UsageError(f"exclude: '{pattern}' fits no layer; layers are named like {', '.join(list(kinds)[:3])}")
@@ -244,7 +255,7 @@ def _moments(
         reading.append((x, name))
         rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]
         rows = rows.float()
-        total = (rows.t() @ rows).double()
+        total = (rows.t() @ rows).double()  # float32 within a batch, float64 over batches
         if not torch.isfinite(total).all():
             raise CheckFailed(
                 f"{name}: its input is not finite on the calibration examples; the model cannot be calibrated"
@@ -252,7 +263,13 @@ def _moments(
         sums[name] = sums[name] + total if name in sums else total
         counts[name] = counts.get(name, 0) + len(rows)
 
-    hooks = [m.register_forward_pre_hook(lambda _, a, n=name: read(n, a[0])) for name, m in layers.items()]
+    def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        read(name, args[0] if args else kwargs["input"])
+
+    hooks = [
+        m.register_forward_pre_hook(lambda _, a, k, n=name: enter(n, a, k), with_kwargs=True)
+        for name, m in layers.items()
+    ]
     try:
         for call, mask_of_batch in zip(calls, masks, strict=True):
             mask = mask_of_batch  # read by the hooks

@@ -208,6 +208,12 @@ class Compression:
             own.get(self.method, self.method) or "none", self.gptq or Gptq(), self.ternarize or Ternary(), compensation
         )
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether what was compressed before stays as it is and gets something beside it."""
+        merged = self.method == "lora" and self.lora is not None and self.lora.merge
+        return self.method in ("eora", "lora") and self.post_training().of == "none" and not merged
+
     def with_method(self, method: str | None) -> Compression:
         """The same with another method."""
         return self if method is None else replace(self, method=method)

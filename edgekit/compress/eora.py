@@ -11,6 +11,7 @@ they share A, which is the best choice for all of them together and is computed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,14 +97,33 @@ def _parts(up: Tensor, singular: Tensor, down: Tensor, rank: int) -> LowRank:
     return LowRank((up[:, :rank] * roots).float(), (roots[:, None] * down[:rank]).float())
 
 
-def compensated(difference: Tensor, moments: Tensor, settings: Compensation, rank: int) -> LowRank:
-    """The B A of ``settings`` on the grids of its format; B is fitted again to the A that was rounded."""
+def compensated(
+    difference: Tensor, moments: Tensor, settings: Compensation, rank: int, beside: LowRank | None = None
+) -> LowRank:
+    """The B A of ``settings`` on the grids of its format; B is fitted again to the A that was rounded.
+
+    ``beside`` is a side path that there is already (``difference`` [N, K] is what it leaves): its A becomes the first rows of the
+    new one, and its B is fitted again with the rest.
+    """
     found = (eora if settings.method == "eora" else _without_moments)(difference, moments, rank)
-    down = stored(found.down, settings.format)
+    down, target = stored(found.down, settings.format), difference
     weights = moments.double() if settings.method == "eora" else torch.eye(len(moments), dtype=torch.float64)
+    if beside is not None:
+        down, target = torch.cat([_levelled(beside.down, down, weights), down]), difference + beside.product
     seen = down.double() @ weights
-    up = difference.double() @ seen.t() @ torch.linalg.pinv(seen @ down.double().t(), hermitian=True)
+    up = target.double() @ seen.t() @ torch.linalg.pinv(seen @ down.double().t(), hermitian=True)
     return LowRank(stored(up.float(), settings.format), down)
+
+
+def _levelled(down: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+    """``down`` times the power of two that gives its rows about the energy of ``other``'s, so that what belongs to both in B is
+    of one size and can share a step."""
+
+    def energy(rows: Tensor) -> float:
+        return float(((rows.double() @ weights) * rows.double()).sum(1).mean())
+
+    mine, theirs = energy(down), energy(other)
+    return down * 2.0 ** round(math.log2(theirs / mine) / 2) if mine > 0 and theirs > 0 else down
 
 
 def _without_moments(difference: Tensor, moments: Tensor, rank: int) -> LowRank:

@@ -25,6 +25,11 @@ from edgekit.side_path import SideLinear, attach
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+OTHER_KINDS = (
+    "use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication", "use_qalora", "alora_invocation_tokens"
+)  # fmt: skip
+RESIDUAL = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin that change the base model's weights too: such an adapter belongs to those."""
 _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[AB])(\.default)?\.weight")
 
 
@@ -74,6 +79,9 @@ def read_adapter(directory: Path) -> dict[str, Adapter]:
                 f"{path}: '{key}' is no lora_A or lora_B of a linear layer; only those can be taken over"
             )
         parts.setdefault(found["layer"].removeprefix(PREFIX), {})[found["part"]] = tensor
+    bad = next((key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    if bad is not None:
+        raise SourceError(f"{path}: '{bad}' holds NaN or infinity; train or save the adapter again")
     return {layer: _adapter(layer, given, config, path) for layer, given in parts.items()}
 
 
@@ -87,13 +95,14 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise UnsupportedError(f"{path}: peft_type is {kind!r}, not 'LORA'; only LoRA adapters can be taken over")
-    unsupported = [
-        key for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication") if config.get(key)
-    ]
+    unsupported = [key for key in OTHER_KINDS if config.get(key)]
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(RESIDUAL):
+        unsupported.append("init_lora_weights")
     unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     if unsupported:
         raise UnsupportedError(
-            f"{path}: {unsupported[0]} is set; merge the adapter with PEFT and give the merged model"
+            f"{path}: {unsupported[0]} is set ({config[unsupported[0]]!r}), which is no plain LoRA; merge the adapter with PEFT and give the merged model"
         )
     return config
 
@@ -103,26 +112,41 @@ def _adapter(layer: str, given: Mapping[str, Tensor], config: Mapping[str, Any],
     if down is None or up is None or down.ndim != 2 or up.ndim != 2 or up.shape[1] != len(down):
         shapes = {part: list(tensor.shape) for part, tensor in given.items()}
         raise SourceError(f"{path}: {layer} has {shapes}; expected lora_A [r, K] and lora_B [N, r]")
-    alpha = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
+    alpha = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"), path.with_name(CONFIG))
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise SourceError(f"{path.with_name(CONFIG)}: lora_alpha is {alpha!r}, not a number")
     rank = len(down)
+    if not rank:
+        raise SourceError(f"{path}: {layer} has rank 0; there is nothing to add")
     return Adapter(up * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)), down)
 
 
-def _pattern(patterns: Any, layer: str, default: Any) -> Any:
-    """PEFT's alpha_pattern: keys are whole names or their ends."""
+def _pattern(patterns: Any, layer: str, default: Any, path: Path) -> Any:
+    """PEFT's alpha_pattern: keys are whole names or their ends, as regular expressions."""
+    if not isinstance(patterns or {}, dict):
+        raise SourceError(f"{path}: alpha_pattern is a {type(patterns).__name__}; expected names with numbers")
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+        try:
+            found = re.fullmatch(rf"(.*\.)?({pattern})", layer)
+        except re.error as error:
+            raise SourceError(f"{path}: alpha_pattern '{pattern}' is no regular expression ({error})") from error
+        if found:
             return value
     return default
 
 
 @torch.no_grad()
 def merge(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
-    """Adds adapters to the weights. Raises SourceError for a layer that the model does not have."""
+    """Adds adapters to the weights. Raises SourceError for a layer that the model does not have, UnsupportedError for one that
+    shares its weight."""
     for name, adapter in adapters.items():
-        _layer(model, name, adapter).weight += adapter.up @ adapter.down
+        layer = _layer(model, name, adapter)
+        others = [n for n, m in model.named_modules() if m is not layer and m._parameters.get("weight") is layer.weight]
+        if others:
+            raise UnsupportedError(
+                f"{name}: shares its weight with {others[0]}, which merging would change; set merge: false"
+            )
+        layer.weight += adapter.up @ adapter.down
 
 
 def beside(

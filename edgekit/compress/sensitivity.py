@@ -1,12 +1,13 @@
 """A format for each layer within a budget of bytes, by what the model loses when one layer alone has it.
 
-Every group of layers that read one input is rounded to each candidate, one group at a time, and the loss on held-out examples
-is taken. Losses of several layers about add up, so the choice minimizes their sum: for each exchange of formats the bytes
+Every group of layers that read one input is rounded to each candidate, one group at a time, and the loss on examples is
+taken. Losses of several layers about add up, so the choice minimizes their sum: for each exchange of formats the bytes
 saved for a unit of loss, cheapest first (the lower convex hulls of loss over bytes, Shoham and Gersho 1988).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from edgekit.compress.calibrate import Progress
-from edgekit.errors import UsageError
+from edgekit.errors import CheckFailed, UsageError
 from edgekit.lowbit.formats import FORMATS
 from edgekit.recipe import VERSION, Recipe, Rule
 
@@ -32,7 +33,8 @@ class Scan:
     examples: int = 32
 
     def __post_init__(self) -> None:
-        if (self.bits > 0) == (self.bytes > 0) or min(self.bits, self.bytes) < 0 or self.examples < 1:
+        finite = math.isfinite(self.bits)
+        if (self.bits > 0) == (self.bytes > 0) or min(self.bits, self.bytes) < 0 or self.examples < 1 or not finite:
             raise UsageError(
                 f"sensitivity: bits {self.bits}, bytes {self.bytes}, examples {self.examples}; give bits or bytes, and at "
                 "least 1 example"
@@ -58,7 +60,8 @@ def scan(
 ) -> Table:  # fmt: skip
     """Costs of each group in each of ``candidates``; ``evaluate()`` is the model's loss as its weights then are.
 
-    The weights are the original ones afterwards. Raises UsageError when nothing is given.
+    The weights are the original ones afterwards. Raises UsageError when nothing is given, CheckFailed for a loss that is not
+    finite.
     """
     if not groups or not candidates:
         raise UsageError(f"sensitivity: {len(groups)} groups, {len(candidates)} candidates; give at least one of each")
@@ -70,9 +73,14 @@ def scan(
         for option in candidates:
             progress("sensitivity", index / len(groups))
             size = sum(_round(layer, option) for layer in group.values())
-            table.setdefault(name, {})[option] = Cost(size, evaluate() - before)
+            loss = evaluate() - before
+            table.setdefault(name, {})[option] = Cost(size, loss)
             for layer, original in zip(group.values(), originals, strict=True):
                 layer.weight.copy_(original)
+            if not math.isfinite(loss):
+                raise CheckFailed(
+                    f"{name}: the loss is not finite with it in {option[0]}, or before; nothing can be chosen"
+                )
     return table
 
 

@@ -82,7 +82,10 @@ def _texts(found: Source, data: Data, paths: list[Path], names: list[str]) -> Ex
     limit = getattr(found.config, "max_position_embeddings", None)
     if limit is not None and data.length > limit:
         raise SourceError(f"compress.data.length: {data.length} tokens, {found.architecture} takes at most {limit}")
-    read = Tokenizer.from_file(str(tokenizer))
+    try:
+        read = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # what the library raises has no type of its own
+        raise SourceError(f"{tokenizer}: not a tokenizer ({str(error)[:120]}); restore the file") from error
     # Some files carry the lengths of their training pipeline.
     read.no_truncation()
     read.no_padding()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,24 +14,29 @@ from torch import Tensor, nn
 from edgekit.compress.calibrate import Batch, Progress, groups_of
 from edgekit.compress.config import Compression
 from edgekit.compress.examples import Examples
+from edgekit.compress.finished import FinishedBlocks
 from edgekit.compress.lora import beside, merge, read_adapter
-from edgekit.compress.post_training import Calibration, compress_layers, recipe_for
+from edgekit.compress.post_training import Calibration, compress_layers
 from edgekit.compress.sensitivity import choose, scan, to_recipe
+from edgekit.compress.storage import recipe_for
 from edgekit.compress.training import History
 from edgekit.compression.data import Material
-from edgekit.errors import SourceError
+from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
-from edgekit.frontend.source import Source, load
-from edgekit.frontend.streamed import materialize
+from edgekit.frontend.source import Source
 from edgekit.recipe import Recipe
+from edgekit.side_path import PARTS, fold_side_paths, side_layers
+
+Load = Callable[[str], Source]
 
 
 def post_trained(
-    found: Source, settings: Compression, data: Material | None, directory: Path, progress: Progress
-) -> tuple[History, list[dict[str, Any]], Recipe]:
+    found: Source, settings: Compression, data: Material | None, directory: Path, load: Load, finished: FinishedBlocks,
+    progress: Progress,
+) -> tuple[History, list[dict[str, Any]], Recipe]:  # fmt: skip
     """Compresses a model in place: scores before and after, a row for each group of layers, and the recipe that stores it.
 
-    Paths in ``settings`` are relative to ``directory``. Raises what :func:`compress_layers` does, SourceError for an
+    Paths in ``settings`` are relative to ``directory``; ``load`` reads an original. Raises what :func:`compress_layers` does, SourceError for an
     adapter or original that does not fit the model.
     """
     assert found.module is not None
@@ -37,7 +44,7 @@ def post_trained(
     calibration = settings.calibration or Calibration()
     history, rows = History(), list[dict[str, Any]]()
     if data is not None:
-        history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
+        history.evaluations.append(_scores(found.name, model, data))
     if settings.method == "sensitivity":
         rows, recipe = _scanned(model, settings, data, calibration, progress)
         return history, rows, recipe
@@ -48,15 +55,19 @@ def post_trained(
     if settings.method != "lora" or method.of != "none":
         original = settings.eora.original if settings.method == "eora" and settings.eora is not None else ""
         rows = compress_layers(
-            model, _batches(data, calibration), method, calibration, progress=progress,
-            originals=_weights(str(directory / original), model) if original else None,
+            model, _batches(data, calibration), method, calibration, finished=finished, progress=progress,
+            originals=_weights(original, directory, load, model) if original else None,
         )  # fmt: skip
     if lora is not None and not lora.merge:
         groups = groups_of(_inner(model), _one_batch(found, data))
         beside(_inner(model), adapters, groups, lora.format)
     if data is not None:
-        history.evaluations.append({"step": 0, **data.objective.evaluate(model, data.evaluation)})
-    return history, rows, recipe_for(model, method, settings.method, calibration.exclude if rows else ())
+        history.evaluations.append(_scores(f"{found.name}, compressed", model, data))
+    side = (
+        method.compensation.format if method.compensation is not None else lora.format if lora is not None else "int8"
+    )
+    recipe = recipe_for(model, method.option(model), settings.method, calibration.exclude if rows else (), side)
+    return history, rows, recipe
 
 
 def _scanned(
@@ -95,12 +106,24 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, TextEncoder) else model
 
 
-def _weights(source: str, model: nn.Module) -> dict[str, Tensor]:
+def _scores(name: str, model: nn.Module, data: Material) -> dict[str, float]:
+    """On the held-out examples. Raises CheckFailed when they are not finite."""
+    found = data.objective.evaluate(model, data.evaluation)
+    if not all(math.isfinite(score) for score in found.values()):
+        raise CheckFailed(f"{name}: its scores on the held-out examples are {found}; a model must give finite numbers")
+    return {"step": 0, **found}
+
+
+def _weights(name: str, directory: Path, load: Load, model: nn.Module) -> dict[str, Tensor]:
     """The weights of the linear layers of an original, which must be those of ``model`` in name and shape."""
+    near = directory / Path(name).expanduser()
+    source = str(near) if near.exists() else name
     other = load(source).module
     assert other is not None
-    mine = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    theirs = dict(materialize(other).named_modules())
+    fold_side_paths(other)
+    beside = {f"{layer}.{part}" for layer in side_layers(model) for part in PARTS}
+    mine = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in beside}
+    theirs = dict(other.named_modules())
     weights = {}
     for name, layer in mine.items():
         found = theirs.get(name)

@@ -14,6 +14,7 @@ from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_rep
 from edgekit.compress.bitnet import BitLinear, BitNetTraining, convert, inverse_scale, ternary_weights
 from edgekit.compress.config import POST_TRAINING, TAUGHT, Compression
 from edgekit.compress.data import digest
+from edgekit.compress.finished import FinishedBlocks, forget
 from edgekit.compress.masks import matrices
 from edgekit.compress.rate_quantize import RateQuantizer, chosen_report
 from edgekit.compress.training import Constraint, History, Run
@@ -22,11 +23,13 @@ from edgekit.compression.data import Material, material
 from edgekit.compression.post_training import post_trained
 from edgekit.compression.saving import RECIPE, checkpoint_path, write
 from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
-from edgekit.errors import UnsupportedError
+from edgekit.errors import UnsupportedError, UsageError
 from edgekit.frontend.source import Source, load
 from edgekit.frontend.streamed import materialize
+from edgekit.side_path import fold_side_paths
 
 Progress = Callable[[str, float], None]
+NOT_RESUMED = ("rate-quantize", "sensitivity")
 BATCH = 32
 """Examples at a time where nothing is trained."""
 
@@ -100,18 +103,22 @@ def compress(
     """Makes a smaller model of ``source`` (a Hugging Face directory or id, a .gguf, ``package.module:factory``) in ``output``.
 
     ``config`` is a YAML file (edgekit.compress.config), ``method`` overrides its method. A training writes its state beside
-    ``output`` every ``checkpoint_every`` steps and when it is interrupted; ``resume`` goes on from there and ends with the
-    same bits, ``force`` begins anew and replaces an earlier result. Nothing else is at ``output`` before it is whole.
+    ``output`` every ``checkpoint_every`` steps and when it is interrupted, GPTQ and its like every block that is through;
+    ``resume`` goes on from there and ends with the same bits, ``force`` begins anew and replaces an earlier result. Nothing else is at ``output`` before it is whole.
 
     Raises SourceError, RecipeError, UnsupportedError or UsageError for a model, data or settings that do not go together,
     CheckFailed when training diverges or a budget cannot be kept, KeyboardInterrupt when it is interrupted.
     """
     began = time.perf_counter()
     settings = Compression.load(config, method) if isinstance(config, Path) else config.with_method(method)
+    if resume and settings.method in NOT_RESUMED:
+        raise UsageError(f"--resume: {settings.method} keeps no checkpoint; leave --resume out")
     state = checkpoint_path(output, resume, force)
     progress("load the model", 0.0)
     found = _load(source, allow_pickle)
     assert found.module is not None
+    if not settings.keeps_weights:
+        fold_side_paths(found.module)
     before = _rate(found.module, settings.report_step)
     data = material(found, settings, _directory(config))
     layers: list[dict[str, Any]] = []
@@ -119,7 +126,10 @@ def compress(
     if settings.method == "rate-quantize":
         history, after, layers = _quantized(found.module, settings, data, progress)
     elif settings.method in POST_TRAINING:
-        history, layers, recipe = post_trained(found, settings, data, _directory(config), progress)
+        finished = FinishedBlocks(state, _belongs(source, settings, data), resume)
+        history, layers, recipe = post_trained(
+            found, settings, data, _directory(config), lambda name: _load(name, allow_pickle), finished, progress
+        )
     else:
         scratch = state.with_name(f".{output.absolute().name}.answers")
         room = Classroom(_directory(config), scratch, lambda name: _load(name, allow_pickle), progress)
@@ -134,10 +144,15 @@ def compress(
     )  # fmt: skip
     progress("write the model", 1.0)
     write(found, result.to_json(), output, recipe, settings.ternary().form)
-    state.unlink(missing_ok=True)
+    forget(state)
     if settings.method in TAUGHT:
         room.clear()
     return result
+
+
+def _belongs(source: str, settings: Compression, data: Material | None) -> dict[str, Any]:
+    """What a checkpoint belongs to."""
+    return {"source": source, **settings.to_dict(), "examples": digest(data.train) if data is not None else ""}
 
 
 def _directory(config: Path | Compression) -> Path:
@@ -191,7 +206,7 @@ def _trained(
 ) -> tuple[Source, History]:
     """The trained model, which may be another module, and how it went."""
     assert found.module is not None
-    model, transition, examples = found.module, None, digest(data.train) if data is not None else ""
+    model, transition, belongs = found.module, None, _belongs(source, settings, data)
     if settings.student == "bitnet":
         check_ternary(found)
     if settings.method in TAUGHT and data is not None:
@@ -206,7 +221,6 @@ def _trained(
         model, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
         hold_after=settings.rating().steps if settings.student == "backslash" else None,
     )  # fmt: skip
-    belongs = {"source": source, **settings.to_dict(), "examples": examples}
     del belongs["training"]["checkpoint_every"]
     if resume:
         run.load_state_dict(checkpoint.read(state, belongs))

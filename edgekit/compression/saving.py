@@ -42,7 +42,7 @@ def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
     except OSError as error:
         raise UsageError(f"{output}: cannot be made ({error.strerror}); give -o a place that can be written") from error
     if path.exists() and not resume and not force:
-        raise UsageError(f"{path}: a training was interrupted here; --resume goes on with it, --force begins anew")
+        raise UsageError(f"{path}: a run was interrupted here; --resume goes on with it, --force begins anew")
     if resume and not path.exists():
         raise UsageError(f"{path}: no checkpoint to resume from; leave --resume out")
     return path

@@ -22,9 +22,8 @@ figure { margin: 2rem 0 } figcaption, .note { color: #59636e }
 
 
 def write_page(evaluation: Evaluation, path: Path) -> None:
-    """Writes the page in one step. Raises UsageError for a directory, CheckFailed when it cannot be written."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a directory; --page takes the name of a file to write")
+    """Writes the page in one step. Raises UsageError for a bad place, CheckFailed when it cannot be written."""
+    check_place(path)
     part = path.with_name(f".{path.name}.partial")
     try:
         part.write_text(page(evaluation), encoding="utf-8")
@@ -33,6 +32,14 @@ def write_page(evaluation: Evaluation, path: Path) -> None:
         raise CheckFailed(f"{path}: cannot be written ({error.strerror}); give a place that can be") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raises UsageError where no page can be written: better before an evaluation of hours than after it."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a directory; --page takes the name of a file to write")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise UsageError(f"{path}: there is no directory to write it in; make {path.parent} or give another --page")
 
 
 def page(evaluation: Evaluation) -> str:

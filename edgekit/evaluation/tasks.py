@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.errors import UsageError
+from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.schema import build
@@ -59,7 +59,7 @@ class ChoiceScore:
 def read_questions(file: Path, most: int = 0) -> list[Question]:
     """The questions of a JSON lines file: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines(): JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{file}: not a readable UTF-8 file ({type(error).__name__}); --choices takes JSON lines"
@@ -74,6 +74,7 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
             raise UsageError(
                 f"{file}:{number}: not JSON ({str(error)[:80]}); one question stands on each line"
             ) from error
+        _check_text(question, f"{file}:{number}")
         if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
             raise UsageError(
                 f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are not empty, "
@@ -85,9 +86,21 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
     return found[:most] if most else found
 
 
+def _check_text(question: Question, where: str) -> None:
+    """JSON can spell half a character, which is no text."""
+    try:
+        "".join((question.question, *question.choices)).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: holds {error.object[error.start]!a}, half of a surrogate pair; write valid text"
+        ) from None
+
+
 def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress, window: int = WINDOW) -> TextScore:
     """Perplexity over the first ``most`` tokens (0 = all) in windows of ``window``. Raises UsageError for a text of less than two tokens."""
-    whole = scorer.tokenizer.encode(text)
+    if most == 1:
+        raise UsageError("tokens: 1; perplexity needs at least 2, 0 takes all")
+    whole = open_ended(scorer.tokenizer, text)
     ids = whole[:most] if most else whole
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
@@ -96,6 +109,7 @@ def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progr
     for start in range(0, len(ids) - 1, size):
         progress(f"{scorer.name}: {file.name}", start / len(ids))
         nats.append(scorer.text(ids[start : start + size]))
+    _check_finite(scorer, file, np.concatenate(nats))
     total, count = float(sum(n.sum(dtype=np.float64) for n in nats)), sum(len(n) for n in nats)
     # The bytes of a part of the text are told by its share of the tokens.
     covered = len(text.encode()) * count / len(whole)
@@ -116,6 +130,7 @@ def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], p
             )
         cut += any(len(context) > room for context, _ in pairs)
         found = score_pairs(scorer, [(context[-room:], ending) for context, ending in pairs])
+        _check_finite(scorer, file, np.array(found))
         right += _best([s / len(choice.encode()) for s, choice in zip(found, item.choices, strict=True)]) == item.answer
         plain += _best(found) == item.answer
     count = len(questions)
@@ -124,6 +139,13 @@ def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], p
         str(file), count, accuracy, plain / count, math.sqrt(accuracy * (1 - accuracy) / count),
         sum(1 / len(q.choices) for q in questions) / count, cut,
     )  # fmt: skip
+
+
+def _check_finite(scorer: Scorer, file: Path, nats: np.ndarray) -> None:
+    if not np.isfinite(nats).all():
+        raise CheckFailed(
+            f"{scorer.name}: its log-likelihoods on {file} are not finite; check the model with edgekit verify"
+        )
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
@@ -141,18 +163,24 @@ def score_pairs(scorer: Scorer, pairs: Sequence[tuple[list[int], list[int]]]) ->
 
 def split(tokenizer: Tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
     """Tokens of a context and of what follows it, as lm-evaluation-harness splits them: spaces at the end of the context go to
-    the ending, and both are tokenized as one text. A context of no tokens becomes the model's BOS or EOS token.
+    the ending, and both are tokenized as one text, of which the first tokens, as many as the context alone has, are the context.
+    A context of no tokens becomes the model's BOS or EOS token. What the tokenizer puts at the end of every text is left out.
     """
     stripped = context.rstrip()
     ending = context[len(stripped) :] + ending
-    before = tokenizer.encode(stripped)
-    whole = tokenizer.encode(stripped + ending)
-    if not before:
-        before = [_start(tokenizer, whole)]
-        whole = [*before, *whole]
-    # Where the border lies inside a token, that token belongs to the ending.
+    before, whole = open_ended(tokenizer, stripped), open_ended(tokenizer, stripped + ending)
     length = min(len(before), len(whole) - 1)
+    if length < 1:
+        length, whole = 1, [_start(tokenizer, whole), *whole]
     return whole[:length], whole[length:]
+
+
+def open_ended(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text that goes on: without the end token that some tokenizers add."""
+    ids, whole, plain = tokenizer.encode(text), tokenizer.encode("a"), tokenizer.encode("a", special=False)
+    starts = [s for s in range(len(whole) - len(plain) + 1) if whole[s : s + len(plain)] == plain]
+    added = len(whole) - len(plain) - starts[0] if starts else 0
+    return ids[: len(ids) - added]
 
 
 def _start(tokenizer: Tokenizer, ids: Sequence[int]) -> int:

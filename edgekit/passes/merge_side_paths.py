@@ -64,14 +64,17 @@ def _share_products(graph: ir.Graph) -> bool:
 
 
 def _add_name(leader: ir.Node, other: ir.Node) -> None:
-    meta, rows = leader.metadata_props, int(leader.inputs[1].shape[0])  # type: ignore[union-attr, index, arg-type]
+    meta, rows = leader.metadata_props, _rows(leader)
     own = {"name": meta["edgekit.layer"], "reason": meta.get("edgekit.reason", ""), "rows": [0, rows]}
     parts = json.loads(meta["edgekit.parts"]) if "edgekit.parts" in meta else [own]
     meta["edgekit.parts"] = json.dumps([*parts, {**own, "name": other.metadata_props["edgekit.layer"]}])
 
 
 def _terms(node: ir.Node) -> Terms:
-    """The linear layers of which ``node`` is the sum, first to last, each used nowhere else; nothing when it is no such sum."""
+    """The linear layers of which ``node`` is the sum, first to last, each used nowhere else; nothing when it is no such sum.
+
+    All have the same N: a sum that broadcasts one of them is no sum of rows.
+    """
     if node.op_type != "Add" or node.domain != "" or node.outputs[0].is_graph_output():
         return ()
     terms: list[ir.Node] = []
@@ -83,7 +86,11 @@ def _terms(node: ir.Node) -> Terms:
         if not found:
             return ()
         terms += found
-    return tuple(terms)
+    return tuple(terms) if len({_rows(term) for term in terms}) == 1 else ()
+
+
+def _rows(linear: ir.Node) -> int:
+    return int(linear.inputs[1].shape[0])  # type: ignore[union-attr, index, arg-type]
 
 
 def _pack_attention(graph: ir.Graph, attention: ir.Node, sums: dict[int, Terms]) -> bool:
@@ -103,7 +110,7 @@ def _pack_attention(graph: ir.Graph, attention: ir.Node, sums: dict[int, Terms])
 
 
 def _merge_and_split(graph: ir.Graph, members: Sequence[ir.Node], sums: dict[int, Terms]) -> None:
-    rows = [int(sums[id(m)][0].inputs[1].shape[0]) for m in members]  # type: ignore[union-attr, index, arg-type]
+    rows = [_rows(sums[id(m)][0]) for m in members]
     total = _merged_sum(graph, members, sums)
     split_rows(graph, total, [m.outputs[0] for m in members], rows)
     _remove(graph, members)

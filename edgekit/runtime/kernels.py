@@ -22,6 +22,8 @@ HEAVY = (
     "DynamicQuantizeMatMul",
 )  # fmt: skip
 """Operators that read weights; the rest is small change."""
+SPARSE_ISA = "avx512vbmi2"
+"""Where sparse layers were measured to be faster than dense ones (docs/kernels.md)."""
 SHOWN = {"bits": "bits", "block_size": "block", "accuracy_level": "acc"}
 _TIME = "_kernel_time"
 
@@ -40,7 +42,9 @@ class Kernel:
         if self.body_of:
             return f"{self.body_of}: function body ({text})×{self.count}"
         if self.op in NATIVE:
-            return f"{self.op}: native operator ({self.settings})×{self.count}"
+            slow = self.op == "SparseMatMul" and self.settings != SPARSE_ISA
+            note = f", slower than dense without {SPARSE_ISA}" if slow else ""
+            return f"{self.op}: native operator ({self.settings}{note})×{self.count}"
         return f"{text}×{self.count}"
 
 

@@ -25,7 +25,7 @@ from tests.unit.tiny_models import broken_graph, linear_bundle
 from tools import build_runner, kotlin
 
 TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"
-BURNED, BURNED_SIZE = 1200, 512
+BURNED, BURNED_SIZE = 3600, 512
 TEXTS: tuple[dict[str, object], ...] = (
     {"prompt": "abc", "chat": False, "system": None, "stop": [], "max_new_tokens": 20},
     {"prompt": "hello there", "chat": None, "system": None, "stop": [], "max_new_tokens": 256},

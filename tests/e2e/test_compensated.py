@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,26 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from torch import nn
 
 from edgekit.bundle import Bundle
+from edgekit.compress import post_training
 from edgekit.compress.config import Compression, Data
 from edgekit.compress.eora import Compensation
 from edgekit.compress.gptq import Gptq
 from edgekit.compress.lora import Lora
 from edgekit.compress.post_training import Calibration
 from edgekit.compress.sensitivity import Scan
-from edgekit.compress.ternarize import Ternary
+from edgekit.compress.ternarize import Ternary, ternarize
 from edgekit.compression import compress
-from edgekit.errors import RecipeError, SourceError, UsageError
+from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
 from edgekit.export import export, packed_weights
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import FORMATS
 from edgekit.parity import verify
 from edgekit.recipe import Recipe
-from edgekit.side_path import SideLinear
+from edgekit.side_path import SideLinear, fold_side_paths
 from tests.unit.test_compress import SENTENCES, decoder, encoder  # noqa: F401
 from tests.unit.test_lora import adapter
 
@@ -40,7 +43,8 @@ TEXT = "It was the best of times, it was the worst of times; nobody had asked th
 def settings(tmp_path: Path, method: str, **sections: Any) -> Compression:
     (tmp_path / "a.txt").write_text(sections.pop("text", TEXT))
     data = Data((str(tmp_path / "a.txt"),), length=16)
-    return Compression(1, data, method, calibration=Calibration(examples=8, batch=4), **sections)
+    calibration = Calibration(examples=8, batch=4, exclude=sections.pop("exclude", ()))
+    return Compression(1, data, method, calibration=calibration, **sections)
 
 
 def exact(bundle: Bundle, directory: Path) -> int:
@@ -116,9 +120,173 @@ def test_compensation_of_an_earlier_compression(tmp_path: Path, decoder: Path) -
     config = settings(tmp_path, "eora", eora=Compensation("none", original=str(decoder), rank=8))
     result = compress(pruned.exportable, config, tmp_path / "made")
     assert all(0 < row["compensated"] < 0.8 * row["error"] for row in result.layers)
-    weights = materialize(load(pruned.exportable).module).state_dict()  # type: ignore[arg-type]
-    made = materialize(load(result.exportable).module).state_dict()  # type: ignore[arg-type]
-    assert torch.equal(weights["model.layers.0.mlp.up_proj.weight"], made["model.layers.0.mlp.up_proj.weight"])
+    before, made = weights(pruned.exportable), weights(result.exportable)
+    assert torch.equal(before["model.layers.0.mlp.up_proj.weight"], made["model.layers.0.mlp.up_proj.weight"])
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    return materialize(load(str(path)).module).state_dict()  # type: ignore[arg-type]
+
+
+def test_two_planes_are_kept_and_compensated(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    two = compress(str(decoder), settings(tmp_path, "ternarize", ternarize=Ternary(planes=2)), tmp_path / "two")
+    config = settings(tmp_path, "eora", eora=Compensation("none", original=str(decoder), rank=8))
+    result = compress(two.exportable, config, tmp_path / "made")
+    before, after = weights(tmp_path / "two"), weights(tmp_path / "made")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert any(name.endswith("second.weight") for name in before) and any("lora_A" in name for name in after)
+    assert all(0 < row["compensated"] < row["error"] for row in result.layers)
+    bundle = export(result.exportable, result.recipe, tmp_path / "bundle", abis=["linux-x86_64"])
+    assert exact(bundle, tmp_path / "made") == 7 * 4
+    assert verify(bundle).parity.passed
+    down = [layer for layer in bundle.manifest.layers if "down_proj" in layer.name]
+    row = next(row for row in result.layers if "down_proj" in row["layer"])
+    assert len(down) == 4 and row["bytes"] == sum(layer.bits_per_weight * layer.weights / 8 for layer in down)
+    with pytest.raises(UnsupportedError, match=r"q_proj: has a low-rank side path already"):
+        compress(result.exportable, config, tmp_path / "again")
+
+
+def test_compressed_again_from_the_sum_of_all_parts(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    config = settings(tmp_path, "eora", eora=Compensation("ternarize", rank=4), ternarize=Ternary(planes=2))
+    first = compress(str(decoder), config, tmp_path / "first")
+    module = materialize(load(first.exportable).module)  # type: ignore[arg-type]
+    fold_side_paths(module)
+    module.save_pretrained(tmp_path / "sum")  # type: ignore[operator]
+    for asset in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(decoder / asset, tmp_path / "sum")
+    config = settings(tmp_path, "gptq", gptq=Gptq(4, 16))
+    for source, name in ((first.exportable, "beside"), (str(tmp_path / "sum"), "plain")):
+        compress(source, config, tmp_path / name)
+    beside, plain = weights(tmp_path / "beside"), weights(tmp_path / "plain")
+    assert beside.keys() == plain.keys() and all(torch.equal(beside[name], plain[name]) for name in plain)
+
+
+def test_rounded_weights_keep_their_formats_beside_a_new_path(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    """Of each its own: int4 as GPTQ left it, and what was left out of it at 8 bits."""
+    config = settings(tmp_path, "gptq", gptq=Gptq(4, 16), exclude=("*.down_proj",))
+    rounded = compress(str(decoder), config, tmp_path / "rounded")
+    config = settings(tmp_path, "eora", eora=Compensation("none", original=str(decoder), rank=4, format="fp16"))
+    result = compress(rounded.exportable, config, tmp_path / "made")
+    formats = {rule.match: (rule.format, rule.block_size) for rule in Recipe.load(result.recipe).rules}
+    assert formats["model.layers.0.mlp.up_proj"] == ("int4", 16) and formats["*.lora_A"] == ("fp16", 0)
+    assert formats["model.layers.0.mlp.down_proj"] == ("int8", 0)
+    bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
+    named = {layer.name.removeprefix("model.layers.0."): layer for layer in bundle.manifest.layers}
+    assert named["mlp.up_proj"].format == "int4" and named["mlp.down_proj"].format == "int8"
+    assert verify(bundle).parity.passed
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp16"])
+def test_an_adapter_keeps_its_format(tmp_path: Path, form: str) -> None:
+    from tests.e2e.tiny_decoders import build
+
+    adapter(tmp_path / "lora")
+    build("Llama", {}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    config = Compression(1, None, "lora", lora=Lora(str(tmp_path / "lora"), format=form))
+    result = compress(str(tmp_path / "model"), config, tmp_path / "made")
+    bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
+    parts = {n: p for n, p in packed_weights(bundle)[0].items() if "lora" in n}
+    modules = dict(materialize(load(result.exportable).module).named_modules())  # type: ignore[arg-type]
+    assert len(parts) == 2 * 3 and {packed.format for packed in parts.values()} == {form}
+    for name, packed in parts.items():
+        assert np.array_equal(FORMATS[form].dequantize(packed), modules[name].weight.detach().numpy()), name
+
+
+def test_an_interrupted_run_goes_on_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(tmp_path / "model")
+    config = settings(tmp_path, "eora", eora=Compensation("ternarize", rank=4), ternarize=Ternary(planes=2))
+
+    def dies(what: str, share: float) -> None:
+        if what == "calibrate" and 0.5 < share < 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, config, tmp_path / "made", progress=dies)
+    left = tmp_path / ".made.checkpoint"
+    assert sorted(p.name for p in left.iterdir()) == ["model.layers.0", "model.layers.1"]
+    with pytest.raises(UsageError, match="a run was interrupted here; --resume goes on with it"):
+        compress(model, config, tmp_path / "made")
+    changed = settings(tmp_path, "eora", eora=Compensation("ternarize", rank=5), ternarize=Ternary(planes=2))
+    with pytest.raises(UsageError, match=r"eora\.rank is 5 now and was 4; resume with the settings"):
+        compress(model, changed, tmp_path / "made", resume=True)
+    rounded: list[Any] = []
+    monkeypatch.setattr(post_training, "ternarize", lambda *given: rounded.append(given) or ternarize(*given))
+    resumed = compress(model, config, tmp_path / "made", resume=True)
+    assert len(rounded) == 7  # the layers of the third block alone
+    whole = compress(model, config, tmp_path / "whole")
+    assert not left.exists() and resumed.layers == whole.layers and len(whole.layers) == 4 * 3
+    one, other = weights(tmp_path / "made"), weights(tmp_path / "whole")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resuming_what_another_run_left(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    (tmp_path / ".made.checkpoint").write_bytes(b"of a training")
+    with pytest.raises(
+        UsageError, match=r"\.made\.checkpoint: of a training; resume with the method that it began with"
+    ):
+        compress(str(decoder), settings(tmp_path, "gptq"), tmp_path / "made", resume=True)
+    assert (tmp_path / ".made.checkpoint").read_bytes() == b"of a training"
+    with pytest.raises(UsageError, match="--resume: sensitivity keeps no checkpoint; leave --resume out"):
+        config = settings(tmp_path, "sensitivity", sensitivity=Scan(bits=12, examples=4))
+        compress(str(decoder), config, tmp_path / "made", resume=True)
+
+
+def test_models_that_give_no_numbers(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+    module: Any = materialize(load(str(decoder)).module)  # type: ignore[arg-type]
+    module.model.norm.weight.data[0] = torch.nan
+    module.save_pretrained(tmp_path / "nan")
+    shutil.copy(decoder / "tokenizer.json", tmp_path / "nan")
+    with pytest.raises(
+        CheckFailed, match=r"nan: its scores on the held-out examples are \{.*nan.*a model must give finite"
+    ):
+        compress(str(tmp_path / "nan"), settings(tmp_path, "gptq"), tmp_path / "made")
+    (tmp_path / "nan" / "tokenizer.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"tokenizer\.json: not a tokenizer \("):
+        compress(str(tmp_path / "nan"), settings(tmp_path, "gptq"), tmp_path / "made")
+    with pytest.raises(UsageError, match="sensitivity: bits inf"):
+        Scan(bits=float("inf"))
+
+
+class Duel(nn.Module):
+    """Two heads whose sums broadcast one column over eight: no sums of side paths."""
+
+    def __init__(self, swapped: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(16, 64)
+        self.values = nn.ModuleList(nn.Linear(64, 1) for _ in range(2))
+        self.advantages = nn.ModuleList(nn.Linear(64, 8) for _ in range(2))
+        self.swapped = swapped
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.relu(self.body(x))
+        one, two = ((v(h), a(h)) for v, a in zip(self.values, self.advantages, strict=True))
+        return torch.relu(one[0] + one[1]), torch.relu(two[1] + two[0] if self.swapped else two[0] + two[1])
+
+
+def duel() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    return Duel(swapped=False), (torch.randn(2, 16),)
+
+
+def swapped_duel() -> tuple[nn.Module, tuple[torch.Tensor]]:
+    return Duel(swapped=True), (torch.randn(2, 16),)
+
+
+@pytest.mark.parametrize("factory", ["duel", "swapped_duel"])
+def test_sums_that_broadcast_are_left_alone(tmp_path: Path, factory: str) -> None:
+    for recipe in ("fp32", "int8"):
+        bundle = export(f"tests.e2e.test_compensated:{factory}", recipe, tmp_path / recipe, abis=[])
+        assert verify(bundle).parity.passed
+
+
+def tiny(path: Path) -> str:
+    """A Llama of three blocks with a tokenizer of bytes."""
+    from tests.e2e.tiny_decoders import build
+    from tests.unit.tiny_bundle import write_tokenizer
+
+    build("Llama", {"vocab_size": 259, "num_hidden_layers": 3}).save_pretrained(path)  # type: ignore[operator]
+    write_tokenizer(path)
+    return str(path)
 
 
 def _none() -> Any:

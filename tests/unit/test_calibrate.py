@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from edgekit.compress.gptq import Gptq
 from edgekit.compress.post_training import Calibration, Method, compress_layers
 from edgekit.compress.ternarize import Ternary
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
-from edgekit.side_path import side_layers
+from edgekit.side_path import fold_side_paths, side_layers
 from tests.e2e.tiny_decoders import build
 
 
@@ -166,8 +167,56 @@ def test_encoders_and_every_method() -> None:
             assert query.lora_A.weight is key.lora_A.weight  # computed once
         if method.compensation is not None and method.compensation.bytes:
             assert (
-                sum(row["bytes"] for row in rows) - sum(4 * row["shape"][0] * row["shape"][1] for row in rows) <= 9000
+                sum(row["bytes"] for row in rows)
+                - sum(row["shape"][0] * -(-row["shape"][1] // 64) * 68 for row in rows)  # int8 in blocks of 64
+                <= 9000
             )
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "fp16"])
+@pytest.mark.parametrize(
+    ("of", "ternary"),
+    [("ternarize", Ternary(planes=1, offset=True)), ("ternarize", Ternary(planes=2)), ("gptq", Ternary())],
+)
+def test_reported_errors_are_those_of_what_is_stored(of: str, ternary: Ternary, form: str) -> None:
+    """From the layers as they are afterwards, on the inputs that they were compressed for."""
+    net, given = Net(), batches((90, 6))
+    before, moments = copy.deepcopy(net), dict[str, Tensor]()
+    layer_by_layer(
+        copy.deepcopy(net), given, lambda group: moments.update({group.name: group.moments}), sequential=False
+    )
+    method = Method(of, Gptq(4, 16), ternary, Compensation(of, rank=2, format=form))
+    row, *_ = compress_layers(net, given, method, Calibration(exclude=("blocks.0.out", "blocks.1.*", "blocks.2.*")))
+    names = ("blocks.0.a", "blocks.0.b")
+    fold_side_paths(net)
+    old, new = (torch.cat([m.get_submodule(n).weight.detach() for n in names]).double() for m in (before, net))
+    h = moments[row["layer"]]
+    assert float(((old - new) @ h * (old - new)).sum() / (old @ h * old).sum()) == pytest.approx(
+        row["compensated"], rel=1e-3
+    )
+
+
+def test_a_named_input_is_followed() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(input=x)  # type: ignore[no-any-return]
+
+    seen: list[int] = []
+    layer_by_layer(Named(), [{"x": torch.randn(9, 6)}], lambda group: seen.append(group.count))
+    assert seen == [9]
+
+
+def test_moments_that_cannot_be_inverted() -> None:
+    net = nn.Sequential(nn.Linear(64, 8))
+    x = torch.randn(2, 64).repeat(4, 1) * torch.logspace(-6, 6, 64)
+    with pytest.raises(
+        CheckFailed, match=r"^0: its inputs' moments cannot be inverted with damping 1e-16; raise damping"
+    ):
+        compress_layers(net, [{"input": x}], Method("gptq", Gptq(damping=1e-16)))
 
 
 def test_models_that_cannot_be_followed() -> None:

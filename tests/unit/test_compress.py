@@ -95,9 +95,7 @@ def test_a_checkpoint_survives_a_dead_process_and_belongs_to_its_settings(tmp_pa
 
     with pytest.raises(MemoryError):
         compress(CLASSIFIER, config, out, progress=dies)
-    with pytest.raises(
-        UsageError, match="a training was interrupted here; --resume goes on with it, --force begins anew"
-    ):
+    with pytest.raises(UsageError, match="a run was interrupted here; --resume goes on with it, --force begins anew"):
         compress(CLASSIFIER, config, out)
     other = settings(tmp_path, METHODS["backslash"], batch_size=16)
     with pytest.raises(UsageError, match=r"training\.batch_size is 16 now and was 32; resume with the settings"):

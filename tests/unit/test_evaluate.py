@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from edgekit.evaluation import Evaluation, Row, evaluate
 from edgekit.evaluation.harness import adapter, run_tasks
 from edgekit.evaluation.page import page, write_page
 from edgekit.evaluation.scorers import BundleScorer
-from edgekit.evaluation.tasks import ChoiceScore, TextScore, read_questions, split
+from edgekit.evaluation.tasks import ChoiceScore, TextScore, open_ended, read_questions, split
 from edgekit.runtime.tokenizer import Tokenizer
 from tests.unit.tiny_bundle import BOS, Weights, decoder_bundle, reference
 
@@ -102,6 +103,34 @@ def test_splitting_loses_nothing(context: str, ending: str) -> None:
     assert [*before, *after] == _tokenizer().encode(context + ending)
 
 
+def ended(directory: Path, special: bool) -> Tokenizer:
+    """Letters, and "ab" as one token; with ``special`` a token before and one behind every text."""
+    read = tokenizers.Tokenizer(
+        tokenizers.models.BPE({letter: i for i, letter in enumerate(["<s>", "</s>", *"abc ", "ab"])}, [("a", "b")])
+    )
+    read.add_special_tokens(["<s>", "</s>"])
+    if special:
+        read.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    directory.mkdir()
+    read.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    return Tokenizer(directory)
+
+
+def test_splitting_leaves_out_the_end_token(tmp_path: Path) -> None:
+    tokenizer = ended(tmp_path / "special", special=True)
+    assert split(tokenizer, "ab", " c") == ([0, 6], [5, 4])
+    assert split(tokenizer, "", "c") == ([0], [4])
+    assert open_ended(tokenizer, "abc") == [0, 6, 4] and open_ended(tokenizer, "") == [0]
+    # The border inside a token: as many tokens as the context alone has, and never none.
+    plain = ended(tmp_path / "plain", special=False)
+    assert split(plain, "ca", "bc") == ([4, 6], [4])
+    assert split(plain, "a", "b") == ([0], [6])
+    assert split(plain, "", "c") == ([0], [4])
+
+
 _tokenizers: list[Tokenizer] = []
 
 
@@ -169,7 +198,7 @@ def test_the_page_stands_alone_and_trusts_nobody(tmp_path: Path) -> None:
     assert all(0 < x < 760 and 0 < y < 380 for x, y in places)
     with pytest.raises(UsageError, match="is a directory; --page takes the name of a file"):
         write_page(Evaluation((row(),)), tmp_path)
-    with pytest.raises(CheckFailed, match="cannot be written"):
+    with pytest.raises(UsageError, match="there is no directory to write it in"):
         write_page(Evaluation((row(),)), tmp_path / "nowhere" / "out.html")
     nan = Evaluation((row(tasks={"arc": {"acc": 0.5}}), row(tasks={})))
     assert page(nan).count("<circle") == 5 and "nan" in nan.lines()[2]
@@ -188,6 +217,10 @@ def test_the_page_stands_alone_and_trusts_nobody(tmp_path: Path) -> None:
         ),
         ('{"question": "a", "choices": "bc", "answer": 0}', r"q.jsonl:1.choices: expected a list, got str"),
         ('{"question": "a", "choices": ["b", "c"], "answer": true}', r"q.jsonl:1.answer: expected int, got bool"),
+        (
+            '{"question": "\\ud800", "choices": ["b", "c"], "answer": 0}',
+            r"q.jsonl:1: holds '\\ud800', half of a surrogate pair",
+        ),
         ("[" * 100_000, "q.jsonl:1: "),
         ("\n\n", "q.jsonl: no question in it"),
     ],
@@ -197,6 +230,31 @@ def test_questions_that_are_none(line: str, message: str, tmp_path: Path) -> Non
     path.write_text(line)
     with pytest.raises(UsageError, match=message):
         read_questions(path)
+
+
+def test_lines_end_only_where_json_lines_do(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "a\u2028b\x85", "choices": ["b", "c"], "answer": 0}\r\n', encoding="utf-8")
+    assert read_questions(path)[0].question == "a\u2028b\x85"
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.txt").write_text("some text")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "not-there", "--text", str(tmp_path / "t.txt"), "--page", str(tmp_path / "no" / "x.html")])
+    assert caught.value.code == 2 and "there is no directory to write it in; make" in capsys.readouterr().err
+
+
+def test_a_model_that_gives_no_numbers(tmp_path: Path) -> None:
+    weights = Weights()
+    weights.arrays["embed"][:] = np.nan
+    broken = decoder_bundle(tmp_path / "nan", weights).directory
+    text = tmp_path / "t.txt"
+    text.write_text("some text")
+    with pytest.raises(CheckFailed, match=r"nan: its log-likelihoods on .*t\.txt are not finite; check the model"):
+        evaluate([str(broken)], texts=[text])
+    with pytest.raises(CheckFailed, match=r"log-likelihoods on .*q\.jsonl are not finite"):
+        evaluate([str(broken)], choices=[lines(tmp_path / "q.jsonl", QUESTIONS)])
 
 
 def test_refusals(bundle: Path, tmp_path: Path) -> None:
@@ -210,6 +268,8 @@ def test_refusals(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "e.txt").write_text("")
     with pytest.raises(UsageError, match=r"e\.txt: 1 tokens; perplexity needs a text of some length"):
         evaluate([str(bundle)], texts=[tmp_path / "e.txt"])
+    with pytest.raises(UsageError, match="tokens: 1; perplexity needs at least 2, 0 takes all"):
+        evaluate([str(bundle)], texts=[tmp_path / "e.txt"], most_tokens=1)
     with pytest.raises(UnsupportedError, match="generic is no language model"):
         evaluate(["tests.unit.test_compress:smaller"], texts=[tmp_path / "e.txt"])
 

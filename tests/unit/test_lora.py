@@ -54,6 +54,7 @@ def logits(model: Any) -> Tensor:
     ({}, (2.0, 2.0, 2.0)),
     ({"use_rslora": True}, (4.0, 4.0, 4.0)),
     ({"alpha_pattern": {"v_proj": 2}}, (2.0, 0.5, 2.0)),
+    ({"r": 16, "rank_pattern": {".*": 4}}, (2.0, 2.0, 2.0)),  # the rank that counts is the tensor's
 ])  # fmt: skip
 def test_merged(tmp_path: Path, config: dict[str, Any], scales: tuple[float, ...]) -> None:
     given = adapter(tmp_path / "lora", **config)
@@ -133,9 +134,18 @@ def test_refused_adapters(tmp_path: Path) -> None:
             merge(decoder(), read_adapter(path))
 
     refused(UnsupportedError, "peft_type is 'LOHA', not 'LORA'", peft_type="LOHA")
-    refused(UnsupportedError, "use_dora is set; merge the adapter with PEFT", use_dora=True)
-    refused(UnsupportedError, "bias is set; merge the adapter with PEFT", bias="all")
+    refused(
+        UnsupportedError,
+        r"use_dora is set \(True\), which is no plain LoRA; merge the adapter with PEFT",
+        use_dora=True,
+    )
+    refused(UnsupportedError, r"bias is set \('all'\)", bias="all")
+    refused(UnsupportedError, r"init_lora_weights is set \('pissa_niter_4'\)", init_lora_weights="pissa_niter_4")
+    refused(UnsupportedError, "use_qalora is set", use_qalora=True)
     refused(SourceError, "lora_alpha is None, not a number", lora_alpha=None)
+    refused(SourceError, "alpha_pattern is a list; expected names with numbers", alpha_pattern=[1])
+    refused(SourceError, r"alpha_pattern '\(' is no regular expression", alpha_pattern={"(": 1})
+    refused(SourceError, "has rank 0; there is nothing to add", rank=0)
     with pytest.raises(SourceError, match=r"adapter_config\.json: cannot be read \(FileNotFoundError\)"):
         read_adapter(tmp_path / "nowhere")
     path = tmp_path / "last"
@@ -148,11 +158,19 @@ def test_refused_adapters(tmp_path: Path) -> None:
         SourceError, match=r"x has \{'lora_A': \[2, 2\]\}; expected lora_A \[r, K\] and lora_B \[N, r\]"
     ):
         read_adapter(path)
+    broken = {"x.lora_A.weight": torch.ones(2, 5), "x.lora_B.weight": torch.full((3, 2), math.nan)}
+    save_file(broken, path / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match=r"'x\.lora_B\.weight' holds NaN or infinity"):
+        read_adapter(path)
     pair = {"x.lora_A.weight": torch.ones(2, 5), "x.lora_B.weight": torch.ones(3, 2)}
     save_file(pair, path / "adapter_model.safetensors")
     with pytest.raises(SourceError, match=r"adapter: 'x' is nothing in Linear; it belongs to another model"):
         merge(nn.Linear(5, 3), read_adapter(path))
     with pytest.raises(SourceError, match=r"adapter: 'x' is for \[3, 5\], the model has \[3, 4\]"):
         merge(nn.ModuleDict({"x": nn.Linear(4, 3)}), read_adapter(path))
+    tied = nn.ModuleDict({"table": nn.Embedding(3, 5), "x": nn.Linear(5, 3)})
+    tied["x"].weight = tied["table"].weight  # type: ignore[assignment]
+    with pytest.raises(UnsupportedError, match="x: shares its weight with table, which merging would change"):
+        merge(tied, read_adapter(path))
     with pytest.raises(UsageError, match=r"lora\.format: 'int2' is not one of int8, int4, fp16"):
         Lora("x", format="int2")

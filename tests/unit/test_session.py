@@ -15,7 +15,7 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.runtime import session as session_module
-from edgekit.runtime.kernels import describe, kernels
+from edgekit.runtime.kernels import Kernel, describe, kernels
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session, onnxruntime
 from tests.unit.tiny_bundle import decoder_bundle
@@ -68,6 +68,13 @@ def test_one_file_runs_with_and_without_the_library(tmp_path: Path, monkeypatch:
         assert describe(kernels(bundle)) == f"TernaryMatMul: native operator ({isa})×1"
     monkeypatch.setenv("EDGEKIT_OPS_LIBRARY", "none")
     assert describe(kernels(bundle)) == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
+
+
+def test_sparse_layers_say_where_dense_ones_are_faster() -> None:
+    fast, slow = Kernel("SparseMatMul", "avx512vbmi2", "", 2), Kernel("SparseMatMul", "avx2", "", 2)
+    assert str(fast) == "SparseMatMul: native operator (avx512vbmi2)×2"
+    assert str(slow) == "SparseMatMul: native operator (avx2, slower than dense without avx512vbmi2)×2"
+    assert str(Kernel("TernaryMatMul", "avx2", "", 1)) == "TernaryMatMul: native operator (avx2)×1"
 
 
 def test_says_which_kernels_a_decoder_ran(tmp_path: Path) -> None:
