@@ -3,7 +3,7 @@
     nice -n 10 .venv/bin/python -m benchmarks.salt [--quick] [--seeds 3] [--steps 1500] [--json FILE]
 
 Shakespeare's plays byte by byte (``sh tools/fetch_shakespeare.sh``), Hamlet held out. For each seed a small teacher is trained, then the
-student with each method in turn, from the same weights with the same batches:
+student with each method in turn, from the same weights, with the same batches (but for what SALT_DS chooses):
 
 - plain, same steps;
 - plain +forward: more steps, for the FLOPs of the teacher's answers;
@@ -39,7 +39,7 @@ from edgekit.bench.machine import describe
 from edgekit.compress.distill import cached
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.salt import Salt, Staged, Transition, challenge, hardest, salted
-from edgekit.compress.training import History, Run, Training
+from edgekit.compress.training import History, Run, Training, epoch_order
 
 FIRST = 36 / 208
 """The paper's share of steps with a teacher."""
@@ -190,7 +190,7 @@ def salt(
     settings = Salt("teacher", first, weight=options.weight, temperature=options.temperature, top=TOP)
     run_training = training(steps, seed)
     seen = first * run_training.batch_size
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    order = epoch_order(seed, len(train), 0)  # of plain training
     extra = 2.0 * weights(teacher.model) * tokens(first)
     rows: Tensor = order[:seen]
     if method == "SALT_DS":

@@ -39,9 +39,11 @@ from edgekit.compress.data import digest, tokens
 from edgekit.compress.distill import cached
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.salt import Salt, Staged, Transition, salted
-from edgekit.compress.training import Constraint, History, Run, Training
+from edgekit.compress.training import Constraint, History, Run, Training, epoch_order
 
 TEXTS = Path(__file__).resolve().parent.parent / "build" / "shakespeare"
+SHIPPED = Path(__file__).resolve().parent / "own_ternary"
+"""What a run made that is kept in the repository: ternary, log.jsonl, report.json and curve.png."""
 HELD_OUT = "hamlet_gut.txt"
 END = "<|end|>"
 JUDGED = 200
@@ -127,7 +129,7 @@ def main() -> None:
     rows = torch.arange(len(train))
     if plan.teacher_steps:
         teacher = trained("teacher", plan, train, judged, output)
-        rows = rows[: max(shape.batch, min(len(train), plan.first * shape.batch))]
+        rows = epoch_order(plan.seed, len(train), 0)[: max(1, plan.first) * shape.batch]
         some = Examples(train.select(rows))
         answers = cached(output / "answers", teacher, LANGUAGE, some, 32, 1.0, progress=print_share())
     for name in ("float", "ternary"):

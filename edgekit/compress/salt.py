@@ -89,17 +89,20 @@ class Transition:
 
 @dataclass(frozen=True)
 class Staged(Examples):
-    """Examples of both stages: in the first, rows ``chosen`` int64 [m] with a teacher's ``answers`` to them; then all, alone."""
+    """Examples of both stages: in the first, rows ``chosen`` int64 [m] with a teacher's ``answers`` to them; then all, alone.
+
+    The first stage goes through ``chosen`` in its order, again and again.
+    """
 
     chosen: Tensor = field(default_factory=lambda: torch.empty(0))
     answers: dict[str, Tensor] = field(default_factory=dict)
     transition: Transition | None = None
 
     def select(self, rows: Tensor | slice) -> dict[str, Tensor]:
-        """Some rows; in the first stage the chosen ones stand for all, each for as many."""
+        """Some rows; in the first stage, instead of them, as many of the chosen ones as come next."""
         if self.transition is None or not self.transition.first or isinstance(rows, slice):
             return super().select(rows)
-        place = rows % len(self.chosen)
+        place = (self.transition.done * len(rows) + torch.arange(len(rows))) % len(self.chosen)
         return {**super().select(self.chosen[place]), **{name: array[place] for name, array in self.answers.items()}}
 
 

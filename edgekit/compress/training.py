@@ -212,8 +212,7 @@ class Run:
         size = min(self.training.batch_size, len(self.examples))
         epoch, place = divmod(self.step, len(self.examples) // size)
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + epoch)
-            self._order = epoch, torch.randperm(len(self.examples), generator=generator)
+            self._order = epoch, epoch_order(self.training.seed, len(self.examples), epoch)
         return self._order[1][place * size : (place + 1) * size]
 
     def _evaluate(self) -> None:
@@ -227,6 +226,11 @@ class Run:
         steps, done = self.training.steps, self.step
         news = done * NEWS // steps * steps // NEWS or 1  # the loss of the last twentieth
         progress(f"train: step {news} of {steps}, loss {self.history.losses[news - 1]:.4f}", done / steps)
+
+
+def epoch_order(seed: int, count: int, epoch: int) -> Tensor:
+    """The rows 0 to ``count`` - 1 in the order in which a training with ``seed`` sees them in an epoch: int64 [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from edgekit.compress.config import Compression
 from edgekit.compress.distill import INDICES, cached, distilled, predictions, with_targets
 from edgekit.compress.examples import Examples
 from edgekit.compress.salt import Staged, Transition, challenge, hardest, salted
+from edgekit.compress.training import epoch_order
 from edgekit.compression.data import Material
 from edgekit.errors import SourceError, UnsupportedError, UsageError
 from edgekit.frontend.source import Source
@@ -97,15 +98,15 @@ def _salted(found: Source, settings: Compression, data: Material, room: Classroo
 
 
 def _rows(settings: Compression, data: Material, room: Classroom, found: Source, teacher: nn.Module) -> Tensor:
-    """The examples of the first stage: SALT_DS's choice, or as many as the stage will see."""
-    salt = settings.salting()
+    """The examples of the first stage in their order: SALT_DS's choice, or what plain training would see in its first epoch."""
+    salt, count = settings.salting(), len(data.train)
+    order = epoch_order(settings.training.seed, count, 0)
     if salt.share < 1:
         room.progress("choose examples", 0.0)
         scorer = room.teacher(salt.scorer, found) if salt.scorer else teacher
         scores = challenge(scorer, data.objective, data.train, salt.within, salt.unlearnable)
-        return hardest(scores, salt.share)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(settings.training.seed))
-    return order[: salt.steps * settings.training.batch_size]
+        return order[torch.isin(order, hardest(scores, salt.share))]
+    return order[: salt.steps * min(settings.training.batch_size, count)]
 
 
 def _check_width(found: Source, answers: dict[str, Tensor], data: Material) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from edgekit.compress.distill import INDICES, LOGS, cached
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.salt import Salt, Staged, Transition, challenge, hardest, salt_loss, salted
-from edgekit.compress.training import Run, Training
+from edgekit.compress.training import Run, Training, epoch_order
 from edgekit.errors import UsageError
 from tests.e2e.tiny_decoders import build
 
@@ -100,6 +100,23 @@ def test_the_transition_ends_the_teacher(tmp_path: Path) -> None:
     transition.done = 0
     transition.hold()
     assert not transition.first
+
+
+def test_the_first_stage_goes_through_what_was_chosen() -> None:
+    """In its order, all of it before anything comes again: the batches of plain training where those were chosen."""
+    examples, transition = texts(), Transition(nn.Linear(1, 1), 100)
+    training = Training(steps=100, batch_size=4)
+    order = epoch_order(training.seed, len(examples), 0)
+    mixed = Staged(examples.arrays, chosen=order[:12], answers={"answer": torch.arange(12)}, transition=transition)
+    plain = Run(nn.Linear(1, 1), LANGUAGE, examples, training)
+    for step in range(6):
+        batch = mixed.select(plain._rows())
+        assert batch["answer"].tolist() == [(4 * step + i) % 12 for i in range(4)]
+        assert torch.equal(batch["input_ids"], examples.arrays["input_ids"][order[batch["answer"]]])
+        if step < 3:
+            assert torch.equal(batch["input_ids"], examples.select(plain._rows())["input_ids"])
+        transition.step()
+        plain.step += 1
 
 
 @pytest.mark.parametrize("stop_at", [3, 6, 9])
