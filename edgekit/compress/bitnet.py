@@ -123,19 +123,20 @@ class BitLinear(nn.Linear):
 
 
 def bit_linear(linear: nn.Linear, norm: bool = False, eps: float = 1e-5) -> BitLinear:
-    """A BitLinear with the parameters of ``linear`` themselves, and with ``norm`` a new RMSNorm in front."""
+    """A BitLinear with the parameters of ``linear`` themselves, float32, and with ``norm`` a new RMSNorm in front."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     made = BitLinear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
     made.weight, made.bias = linear.weight, linear.bias
-    made.rms_norm = LlamaRMSNorm(linear.in_features, eps=eps) if norm else None
+    made.rms_norm = LlamaRMSNorm(linear.in_features, eps=eps).to(linear.weight.device) if norm else None
     return made.train(linear.training)
 
 
 def convert(model: nn.Module, ternary: BitNet) -> nn.Module:
     """Makes the linear layers of a transformer ternary, in place but for ``sub_norms`` "block", which needs another class.
 
-    Raises UnsupportedError naming the layer that BitNet has no form for, UsageError for a pattern that fits no layer.
+    Raises UnsupportedError naming the layer that BitNet has no form for or whose weights are no float32 (masters in half
+    precision do not move by small steps), UsageError for a pattern that fits no layer.
     """
     if ternary.sub_norms == "block":
         model = with_sub_norms(model)
@@ -143,6 +144,11 @@ def convert(model: nn.Module, ternary: BitNet) -> nn.Module:
     for name in convertible(model, ternary.exclude):
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
+        if layer.weight.dtype != torch.float32:
+            raise UnsupportedError(
+                f"{name}: weights are {str(layer.weight.dtype).removeprefix('torch.')}; ternary training moves float32 masters: call "
+                "model.float() first (autocast may still compute in half precision)"
+            )
         model.set_submodule(name, bit_linear(layer, ternary.sub_norms == "layer", eps))
     return model
 
@@ -201,7 +207,7 @@ def with_sub_norms(model: Any) -> nn.Module:
             )
     made.load_state_dict({**{k: torch.ones_like(v) for k, v in wanted.items() if "sub_norm" in k}, **given})
     made.generation_config = model.generation_config
-    ready: nn.Module = made.to(dtype=model.dtype)
+    ready: nn.Module = made.to(device=model.device, dtype=model.dtype)
     return ready.train(model.training)
 
 
@@ -253,26 +259,38 @@ class BitNetTraining:
 
 class BitNetCallback(TrainerCallback):
     """The ramp in a transformers Trainer, and with ``training`` its learning rate and weight decay in the place of the
-    Trainer's own (``schedule: two-stage`` is BitNet's). Goes on where the Trainer resumes. The model was converted before."""
+    Trainer's own (``schedule: two-stage`` is BitNet's), whose log goes on showing its own. Goes on where the Trainer resumes.
+
+    The model was converted before, and is saved with edgekit.compress.bitnet_checkpoint: what ``save_model`` writes has no word of
+    ternary layers in its config."""
 
     def __init__(self, ternary: BitNet, training: Training | None = None) -> None:
         self.ternary, self.training = ternary, training
         self.ramp: BitNetTraining | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
-        """Takes the model's layers."""
+        """Takes the model's layers. Raises UsageError for a Trainer that takes other steps than the settings are for."""
         assert model is not None, "the Trainer hands the model over"
+        if self.training is not None and self.training.steps != state.max_steps:
+            raise UsageError(
+                f"training.steps: {self.training.steps}, and the Trainer takes {state.max_steps}; give both the same number (max_steps)"
+            )
+        if self.ternary.ramp > state.max_steps:
+            raise UsageError(
+                f"ramp: {self.ternary.ramp} is more than the Trainer's {state.max_steps} steps; a model that ends inside the ramp was "
+                "never ternary"
+            )
         self.ramp = BitNetTraining(model, self.ternary)
         self.ramp.load_state_dict({"done": state.global_step})
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        """Before each step of the optimizer; groups without weight decay stay without."""
+        """Before each step of the optimizer; groups of norms and biases alone are without weight decay, as in the Trainer."""
         if self.training is None:
             return
         for group in optimizer.param_groups:
             group["lr"] = self.training.rate_at(state.global_step)
-            if group["weight_decay"]:
-                group["weight_decay"] = self.training.decay_at(state.global_step)
+            matrices = any(parameter.ndim > 1 for parameter in group["params"])
+            group["weight_decay"] = self.training.decay_at(state.global_step) if matrices else 0.0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After each step of the optimizer."""

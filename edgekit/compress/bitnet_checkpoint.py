@@ -15,6 +15,7 @@ Four rows share a byte, N/4 rows apart: byte (r, c) holds row r + i N/4 at bits 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def save(model: Any, directory: Path, form: str = "online") -> None:
         raise UsageError(f"form: '{form}' is not one of {', '.join(FORMS)}")
     layers = bit_linears(model)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    check_rows(layers, form)
     if form != "online":
         for name, layer in layers.items():
             state |= _packed(name, layer, form)
@@ -78,12 +80,17 @@ def pack(trits: Tensor) -> Tensor:
     return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
 
 
+def check_rows(layers: Mapping[str, nn.Module], form: str) -> None:
+    """Raises UnsupportedError for a layer whose rows ``form`` cannot hold: better before a training than after it."""
+    for name, layer in layers.items():
+        if form != "online" and isinstance(layer, nn.Linear) and layer.out_features % 4:
+            raise UnsupportedError(
+                f"{name}: {layer.out_features} rows do not fill bytes of four, which transformers needs; save it as online or exclude "
+                "the layer"
+            )
+
+
 def _packed(name: str, layer: BitLinear, form: str) -> dict[str, Tensor]:
-    rows = layer.out_features
-    if rows % 4:
-        raise UnsupportedError(
-            f"{name}: {rows} rows do not fill bytes of four, which transformers needs; save it as online or exclude the layer"
-        )
     inverse = inverse_scale(layer.weight)
     scale = inverse if form == "bitlinear" else 1.0 / inverse
     found = {f"{name}.weight": pack(codes(layer.weight)), f"{name}.weight_scale": scale.reshape(1)}

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from edgekit.errors import SourceError, UsageError
+from edgekit.errors import CheckFailed, SourceError, UsageError
 
 VERSION = 1
 
 
 def write(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Writes ``state`` with the ``settings`` that it belongs to."""
+    """Writes ``state`` with the ``settings`` that it belongs to. Raises CheckFailed when it cannot be written."""
     part = path.with_name(f"{path.name}.partial")
     try:
         with part.open("wb") as file:
@@ -24,6 +24,10 @@ def write(path: Path, state: Mapping[str, Any], settings: Mapping[str, Any]) -> 
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's writer hides a full disk in a RuntimeError
+        raise CheckFailed(
+            f"{path}: the checkpoint cannot be written ({' '.join(str(error).split())[:120]}); make room, the last one is whole"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ one more class, in teacher and student alike. With ``top`` as large as the vocab
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.compress.data import digest
-from edgekit.compress.examples import LABELS, Batch, Examples, Objective, outputs
-from edgekit.errors import CheckFailed, UnsupportedError, UsageError
+from edgekit.compress.examples import LABELS, Batch, Examples, Objective, most_rows, outputs
+from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError, UsageError
 
 INDICES, LOGS = "teacher_indices", "teacher_logs"
+KINDS = ((INDICES, np.int32), (LOGS, np.float16))
 CACHE = "cache.json"
 VERSION = 1
 STUDENTS = ("none", "bitnet", "backslash", "prune", "2:4")
@@ -146,6 +148,8 @@ def cached(
         "version": VERSION, "teacher": name, "weights": weights_digest(teacher), "examples": digest(examples),
         "top": top, "temperature": temperature,
     }  # fmt: skip
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory}: is a file; a teacher's answers are kept in a directory")
     if directory.exists() and any(directory.iterdir()) and not (directory / CACHE).is_file():
         raise UsageError(f"{directory}: holds something else than a teacher's answers; give another cache directory")
     if not _matches(directory, belongs):
@@ -153,7 +157,8 @@ def cached(
         shutil.rmtree(part, ignore_errors=True)
         try:
             part.mkdir(parents=True)
-            _compute(part, teacher, objective, examples, top, temperature, batch_size, progress)
+            few = min(batch_size, most_rows(teacher, examples))
+            _compute(part, teacher, objective, examples, top, temperature, few, name, progress)
             (part / CACHE).write_text(json.dumps(belongs), encoding="utf-8")
             shutil.rmtree(directory, ignore_errors=True)
             part.rename(directory)
@@ -167,8 +172,11 @@ def cached(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A checksum of all parameters."""
-    return digest(Examples({f"{name}": p.detach().float().reshape(1, -1) for name, p in model.named_parameters()}))
+    """A checksum of all parameters and buffers, and of the configuration."""
+    config: Any = getattr(model, "config", None)
+    text = config.to_json_string() if hasattr(config, "to_json_string") else ""
+    state = {name: tensor.detach().float().reshape(1, -1) for name, tensor in model.state_dict().items()}
+    return digest(Examples({**state, "config": torch.tensor([[*text.encode()]], dtype=torch.float32)}))
 
 
 def _matches(directory: Path, belongs: Mapping[str, Any]) -> bool:
@@ -179,23 +187,36 @@ def _matches(directory: Path, belongs: Mapping[str, Any]) -> bool:
     return bool(found == belongs) and all((directory / f"{key}.npy").is_file() for key in (INDICES, LOGS))
 
 
+def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """A new array in a file whose place on disk is taken: writing into a hole of a full disk would kill the process."""
+    array = np.lib.format.open_memmap(path, "w+", kind, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 @torch.no_grad()
 def _compute(
     directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float,
-    batch_size: int, progress: Callable[[str, float], None],
+    batch_size: int, name: str, progress: Callable[[str, float], None],
 ) -> None:  # fmt: skip
     training, done, arrays = teacher.training, 0, {}
     teacher.eval()
     for batch in examples.batches(batch_size):
-        logits, wanted = predictions(objective, teacher, batch)
+        try:
+            logits, wanted = predictions(objective, teacher, batch)
+        except EdgekitError:
+            raise
+        except Exception as error:  # a model fails on wrong input in any way
+            what = f"examples {done} to {done + batch_size - 1}: {' '.join(str(error).split())[:200]}"
+            raise UsageError(
+                f"teacher {name or type(teacher).__name__}: does not run on {what}; give one with the same inputs and tokens"
+            ) from error
         rows = len(next(iter(batch.values())))
         kept = min(top, logits.shape[-1])
         if not done:
             shape = len(examples), len(wanted) // rows, kept
-            arrays = {
-                key: np.lib.format.open_memmap(directory / f"{key}.npy", "w+", kind, shape)
-                for key, kind in ((INDICES, np.int32), (LOGS, np.float16))
-            }
+            arrays = {key: _mapped(directory / f"{key}.npy", kind, shape) for key, kind in KINDS}
         values, indices = functional.log_softmax(logits / temperature, dim=-1).topk(kept, dim=-1)
         arrays[INDICES][done : done + rows] = indices.reshape(rows, -1, kept).numpy()
         arrays[LOGS][done : done + rows] = values.reshape(rows, -1, kept).numpy()

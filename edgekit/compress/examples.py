@@ -14,6 +14,8 @@ from edgekit.errors import UnsupportedError, UsageError
 
 LABELS, REFERENCE = "labels", "reference"
 Batch = Mapping[str, Tensor]
+ROWS, LOGITS = 64, 1 << 25
+"""Examples, and logits of them, that are looked at together: 128 MB."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,30 @@ class Objective:
         return {name: array for name, array in batch.items() if name not in (LABELS, REFERENCE)}
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, examples: Examples, batch_size: int = 64) -> dict[str, float]:
-        """Mean scores over all examples, in eval mode; "loss" (nats) is one of them, the model's mode is put back."""
+    def evaluate(self, model: nn.Module, examples: Examples, batch_size: int = 0) -> dict[str, float]:
+        """Mean scores over all examples, in eval mode; "loss" (nats) is one of them, the model's mode is put back.
+
+        ``batch_size`` 0: at most 64, as many as keep the logits small.
+        """
         training = model.training
         model.eval()
         sums: dict[str, float] = {}
         count = 0
-        for batch in examples.batches(batch_size):
+        for batch in examples.batches(batch_size or most_rows(model, examples)):
             found, size = self.score(model, batch)
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
             count += size
         model.train(training)
         return {name: value / count for name, value in sums.items()}
+
+
+def most_rows(model: nn.Module, examples: Examples) -> int:
+    """Examples at a time where nothing is trained: 64, or fewer where a language model's logits would take much memory."""
+    ids = examples.arrays.get("input_ids")
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if ids is None or ids.ndim < 2 or not isinstance(vocabulary, int):
+        return ROWS
+    return max(1, min(ROWS, LOGITS // max(1, ids.shape[1] * vocabulary)))
 
 
 def outputs(model: nn.Module, inputs: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.compress.distill import check_targets, predictions, soft_cross_entropy, targets
-from edgekit.compress.examples import Batch, Examples, Objective
+from edgekit.compress.examples import Batch, Examples, Objective, most_rows
 from edgekit.compress.masks import matrices, zero_share
 from edgekit.errors import UsageError
 
@@ -133,7 +133,7 @@ def challenge(
     """
     training, found = model.training, []
     model.eval()
-    for batch in examples.batches(batch_size):
+    for batch in examples.batches(min(batch_size, most_rows(model, examples))):
         logits, wanted = predictions(objective, model, batch)
         losses = functional.cross_entropy(logits, wanted, reduction="none")
         own = logits.gather(1, wanted[:, None])

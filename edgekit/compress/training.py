@@ -26,6 +26,7 @@ NEWS = 20
 """How often the loss is told while training."""
 CURVE = 200
 """Points of a loss curve."""
+SEEDS = 2**32
 LARGEST = 1e6
 """Of what multiplies gradients: beyond it numbers overflow whatever they are."""
 Progress = Callable[[str, float], None]
@@ -68,9 +69,10 @@ class Training:
                 f"steps {self.steps}, batch_size {self.batch_size}, checkpoint_every {self.checkpoint_every}: steps are at "
                 "least 0, the others 1"
             )
-        if min(self.warmup, self.evaluate_every, self.seed) < 0:
+        if min(self.warmup, self.evaluate_every, self.seed) < 0 or self.seed >= SEEDS:
             raise UsageError(
-                f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative"
+                f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative, the seed is "
+                f"below {SEEDS}"
             )
         numbers = self.learning_rate, self.second_learning_rate, self.weight_decay, self.clip
         if not all(0 <= v <= LARGEST for v in numbers) or not 0 < self.beta2 < 1:
@@ -88,7 +90,7 @@ class Training:
         ``second_learning_rate``; weight decay ends there too.
         """
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        left = 1.0 - max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        left = max(0.0, 1.0 - max(0, step - self.warmup) / max(1, self.steps - self.warmup))
         falling = left if self.schedule in ("linear", "two-stage") else 0.5 - 0.5 * math.cos(math.pi * left)
         peak = (self.second_learning_rate or 2 / 3 * self.learning_rate) if self._second(step) else self.learning_rate
         return peak * rising * (1.0 if self.schedule == "constant" else falling)

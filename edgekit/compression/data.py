@@ -14,6 +14,7 @@ from edgekit.compress.data import arrays, named, sentences, split, tokens
 from edgekit.compress.examples import CLASSES, EMBEDDINGS, LABELS, LANGUAGE, Examples, Objective, with_reference
 from edgekit.errors import EdgekitError, SourceError
 from edgekit.frontend import factory
+from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import Source
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
@@ -48,9 +49,10 @@ def material(found: Source, settings: Compression, directory: Path) -> Material 
     for which, examples in (("train", train), ("evaluate", evaluation)):
         if objective is CLASSES and LABELS not in examples.arrays:
             raise SourceError(f"compress.data.{which}: has no labels; a classifier learns from an array called labels")
+        _check_ids(found, which, examples)
+        _try(found, objective, examples)
     if objective is EMBEDDINGS:
         train, evaluation = with_reference(found.module, train), with_reference(found.module, evaluation)
-    _try(found, objective, train)
     return Material(objective, train, evaluation)
 
 
@@ -104,11 +106,27 @@ def _input_names(found: Source) -> list[str]:
     return [name for name in INPUTS if name in takes] or list(takes)
 
 
+def _check_ids(found: Source, which: str, examples: Examples) -> None:
+    """Token ids that the model has no row for end in an index error somewhere in a training, or in a wrong row."""
+    ids, inner = examples.arrays.get("input_ids"), found.module
+    if isinstance(inner, TextEncoder):
+        inner = inner.model
+    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None  # type: ignore[operator, union-attr]
+    count = getattr(table, "num_embeddings", None)
+    if ids is None or count is None or (int(ids.min()) >= 0 and int(ids.max()) < count):
+        return
+    raise SourceError(
+        f"compress.data.{which}: token ids {int(ids.min())} to {int(ids.max())}, {found.architecture} has 0 to {count - 1}; give data "
+        "of its own tokenizer"
+    )
+
+
 def _try(found: Source, objective: Objective, examples: Examples) -> None:
     """Two examples, before anything takes long."""
     assert found.module is not None
     try:
-        objective.evaluate(found.module, type(examples)(examples.select(slice(0, 2))))
+        two = Examples(examples.select(slice(0, 2)))
+        objective.evaluate(found.module, with_reference(found.module, two) if objective is EMBEDDINGS else two)
     except EdgekitError:
         raise
     except Exception as error:  # a model fails on wrong input in any way

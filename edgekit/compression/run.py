@@ -11,7 +11,15 @@ from typing import Any
 from torch import nn
 
 from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_report
-from edgekit.compress.bitnet import BitLinear, BitNetTraining, convert, inverse_scale, ternary_weights
+from edgekit.compress.bitnet import (
+    BitLinear,
+    BitNetTraining,
+    convert,
+    convertible,
+    inverse_scale,
+    ternary_weights,
+)
+from edgekit.compress.bitnet_checkpoint import check_rows
 from edgekit.compress.config import POST_TRAINING, TAUGHT, Compression
 from edgekit.compress.data import digest
 from edgekit.compress.finished import FinishedBlocks, forget
@@ -121,6 +129,7 @@ def compress(
         fold_side_paths(found.module)
     before = _rate(found.module, settings.report_step)
     data = material(found, settings, _directory(config))
+    scratch = state.with_name(f".{output.absolute().name}.answers")
     layers: list[dict[str, Any]] = []
     after = recipe = None
     if settings.method == "rate-quantize":
@@ -131,7 +140,6 @@ def compress(
             found, settings, data, _directory(config), lambda name: _load(name, allow_pickle), finished, progress
         )
     else:
-        scratch = state.with_name(f".{output.absolute().name}.answers")
         room = Classroom(_directory(config), scratch, lambda name: _load(name, allow_pickle), progress)
         found, history = _trained(found, settings, data, source, state, resume, room)
     assert found.module is not None
@@ -145,14 +153,18 @@ def compress(
     progress("write the model", 1.0)
     write(found, result.to_json(), output, recipe, settings.ternary().form)
     forget(state)
-    if settings.method in TAUGHT:
-        room.clear()
+    forget(scratch)
     return result
 
 
 def _belongs(source: str, settings: Compression, data: Material | None) -> dict[str, Any]:
     """What a checkpoint belongs to."""
-    return {"source": source, **settings.to_dict(), "examples": digest(data.train) if data is not None else ""}
+    found = {"source": source, **settings.to_dict()}
+    found.get("training", {}).pop("checkpoint_every", None)
+    found.get("bitnet", {}).pop("form", None)  # how the result is saved
+    if data is not None:
+        found |= {"examples": digest(data.train), "evaluation": digest(data.evaluation)}
+    return found
 
 
 def _directory(config: Path | Compression) -> Path:
@@ -209,6 +221,8 @@ def _trained(
     model, transition, belongs = found.module, None, _belongs(source, settings, data)
     if settings.student == "bitnet":
         check_ternary(found)
+        names = convertible(model, settings.ternary().exclude)
+        check_rows({name: model.get_submodule(name) for name in names}, settings.ternary().form)
     if settings.method in TAUGHT and data is not None:
         data, transition = with_teacher(found, settings, data, room)
     if settings.student == "bitnet":
@@ -221,7 +235,7 @@ def _trained(
         model, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
         hold_after=settings.rating().steps if settings.student == "backslash" else None,
     )  # fmt: skip
-    del belongs["training"]["checkpoint_every"]
+    belongs |= {"teachers": room.digests}
     if resume:
         run.load_state_dict(checkpoint.read(state, belongs))
     room.progress("train", run.step / max(1, settings.training.steps))

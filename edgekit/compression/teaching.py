@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edgekit.compress.config import Compression
-from edgekit.compress.distill import INDICES, cached, distilled, predictions, with_targets
+from edgekit.compress.distill import INDICES, cached, distilled, predictions, weights_digest, with_targets
 from edgekit.compress.examples import Examples
 from edgekit.compress.salt import Staged, Transition, challenge, hardest, salted
 from edgekit.compress.training import epoch_order
@@ -27,12 +26,16 @@ Load = Callable[[str], Source]
 
 @dataclass(frozen=True)
 class Classroom:
-    """Where a teacher is looked for and where its answers are kept: in ``scratch`` unless the settings name a cache."""
+    """Where a teacher is looked for and where its answers are kept: in ``scratch`` unless the settings name a cache.
+
+    ``digests`` are checksums of the teachers that were loaded, by name.
+    """
 
     directory: Path
     scratch: Path
     load: Load
     progress: Progress
+    digests: dict[str, str] = field(default_factory=dict)
 
     def teacher(self, name: str, pupil: Source) -> nn.Module:
         """The teacher's model in memory. Raises SourceError, or UsageError for another vocabulary than the pupil's."""
@@ -48,15 +51,12 @@ class Classroom:
                 f"{name}: its vocabulary is another one ({len(theirs)} tokens against {len(ours)}, {other!r} for example); give a "
                 "teacher with the same tokenizer"
             )
+        self.digests[name] = weights_digest(found.module)
         return found.module.eval()
 
     def cache(self, given: str) -> Path:
         """Where answers go."""
         return self.directory / Path(given).expanduser() if given else self.scratch
-
-    def clear(self) -> None:
-        """Forgets answers that nobody asked to keep."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def with_teacher(

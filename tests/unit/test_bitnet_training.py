@@ -30,7 +30,7 @@ from edgekit.compress.bitnet import (
 from edgekit.compress.bitnet_checkpoint import pack, save
 from edgekit.compress.examples import LANGUAGE, Examples
 from edgekit.compress.training import Run, Training
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.errors import SourceError, UnsupportedError, UsageError
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from tests.e2e.tiny_decoders import build
@@ -315,6 +315,54 @@ def test_the_callback_in_a_trainer(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize(("given", "ramp", "message"), [
+    (Training(steps=4), 0, r"training\.steps: 4, and the Trainer takes 2; give both the same number \(max_steps\)"),
+    (None, 3, "ramp: 3 is more than the Trainer's 2 steps; a model that ends inside the ramp was never ternary"),
+])  # fmt: skip
+def test_the_callback_refuses_other_steps(given: Training | None, ramp: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        in_trainer(tmp_path, BitNetCallback(BitNet(ramp=ramp), given), max_steps=2)
+
+
+def test_weight_decay_is_the_trainings_and_spares_norms(tmp_path: Path) -> None:
+    """Whatever the Trainer's own is, 0 as it comes."""
+    import transformers
+
+    seen: list[list[tuple[float, bool]]] = []
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            groups = optimizer.param_groups
+            seen.append([(g["weight_decay"], all(p.ndim > 1 for p in g["params"])) for g in groups])
+
+    training = Training(steps=4, schedule="two-stage", weight_decay=0.1)
+    in_trainer(tmp_path, BitNetCallback(BitNet(), training), Watch(), max_steps=4)
+    assert seen == [[(0.1, True), (0.0, False)]] * 2 + [[(0.0, True), (0.0, False)]] * 2
+
+
+def in_trainer(path: Path, *callbacks: Any, **arguments: Any) -> None:
+    import transformers
+
+    model = convert(build("Llama", SIZES), BitNet())
+    rows = [{"input_ids": row, "labels": row} for row in examples(16).arrays["input_ids"]]
+    settings = transformers.TrainingArguments(
+        output_dir=str(path), per_device_train_batch_size=4, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
+        logging_strategy="no", **arguments,
+    )  # fmt: skip
+    transformers.Trainer(model=model, args=settings, train_dataset=rows, callbacks=[*callbacks]).train()
+
+
+def test_learning_rates_never_turn_around() -> None:
+    for schedule in ("linear", "cosine", "two-stage"):
+        training = Training(steps=10, schedule=schedule)
+        assert [training.rate_at(step) for step in (10, 15, 1000)] == [0.0] * 3
+
+
+def test_masters_are_float32() -> None:
+    with pytest.raises(UnsupportedError, match=r"q_proj: weights are bfloat16; ternary training moves float32 masters"):
+        convert(build("Llama", SIZES).to(torch.bfloat16), BitNet())
+
+
 def test_trained_exported_verified_and_the_same_tokens(tmp_path: Path) -> None:
     """A BitNet trained for some steps: recipe ternary, every layer 2 bits, greedy tokens as PyTorch's."""
     from edgekit.bundle import Bundle
@@ -385,6 +433,15 @@ def test_edgekit_compress_makes_it_ternary_and_resumes(decoder: Path, tmp_path: 
         compress(whole.exportable, config, tmp_path / "again")
 
 
+def convertible_model(decoder: Path, **settings: int) -> str:
+    """As ``decoder``'s model, with its tokenizer, but for some settings."""
+    path = decoder / "-".join(f"{key}{value}" for key, value in settings.items())
+    build("Llama", {**SIZES, **settings}).save_pretrained(path)  # type: ignore[operator]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((decoder / "model" / name).read_bytes())
+    return str(path)
+
+
 def test_what_compress_refuses(decoder: Path, tmp_path: Path) -> None:
     from edgekit.compression import compress
     from edgekit.errors import RecipeError
@@ -399,6 +456,17 @@ def test_what_compress_refuses(decoder: Path, tmp_path: Path) -> None:
         (decoder / "bad.yaml").write_text(start + text)
         with pytest.raises(RecipeError, match=message):
             compress(str(decoder / "model"), decoder / "bad.yaml", tmp_path / "out")
+    odd = convertible_model(decoder, intermediate_size=98, vocab_size=256)
+    (decoder / "odd.yaml").write_text(
+        start + "bitnet: {form: bitlinear}\ndata: {train: [text.txt], length: 32}\ntraining: {steps: 9999}\n"
+    )
+    with pytest.raises(UnsupportedError, match="gate_proj: 98 rows do not fill bytes of four"):  # before the training
+        compress(odd, decoder / "odd.yaml", tmp_path / "out")
+    small = convertible_model(decoder, vocab_size=50)
+    with pytest.raises(SourceError, match=r"compress\.data\.train: token ids \d+ to \d+, LlamaForCausalLM has 0 to 49"):
+        compress(small, decoder / "odd.yaml", tmp_path / "out")
+    with pytest.raises(UsageError, match="seed 4294967296: none is negative, the seed is below 4294967296"):
+        Training(seed=2**32)
     (decoder / "points.yaml").write_text(
         start + 'data: {train: ["tests.unit.test_compress:points"]}\ntraining: {steps: 5}\n'
     )

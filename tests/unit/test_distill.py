@@ -134,6 +134,26 @@ def test_the_answers_on_disk(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "answers" / "cache.json").read_text())["top"] == 8
 
 
+def test_a_teacher_is_known_by_its_buffers_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    teacher.forward = lambda x: nn.Sequential.forward(teacher, x)  # type: ignore[method-assign]
+    first = cached(tmp_path / "answers", teacher, CLASSES, points(), 3, 1.0)[INDICES].clone()
+    teacher[1].running_mean += torch.linspace(-9, 9, 8)  # type: ignore[operator]
+    assert not torch.equal(cached(tmp_path / "answers", teacher, CLASSES, points(), 3, 1.0)[INDICES], first)
+
+
+def test_teachers_that_do_not_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"teacher small: does not run on examples 0 to 15: .*; give one with the same inputs"
+    ):
+        cached(tmp_path / "answers", nn.Linear(5, 3), CLASSES, points(), 3, 1.0, name="small")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file: is a file; a teacher's answers are kept in a directory"):
+        cached(tmp_path / "file", nn.Linear(5, 3), CLASSES, points(), 3, 1.0)
+
+
 def test_an_interrupted_cache_leaves_nothing(tmp_path: Path) -> None:
     def stop(what: str, share: float) -> None:
         raise KeyboardInterrupt
@@ -218,6 +238,24 @@ def test_in_a_trainer(tmp_path: Path) -> None:
         assert abs(float(trainer.compute_loss(teacher.eval(), batch))) < 1e-3  # its own teacher
     trainer.train()
     assert steps == [0, 0, 1]
+    trainer.eval_dataset = rows
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        float(trainer.compute_loss(teacher.eval(), batch).detach()), rel=1e-3
+    )
+    norms = []
+    for size, parts in ((8, 1), (2, 4)):
+        few = transformers.TrainingArguments(
+            output_dir=str(tmp_path / "t"), max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=parts,
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=0.0,
+        )  # fmt: skip
+        hard = [{**row, "labels": row["input_ids"]} for row in rows]
+        other = SoftTargetTrainer(
+            model=build("Llama", {}), args=few, train_dataset=hard,
+            loss_at=lambda step, *parts: distillation_loss(*parts, Distillation("t", weight=0.5)),
+        )  # fmt: skip
+        other.train()
+        norms.append(next(row["grad_norm"] for row in other.state.log_history if "grad_norm" in row))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)  # a batch in parts is the same batch
     indices, logs = targets(batch)
     assert indices.shape == logs.shape == (110, 97) and logs.dtype == torch.float32
 
