@@ -1,4 +1,4 @@
-"""``make demo``: SmolLM2-135M exported three ways, verified, measured and talking, in one table."""
+"""``make demo``: SmolLM2-135M exported three ways and edgekit's own small ternary model, verified, measured and talking."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tools.demo_models import BUILD, smollm2
+from tools.train_ternary import SHIPPED
 
 RECIPES = ("fp32", "int8", "int4")
-PROMPT = "What is the capital of France?"
+PROMPT, VERSE = "What is the capital of France?", "HAMLET\n"
 OUT = BUILD.parent / "demo"
 
 
@@ -34,31 +35,34 @@ def main() -> None:
     began = time.perf_counter()
     model = smollm2()
     prepared = time.perf_counter() - began
-    bundles = {recipe: OUT / f"smollm2-{recipe}" for recipe in RECIPES}
+    bundles = {recipe: OUT / f"smollm2-{recipe}" for recipe in RECIPES} | {"ternary": OUT / "own-ternary"}
     rows = []
     for recipe, bundle in bundles.items():
+        own = recipe == "ternary"
         start = time.perf_counter()
-        made = edgekit("export", _shown(model), "--recipe", recipe, "-o", _shown(bundle), "--force")
+        source = _shown(SHIPPED / "ternary" if own else model)
+        made = edgekit("export", source, "--recipe", recipe, "-o", _shown(bundle), "--force")
         seconds = time.perf_counter() - start
         checked = edgekit("verify", _shown(bundle))
-        said = edgekit("generate", _shown(bundle), PROMPT, "--max-new-tokens", "24")
+        said = edgekit("generate", _shown(bundle), VERSE if own else PROMPT, "--max-new-tokens", "24")
         rows.append((recipe, made, seconds, checked, said))
     measured = edgekit("bench", *[_shown(b) for b in bundles.values()])
     print(f"\nSmolLM2-135M-Instruct (its float weights are a dequantized Q4_1 file), {_machine(measured)}")
+    print("ternary: 3.4 million weights trained on Shakespeare (docs/ternary-training.md)")
     print(
-        f"{'recipe':<6} {'MB':>6} {'export s':>8} {'parity dB':>9} {'perplexity':>10} {'×orig.':>6} {'verdict':>7} {'prefill':>8} {'decode':>7} tok/s"
+        f"{'recipe':<7} {'MB':>6} {'export s':>8} {'parity dB':>9} {'perplexity':>10} {'×orig.':>6} {'verdict':>7} {'prefill':>8} {'decode':>7} tok/s"
     )
     for recipe, made, seconds, checked, _ in rows:
         speed = {r["phase"]: r for r in measured["rows"] if Path(r["bundle"]).name == bundles[recipe].name}
         cells = [_speed(speed.get(phase)) for phase in ("prefill", "decode")]
         accuracy = checked["accuracy"]
         print(
-            f"{recipe:<6} {made['bytes'] / 1e6:>6.1f} {seconds:>8.1f} {checked['parity']['sqnr_db']:>9.1f} {accuracy['perplexity']:>10.2f} "
+            f"{recipe:<7} {made['bytes'] / 1e6:>6.1f} {seconds:>8.1f} {checked['parity']['sqnr_db']:>9.1f} {accuracy['perplexity']:>10.2f} "
             f"{accuracy['perplexity_ratio']:>6.3f} {checked['verdict']:>7} {cells[0]:>8} {cells[1]:>7}"
         )
     if not all(row["valid"] for row in measured["rows"]):
         print("! this machine was too busy to be measured: edgekit bench says what disturbed it")
-    print(f"\n> {PROMPT}")
+    print(f"\n> {PROMPT} (ternary: {VERSE.strip()})")
     for recipe, _, _, _, said in rows:
         print(f"{recipe}: {' '.join(said['text'].split())}")
     total = time.perf_counter() - began

@@ -1,0 +1,67 @@
+"""The ternary language model that edgekit's own tool trained: learned weights from the checkpoint to greedy text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.bundle import Bundle
+from edgekit.export import export
+from edgekit.frontend.compressed import native_activations
+from edgekit.frontend.source import load
+from edgekit.frontend.streamed import materialize
+from edgekit.parity import verify
+from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.tokenizer import Tokenizer
+from tools.train_ternary import SHIPPED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPTS = ("HAMLET\n", "My lord, ", "What is ")
+TOKENS = 40
+CLOSE = 0.02
+"""Logits: PyTorch's lead over a token that the bundle may choose instead; a last bit turns an int8 code, no more."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(str(SHIPPED / "ternary"), "ternary", tmp_path_factory.mktemp("own") / "b", abis=["linux-x86_64"])
+
+
+def test_is_small_and_learned() -> None:
+    report = json.loads((SHIPPED / "report.json").read_text(encoding="utf-8"))
+    shape, ternary, twin = report["shape"], report["ternary"], report["float"]
+    assert (SHIPPED / "ternary" / "model.safetensors").stat().st_size == ternary["bytes"] < 2.5e6
+    assert ternary["held_out_loss"] < 0.6 * math.log(shape["vocabulary"])  # nats; an untrained model has all of it
+    assert abs(ternary["held_out_loss"] - twin["held_out_loss"]) < 0.25
+    rows = [json.loads(line) for line in (SHIPPED / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [row["held_out"] for row in rows if row["model"] == "ternary" and "held_out" in row][-1]
+    assert last == pytest.approx(ternary["held_out_loss"], abs=1e-4)
+
+
+def test_exports_and_verifies(bundle: Bundle) -> None:
+    inner = [layer for layer in bundle.manifest.layers if "layers" in layer.name]
+    assert {layer.format for layer in inner} == {"t2"}
+    report = verify(bundle)
+    assert report.passed, "\n".join(report.lines())
+    assert "TernaryMatMul: native operator (" in report.kernel
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_tokens_are_pytorchs(bundle: Bundle, prompt: str) -> None:
+    module: Any = materialize(load(str(SHIPPED / "ternary")).module)  # type: ignore[arg-type]
+    decoder = Decoder(bundle)
+    ids = Tokenizer(bundle).encode(prompt)
+    logits = decoder.run(np.array([ids], np.int64))[0, -1]
+    for _ in range(TOKENS):
+        mine = int(logits.argmax())
+        with torch.no_grad(), native_activations(module):
+            theirs = module(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert theirs.max() - theirs[mine] < CLOSE
+        ids.append(mine)
+        logits = decoder.step(mine)
