@@ -3,8 +3,8 @@
     nice .venv/bin/python -m benchmarks.own_ternary [--models build/own-ternary] [--json FILE]
 
 The ternary model is exported as ``ternary``, the twin as ``fp32`` and ``int4``; each bundle is verified, scored on the held-out play and
-measured in turn with the others. The ternary bundle continues prompts greedily; PyTorch does the same from the float
-masters (``ternary-online``), and where they part, PyTorch's lead of its own choice is printed in logits.
+measured in turn with the others. The ternary bundle continues prompts greedily; PyTorch does the same with the bundle's
+weights (the vocabulary at 8 bits), and where they part, PyTorch's lead of its own choice is printed in logits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgekit.bench import bench
 from edgekit.bench.machine import describe
 from edgekit.bundle import Bundle
 from edgekit.evaluation import evaluate
-from edgekit.export import export
-from edgekit.frontend.compressed import native_activations
+from edgekit.export import export, packed_weights
+from edgekit.frontend.compressed import compressed
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.parity import verify
@@ -67,7 +67,7 @@ def main() -> None:
     text = options.texts / HELD_OUT
     scores = evaluate([str(p) for p in paths], texts=[text], most_tokens=256 * options.tokens, window=length)
     speeds = bench(paths, prompt_tokens=64, new_tokens=32, rounds=options.rounds).rows
-    texts = compare(options.models / "ternary-online", paths[0], options.tokens)
+    texts = compare(options.models / "ternary", paths[0], options.tokens)
     rows = []
     for path, passed, score in zip(paths, parity, scores.rows, strict=True):
         own = {row.phase: row for row in speeds if Path(row.bundle).name == path.name}
@@ -98,7 +98,7 @@ def compare(source: Path, path: Path, count: int) -> list[Text]:
         same, lead = count, None
         for place in range(count):
             mine = int(logits.argmax())
-            with torch.no_grad(), native_activations(model):
+            with torch.no_grad(), compressed(model, *packed_weights(bundle)):
                 theirs = model(input_ids=torch.tensor([ids])).logits[0, -1]
             if int(theirs.argmax()) != mine:
                 same, lead = place, float(theirs.max() - theirs[mine])
