@@ -129,8 +129,11 @@ def embeddings(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def with_reference(model: nn.Module, examples: Examples, batch_size: int = 64) -> Examples:
-    """Examples with what an encoder makes of them now as ``reference``."""
+    """Examples with what an encoder makes of them now, in eval mode, as ``reference``."""
+    training = model.training
+    model.eval()
     found = torch.cat([embeddings(model, batch) for batch in examples.batches(batch_size)])
+    model.train(training)
     return Examples({**examples.arrays, REFERENCE: found})
 
 

@@ -186,7 +186,7 @@ def _load(source: str, allow_pickle: bool) -> Source:
         raise UnsupportedError(
             f"{source}: a {found.kind} file holds a finished graph; give the PyTorch model (a directory, .gguf or package.module:factory)"
         )
-    model = materialize(found.module).float()
+    model = materialize(found.module).float().eval()  # a part in training mode would drop inputs at random
     if any(hasattr(module, "activation_block_size") for module in model.modules()):
         raise UnsupportedError(f"{source}: {found.architecture} is ternary already; edgekit export takes it as it is")
     for parameter in model.parameters():
