@@ -8,7 +8,7 @@ the outputs of what came of it feed the layers after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from edgekit.compress.eora import (
     LowRank,
     compensated,
     output_error,
-    plain_svd,
     rank_within,
     stored,
     stored_bytes,
@@ -91,7 +90,7 @@ def compress_layers(
     """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
 
     Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights alone,
-    ``compensated`` with the side path, ``svd`` with a plain decomposition of the same rank instead (both null without).
+    ``compensated`` with the side path, ``svd`` with a plain decomposition of the same rank and format instead (both null without).
     ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K] by layer before an earlier
     compression, which is then what is compensated. ``finished`` keeps every block that is through, and knows those of an
     interrupted run. Raises what :func:`layer_by_layer` does, UsageError for a budget that is too small.
@@ -156,7 +155,10 @@ def _compress(
     if settings is not None:
         side = compensated(difference, group.moments, settings, rank, offsets)
         row["compensated"] = output_error(bare - side.product, group.moments) / energy
-        row["svd"] = output_error(difference - plain_svd(difference, rank).product, group.moments) / energy
+        plain = side
+        if settings.method != "svd":
+            plain = compensated(difference, group.moments, replace(settings, method="svd"), rank, offsets)
+        row["svd"] = output_error(bare - plain.product, group.moments) / energy
     if side is not None:
         name = settings.format if settings is not None else "int8"
         row["rank"] = len(side.down)
