@@ -88,7 +88,7 @@ def compare(source: Path, path: Path, count: int) -> list[Text]:
     """Greedy texts of a bundle and of PyTorch."""
     model: Any = materialize(load(str(source)).module)  # type: ignore[arg-type]
     bundle = Bundle.open(path)
-    tokenizer, decoder = Tokenizer(bundle), Decoder(bundle)
+    tokenizer, decoder, weights = Tokenizer(bundle), Decoder(bundle), packed_weights(bundle)
     found = []
     for prompt in PROMPTS:
         ids = tokenizer.encode(prompt)
@@ -98,7 +98,7 @@ def compare(source: Path, path: Path, count: int) -> list[Text]:
         same, lead = count, None
         for place in range(count):
             mine = int(logits.argmax())
-            with torch.no_grad(), compressed(model, *packed_weights(bundle)):
+            with torch.no_grad(), compressed(model, *weights):
                 theirs = model(input_ids=torch.tensor([ids])).logits[0, -1]
             if int(theirs.argmax()) != mine:
                 same, lead = place, float(theirs.max() - theirs[mine])

@@ -11,7 +11,7 @@ who shares whose A.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ def attach(model: nn.Module, name: str, parts: Mapping[str, Tensor]) -> SideLine
 def side_layers(model: nn.Module) -> dict[str, SideLinear]:
     """The layers of a model that have something beside their weight, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SideLinear)}
+
+
+def side_names(model: nn.Module, parts: Sequence[str] = PARTS) -> set[str]:
+    """The names of the linear layers that stand beside others' weights, those of ``parts``."""
+    return {f"{name}.{part}" for name, layer in side_layers(model).items() for part in parts if getattr(layer, part)}
 
 
 @torch.no_grad()

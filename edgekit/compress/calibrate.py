@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
-from edgekit.side_path import PARTS, side_layers
+from edgekit.side_path import side_names
 
 Batch = Mapping[str, Tensor]
 Progress = Callable[[str, float], None]
@@ -132,7 +132,7 @@ def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequenc
         block: {f"{block}.{name}" if block else name: module for name, module in blocks[block].named_modules()}
         for block in blocks
     }
-    beside = {f"{name}.{part}" for name in side_layers(model) for part in PARTS}
+    beside = side_names(model)
     kinds = {
         n: m
         for found in inside.values()

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekit.compress import checkpoint
 from edgekit.errors import UsageError
-from edgekit.side_path import PARTS, attach, side_layers
+from edgekit.side_path import PARTS, attach, side_layers, side_names
 
 Rows = list[dict[str, Any]]
 
@@ -59,7 +59,7 @@ class FinishedBlocks:
             prefix + name: {part: inner.weight for part in PARTS if (inner := getattr(layer, part)) is not None}
             for name, layer in side_layers(inside).items()
         }  # the A that layers share is one object, and one it is when it is read
-        left = {f"{name}.{part}" for name in beside for part in PARTS}
+        left = {prefix + name for name in side_names(inside)}
         weights = {
             prefix + name: layer.weight.detach()
             for name, layer in inside.named_modules()

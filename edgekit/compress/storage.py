@@ -16,7 +16,7 @@ from edgekit.compress.eora import block_of
 from edgekit.compress.gptq import GROUP_SIZES
 from edgekit.lowbit.formats import FORMATS, TERNARY_BLOCK, detect_ternary
 from edgekit.recipe import VERSION, Limits, Recipe, Rule
-from edgekit.side_path import side_layers
+from edgekit.side_path import side_names
 
 Option = tuple[str, int]
 """Format and block size (0 = the format's own)."""
@@ -70,7 +70,7 @@ def _keeps(name: str, block: int, array: NDArray[np.float32]) -> bool:
 
 def _inside(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of the blocks and their second planes, without low-rank side paths."""
-    low_rank = {f"{name}.{part}" for name in side_layers(model) for part in ("lora_A", "lora_B")}
+    low_rank = side_names(model, ("lora_A", "lora_B"))
     return {
         f"{block}.{name}" if block else name: layer
         for block, module in blocks_of(model).items()

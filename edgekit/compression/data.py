@@ -84,16 +84,27 @@ def _texts(found: Source, data: Data, paths: list[Path], names: list[str]) -> Ex
     limit = getattr(found.config, "max_position_embeddings", None)
     if limit is not None and data.length > limit:
         raise SourceError(f"compress.data.length: {data.length} tokens, {found.architecture} takes at most {limit}")
-    try:
-        read = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # what the library raises has no type of its own
-        raise SourceError(f"{tokenizer}: not a tokenizer ({str(error)[:120]}); restore the file") from error
+    read = read_tokenizer(tokenizer)
     # Some files carry the lengths of their training pipeline.
     read.no_truncation()
     read.no_padding()
     if found.task == "feature-extraction":
         return sentences(paths, read, data.length, names)
     return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, data.length)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """A tokenizer.json. Raises SourceError for anything else."""
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # what the library raises has no type of its own
+        raise SourceError(f"{file}: not a readable tokenizer ({str(error)[:100]}); restore the file") from error
+
+
+def near(directory: Path, name: str) -> str:
+    """A model that a configuration in ``directory`` names: a path relative to it where there is one, else the name itself."""
+    path = directory / Path(name).expanduser()
+    return str(path) if path.exists() else name
 
 
 def _input_names(found: Source) -> list[str]:

@@ -20,12 +20,12 @@ from edgekit.compress.post_training import Calibration, compress_layers
 from edgekit.compress.sensitivity import choose, scan, to_recipe
 from edgekit.compress.storage import recipe_for
 from edgekit.compress.training import History
-from edgekit.compression.data import Material
+from edgekit.compression.data import Material, near
 from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import Source
 from edgekit.recipe import Recipe
-from edgekit.side_path import PARTS, fold_side_paths, side_layers
+from edgekit.side_path import fold_side_paths, side_names
 
 Load = Callable[[str], Source]
 
@@ -116,12 +116,11 @@ def _scores(name: str, model: nn.Module, data: Material) -> dict[str, float]:
 
 def _weights(name: str, directory: Path, load: Load, model: nn.Module) -> dict[str, Tensor]:
     """The weights of the linear layers of an original, which must be those of ``model`` in name and shape."""
-    near = directory / Path(name).expanduser()
-    source = str(near) if near.exists() else name
+    source = near(directory, name)
     other = load(source).module
     assert other is not None
     fold_side_paths(other)
-    beside = {f"{layer}.{part}" for layer in side_layers(model) for part in PARTS}
+    beside = side_names(model)
     mine = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in beside}
     theirs = dict(other.named_modules())
     weights = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from edgekit.compress.config import Compression
@@ -16,8 +15,8 @@ from edgekit.compress.distill import INDICES, cached, distilled, predictions, we
 from edgekit.compress.examples import Examples
 from edgekit.compress.salt import Staged, Transition, challenge, hardest, salted
 from edgekit.compress.training import epoch_order
-from edgekit.compression.data import Material
-from edgekit.errors import SourceError, UnsupportedError, UsageError
+from edgekit.compression.data import Material, near, read_tokenizer
+from edgekit.errors import UnsupportedError, UsageError
 from edgekit.frontend.source import Source
 
 Progress = Callable[[str, float], None]
@@ -39,8 +38,7 @@ class Classroom:
 
     def teacher(self, name: str, pupil: Source) -> nn.Module:
         """The teacher's model in memory. Raises SourceError, or UsageError for another vocabulary than the pupil's."""
-        near = self.directory / Path(name).expanduser()
-        found = self.load(str(near) if near.exists() else name)
+        found = self.load(near(self.directory, name))
         assert found.module is not None
         if found.task != pupil.task:
             raise UsageError(f"{name}: a model for {found.task} cannot teach one for {pupil.task}")
@@ -126,10 +124,7 @@ def vocabulary(found: Source) -> dict[str, int] | None:
     file = next((asset for asset in found.assets if asset.name == "tokenizer.json"), None)
     if file is None:
         return None
-    try:
-        return dict(Tokenizer.from_file(str(file)).get_vocab())
-    except Exception as error:  # tokenizers raises bare Exception
-        raise SourceError(f"{file}: not a readable tokenizer ({str(error)[:100]})") from error
+    return dict(read_tokenizer(file).get_vocab())
 
 
 def check_ternary(found: Source) -> None:

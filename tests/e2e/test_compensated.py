@@ -241,7 +241,7 @@ def test_models_that_give_no_numbers(tmp_path: Path, decoder: Path) -> None:  # 
     ):
         compress(str(tmp_path / "nan"), settings(tmp_path, "gptq"), tmp_path / "made")
     (tmp_path / "nan" / "tokenizer.json").write_text("{}")
-    with pytest.raises(SourceError, match=r"tokenizer\.json: not a tokenizer \("):
+    with pytest.raises(SourceError, match=r"tokenizer\.json: not a readable tokenizer \("):
         compress(str(tmp_path / "nan"), settings(tmp_path, "gptq"), tmp_path / "made")
     with pytest.raises(UsageError, match="sensitivity: bits inf"):
         Scan(bits=float("inf"))
