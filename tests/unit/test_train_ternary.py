@@ -84,7 +84,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert report["plan"]["steps"] == 20 and report["plan"]["teacher_steps"] == 10
     assert report["ternary"]["parameters"] == report["float"]["parameters"]
     assert report["ternary"]["bytes"] < 0.5 * report["float"]["bytes"] and 0.2 < report["ternary"]["zeros"] < 0.5
-    assert report["ternary"]["held_out_loss"] < 5.5 and abs(report["gap_nats"]) < 1.5  # in 20 steps
+    losses = report["float"]["held_out_loss"], report["ternary"]["held_out_loss"]
+    assert losses[0] < 4.6 and losses[1] < 3.7  # 5.7 untrained; in 20 steps the lower rate of the float twin shows
+    assert report["gap_nats"] == pytest.approx(losses[1] - losses[0], abs=1e-3)
     assert (tmp_path / "parts" / "curve.png").read_bytes()[:4] == b"\x89PNG"
     found = load(str(tmp_path / "parts" / "ternary"))
     assert found.module is not None and sum(hasattr(m, "activation_block_size") for m in found.module.modules()) == 14
