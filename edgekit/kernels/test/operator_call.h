@@ -1,0 +1,157 @@
+// One call of an operator on fake_ort.h, as ONNX Runtime makes it, and what is counted on the way. For
+// test_operator.cpp alone: everything here is its own.
+#pragma once
+#include <memory>
+#include <thread>
+
+#include "fake_ort.h"
+#include "golden.h"
+#include "processor.h"
+
+extern "C" edgekit::OrtStatus* RegisterCustomOps(edgekit::OrtSessionOptions* options, const edgekit::OrtApiBase* base);
+
+namespace edgekit {
+namespace {
+
+constexpr size_t kMostOutput = 1 << 20;  // bytes; an output of a larger shape is claimed, not allocated
+int checks = 0, failures = 0;
+
+void check(bool ok, const std::string& what) {
+  ++checks;
+  if (!ok && ++failures <= 20) std::printf("FAILED: %s\n", what.c_str());
+}
+
+void same(const std::string& found, const std::string& expected, const std::string& where) {
+  check(found == expected, where + ":\n  found    " + found + "\n  expected " + expected);
+}
+
+size_t element_bytes(ElementType type) { return type == kFloat ? 4 : type == kFloat16 ? 2 : 1; }
+
+// What the fake does otherwise than fake_ort.h: exact outputs, threads, and a failing AllocatorFree.
+namespace here {
+
+bool threads = false, free_fails = false, old_runtime = false;
+std::vector<std::unique_ptr<OrtCustomOpDomain>> domains;  // the library never gives one back
+
+OrtStatus* create_domain(const char* name, OrtCustomOpDomain** out) {
+  OrtStatus* status = fake::create_domain(name, out);
+  if (status == nullptr) domains.emplace_back(*out);
+  same(name, "ai.edgekit", "the domain's name");
+  return status;
+}
+
+OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank, OrtValue** out) {
+  check(index == 0, "the operator has one output");
+  if (OrtStatus* status = fake::outcome()) return status;
+  OrtValue& value = context->output;
+  value.info.dims.assign(shape, shape + rank);
+  size_t bytes = element_bytes(value.info.type);
+  for (int64_t d : value.info.dims) {
+    bytes = d > 0 && bytes > kMostOutput / static_cast<size_t>(d) ? 0 : bytes * static_cast<size_t>(d);
+  }
+  value.data = std::malloc(bytes);  // exactly: what is written beyond it is found
+  *out = &value;
+  return nullptr;
+}
+
+OrtStatus* deallocate(OrtAllocator*, void* memory) {
+  --fake::held, std::free(memory);
+  return free_fails ? fake::create_status(kFail, "AllocatorFree failed") : nullptr;
+}
+
+// As ONNX Runtime does it: each batch is a range of neighbours, on a thread of its own.
+OrtStatus* parallel_for(const OrtKernelContext* context, void (*body)(void*, size_t), size_t total, size_t batches,
+                        void* data) {
+  if (!threads) return fake::parallel_for(context, body, total, batches, data);
+  std::vector<std::thread> running;
+  for (size_t b = 0; b < batches; ++b) {
+    running.emplace_back([=] {
+      for (size_t i = b * total / batches; i < (b + 1) * total / batches; ++i) body(data, i);
+    });
+  }
+  for (std::thread& thread : running) thread.join();
+  return fake::outcome();
+}
+
+const OrtApi* api(uint32_t version) {
+  if (old_runtime) return nullptr;
+  static void* table[kApiKernelInfoGetAllocator + 1];
+  const OrtApi* usual = fake::api(version);
+  if (usual == nullptr) return nullptr;
+  std::memcpy(table, usual, sizeof table);
+  fake::set(table, kApiCreateCustomOpDomain, create_domain);
+  fake::set(table, kApiKernelContext_GetOutput, output);
+  fake::set(table, kApiAllocatorFree, deallocate);
+  fake::set(table, kApiKernelContext_ParallelFor, parallel_for);
+  return reinterpret_cast<const OrtApi*>(table);
+}
+
+const OrtApiBase kBase{[](uint32_t version) { return api(version); }, [] { return "1.18.0"; }};
+
+}  // namespace here
+
+// An input: what it claims to be, and its bytes.
+struct Input {
+  ElementType type;
+  std::vector<int64_t> dims;
+  std::vector<uint8_t> bytes;
+  bool present = true;
+};
+
+struct Setup {
+  bool int8, half;
+  OrtKernelInfo info;
+  std::vector<Input> inputs;  // X, W, scales, bias
+  bool sparse = false;
+};
+
+enum Position { kX, kW, kScales, kBias };
+
+const OrtCustomOpDomain& operators() {
+  static OrtSessionOptions options;
+  if (options.domain == nullptr) check(RegisterCustomOps(&options, &here::kBase) == nullptr, "registration");
+  return *options.domain;
+}
+
+// Runs an operator once, with an instruction set or "", the library's own choice; the error's text, or nothing and the
+// bytes of Y.
+std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>* y, std::vector<int64_t>* shape) {
+  std::vector<OrtValue> values(setup.inputs.size());
+  OrtKernelContext context;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const Input& input = setup.inputs[i];
+    values[i].info = {input.type, input.dims};
+    values[i].data = std::malloc(input.bytes.size());
+    if (!input.bytes.empty()) std::memcpy(values[i].data, input.bytes.data(), input.bytes.size());
+    context.inputs.push_back(input.present ? &values[i] : nullptr);
+  }
+  context.output.info.type = setup.half ? kFloat16 : kFloat;
+  const OrtCustomOp* op = operators().ops[(setup.sparse ? 4 : setup.int8 ? 2 : 0) + (setup.half ? 1 : 0)];
+  void* kernel = nullptr;
+  setenv("EDGEKIT_ISA", isa.c_str(), 1);
+  OrtStatus* status = op->CreateKernelV2(op, here::api(kApiVersion), &setup.info, &kernel);
+  unsetenv("EDGEKIT_ISA");
+  if (status == nullptr) {
+    status = op->KernelComputeV2(kernel, &context);
+    op->KernelDestroy(kernel);
+  }
+  const std::string message = status ? status->message : "";
+  if (status) fake::release_status(status);
+  if (message.empty()) {
+    size_t bytes = element_bytes(context.output.info.type);
+    for (int64_t d : context.output.info.dims) bytes *= static_cast<size_t>(d);
+    const uint8_t* first = static_cast<const uint8_t*>(context.output.data);
+    if (y) y->assign(first, first + bytes);
+    if (shape) *shape = context.output.info.dims;
+  }
+  std::free(context.output.data);
+  for (OrtValue& value : values) std::free(value.data);
+  check(fake::held == 0, std::to_string(fake::held) + " objects kept after '" + message + "'");
+  fake::held = 0;
+  return message;
+}
+
+std::string run(const Setup& setup) { return run(setup, "", nullptr, nullptr); }
+
+}  // namespace
+}  // namespace edgekit
