@@ -153,5 +153,34 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
 
 std::string run(const Setup& setup) { return run(setup, "", nullptr, nullptr); }
 
+// A call that is accepted: X [2, 130] of ones, W [5, 130], a scale for each row, and a bias.
+Setup accepted(bool int8, bool half, int64_t block) {
+  const size_t x = 2 * 130, w = 5 * 2 * (int8 ? 128 : 32);
+  Setup setup{int8, half, {130, 5, block}, {}};
+  std::vector<uint8_t> ones(x * (half ? 2 : 4));
+  for (size_t i = 0; i < x; ++i) {
+    const uint32_t one = half ? 0x3C00 : 0x3F800000;
+    std::memcpy(ones.data() + i * (half ? 2 : 4), &one, half ? 2 : 4);
+  }
+  setup.inputs = {{half ? kFloat16 : kFloat, {2, 130}, ones},
+                  {kUint8, {5, 2, int8 ? 128 : 32}, std::vector<uint8_t>(w, 0x55)},
+                  {kFloat, {5}, std::vector<uint8_t>(20)},
+                  {kFloat, {5}, std::vector<uint8_t>(20)}};
+  return setup;
+}
+
+// The message when one input claims another type or shape; its bytes are taken away, so that none can be read.
+std::string claiming(Setup setup, Position input, ElementType type, std::vector<int64_t> dims) {
+  setup.inputs[input] = {type, std::move(dims), {}};
+  return run(setup);
+}
+
+std::string with_attributes(Setup setup, int64_t k, int64_t n, int64_t block) {
+  setup.info = {k, n, block};
+  return run(setup);
+}
+
+std::vector<int64_t> repeated(size_t count, int64_t value) { return std::vector<int64_t>(count, value); }
+
 }  // namespace
 }  // namespace edgekit
