@@ -31,19 +31,19 @@ from torch import nn
 
 from benchmarks.accuracy_plot import draw
 from benchmarks.backslash_models import PLAYS
-from edgekit.bench.machine import describe
-from edgekit.compress.calibrate import Batch, groups_of
-from edgekit.compress.data import sentences, tokens
-from edgekit.compress.eora import Compensation
-from edgekit.compress.examples import EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
-from edgekit.compress.gptq import Gptq
-from edgekit.compress.post_training import Calibration, Method, compress_layers
-from edgekit.compress.sensitivity import CANDIDATES, choose, scan
-from edgekit.compress.ternarize import Ternary
+from edgekit.benchmark.machine import describe
 from edgekit.frontend.samples import DATA
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.calibrate import Batch, groups_of
+from edgekit.methods.eora import Compensation
+from edgekit.methods.example_files import sentences, tokens
+from edgekit.methods.examples import EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.methods.gptq import Gptq
+from edgekit.methods.layerwise import Calibration, Method, compress_layers
+from edgekit.methods.sensitivity import CANDIDATES, choose, scan
+from edgekit.methods.ternarize import Ternary
 from tools.demo_models import minilm, smollm2
 
 LENGTH, BATCH = 256, 8

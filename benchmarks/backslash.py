@@ -31,13 +31,13 @@ import torch
 from torch import nn
 
 from benchmarks.backslash_models import CASES, Case
-from edgekit.bench.machine import describe
-from edgekit.compress import Backslash, Pruner, Pruning, Rate, RateReport, rate_report
-from edgekit.compress.examples import Examples
-from edgekit.compress.masks import apply, matrices
-from edgekit.compress.prune import largest
-from edgekit.compress.training import Constraint, Run, Training
+from edgekit.benchmark.machine import describe
 from edgekit.compression import coded_bits
+from edgekit.methods import Backslash, Pruner, Pruning, Rate, RateReport, rate_report
+from edgekit.methods.examples import Examples
+from edgekit.methods.masks import apply, matrices
+from edgekit.methods.prune import largest
+from edgekit.methods.training import Constraint, Run, Training
 
 PRUNED = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 STEPS = tuple(2.0**-power for power in (3, 4, 5, 6, 7, 8, 13))

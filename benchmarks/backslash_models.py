@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekit.compress.examples import CLASSES, LABELS, LANGUAGE, Examples, Objective
-from edgekit.compress.training import Training
+from edgekit.methods.examples import CLASSES, LABELS, LANGUAGE, Examples, Objective
+from edgekit.methods.training import Training
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 FASHION, PLAYS = BUILD / "fashion-mnist", BUILD / "shakespeare"

@@ -38,7 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.coding_plot import plot
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from edgekit.coding import native, segments, streams
 from edgekit.coding.segments import Piece, decode_chunk, encode_chunk
 from edgekit.lowbit.formats import FORMATS

@@ -32,15 +32,15 @@ import torch
 from torch import nn
 
 from benchmarks.backslash_models import Images, cnn, fashion, mlp
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from edgekit.bundle import write_graph
-from edgekit.compress import Backslash, Rate
-from edgekit.compress.examples import CLASSES, LABELS, Examples
 from edgekit.frontend import decoder, generic
 from edgekit.frontend.source import Source, load
 from edgekit.frontend.streamed import widen
+from edgekit.methods import Backslash, Rate
+from edgekit.methods.examples import CLASSES, LABELS, Examples
 from edgekit.passes import pipeline
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench.machine import describe
-from edgekit.bench.protocol import Worker, measure
-from edgekit.bench.report import BenchResult, Ratio, Row
-from edgekit.bench.rows import compare, row
+from edgekit.benchmark.machine import describe
+from edgekit.benchmark.protocol import Worker, measure
+from edgekit.benchmark.results import BenchResult, Ratio, Row
+from edgekit.benchmark.rows import compare, row
 from edgekit.bundle import Bundle
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.metrics import perplexity
 from edgekit.runtime.replay import open_decoder, replay_text
 from edgekit.runtime.session import onnxruntime

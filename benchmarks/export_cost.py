@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from tools.demo_models import smollm2
 
 
@@ -71,7 +71,7 @@ def _worker(model: str, recipe: str, output: str) -> dict[str, Any]:
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama
 
-    from edgekit.export import export
+    from edgekit.exporter import export
 
     imported = time.perf_counter()
     highest = _Highest()

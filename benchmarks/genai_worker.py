@@ -1,4 +1,4 @@
-"""Measures a model of onnxruntime-genai with the protocol of ``edgekit.bench.worker``.
+"""Measures a model of onnxruntime-genai with the protocol of ``edgekit.benchmark.worker``.
 
 ``append_tokens`` is the prefill; ``generate_next_token`` runs the model for the token before and takes the likeliest.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench.worker import Subject, Times, repeated, serve
+from edgekit.benchmark.worker import Subject, Times, repeated, serve
 
 
 class GenaiSubject:

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from edgekit.bundle import Bundle
-from edgekit.export import export, packed_weights
+from edgekit.exporter import export, packed_weights
 from edgekit.frontend.compressed import compressed, native_activations
 from edgekit.frontend.samples import DATA
 from edgekit.frontend.source import load

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.bench.machine import describe
-from edgekit.bench.protocol import Worker, measure
+from edgekit.benchmark.machine import describe
+from edgekit.benchmark.protocol import Worker, measure
 from edgekit.bundle import Bundle
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.frontend.samples import DATA
 from edgekit.parity.corpus import text_perplexity
 from edgekit.parity.original import Original

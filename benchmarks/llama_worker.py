@@ -1,4 +1,4 @@
-"""Measures a GGUF file in llama.cpp with the protocol of ``edgekit.bench.worker``.
+"""Measures a GGUF file in llama.cpp with the protocol of ``edgekit.benchmark.worker``.
 
 It calls llama.cpp's C functions through llama-cpp-python's bindings; Python's share of a token is one call and the choice of
 the likeliest token, as in the worker of edgekit. All settings are llama.cpp's own but for threads and context.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench.worker import Subject, Times, repeated, serve
+from edgekit.benchmark.worker import Subject, Times, repeated, serve
 from edgekit.errors import RuntimeUnavailable
 
 ERROR = 4  # GGML_LOG_LEVEL_ERROR; llama-cpp-python 0.3.36 takes it for debug output and shows warnings instead

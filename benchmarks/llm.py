@@ -49,9 +49,9 @@ import numpy as np
 from benchmarks.llm_models import EDGEKIT, GENAI, LLAMA, MODELS, Contender, bundle_of, contenders, say
 from benchmarks.llm_processes import MIB, FirstToken, Sharing, first_tokens, start
 from benchmarks.ops_limits import Limits
-from edgekit.bench.machine import Disturbance, describe, usable_cores
-from edgekit.bench.protocol import Series, measure
-from edgekit.bench.rows import compare, row
+from edgekit.benchmark.machine import Disturbance, describe, usable_cores
+from edgekit.benchmark.protocol import Series, measure
+from edgekit.benchmark.rows import compare, row
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 

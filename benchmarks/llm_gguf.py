@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.llama_worker import llama
-from edgekit.bench.machine import usable_cores
+from edgekit.benchmark.machine import usable_cores
 
 INNER_NORMS = {"self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm"}
 """Tensors of a layer that the table of names in the package gguf does not have."""

@@ -44,7 +44,7 @@ class Contender:
         """Module and settings of the worker. edgekit's takes the same prompt, the bundle's own text, by its length."""
         settings = {"threads": threads, "new_tokens": new_tokens}
         if self.engine == EDGEKIT:
-            return "edgekit.bench.worker", {**settings, "bundle": str(self.path), "prompt_tokens": len(prompt)}
+            return "edgekit.benchmark.worker", {**settings, "bundle": str(self.path), "prompt_tokens": len(prompt)}
         if self.engine.startswith(LLAMA):
             return "benchmarks.llama_worker", {**settings, "path": str(self.path), "prompt": list(prompt)}
         return "benchmarks.genai_worker", {**settings, "directory": str(self.path), "prompt": list(prompt)}
@@ -61,7 +61,7 @@ def bundle_of(model: str, work: Path) -> Path:
     directory = work / f"edgekit-{model}"
     if not directory.is_dir():
         say(f"{model}: exporting {directory}")
-        from edgekit.export import export
+        from edgekit.exporter import export
 
         export(str(_checkpoint(model, work)), {"2b4t": "ternary", "smollm2": "int4"}[model], directory)
     return directory

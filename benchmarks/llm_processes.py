@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.llm_models import Contender
-from edgekit.bench.protocol import Worker
+from edgekit.benchmark.protocol import Worker
 
 MIB = 1 << 20
 

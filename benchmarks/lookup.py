@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekit.bundle import Bundle
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.frontend.samples import DATA
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generate import Generation, generate
+from edgekit.runtime.generation import Generation, generate
 from tools.demo_models import smollm2
 
 OPEN = (

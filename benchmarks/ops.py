@@ -37,7 +37,7 @@ from typing import Any
 from benchmarks.ops_cells import READ, Row, Settings
 from benchmarks.ops_limits import Limits
 from benchmarks.ops_models import NAMES
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from edgekit.errors import EdgekitError
 from edgekit.lowbit.library import load_library
 from edgekit.runtime.session import onnxruntime

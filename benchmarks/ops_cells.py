@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.ops_limits import Limits
 from benchmarks.ops_models import Product, product, write_products
 from benchmarks.ops_sessions import bound_run, open_session
-from edgekit.bench.machine import Watch
+from edgekit.benchmark.machine import Watch
 from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, unpack_sparse
 from edgekit.lowbit.library import load_library

@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks.ops_models import write_chain
 from benchmarks.ops_sessions import open_session
-from edgekit.bench import memory
-from edgekit.bench.machine import describe
+from edgekit.benchmark import memory
+from edgekit.benchmark.machine import describe
 from edgekit.lowbit.library import CHOICE, load_library
 from edgekit.runtime.session import onnxruntime
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.ops_models import product, write_products
 from benchmarks.ops_sessions import bound_run, open_session
-from edgekit.bench.machine import Watch, describe, usable_cores
+from edgekit.benchmark.machine import Watch, describe, usable_cores
 from edgekit.lowbit.library import load_library
 from edgekit.runtime.session import onnxruntime
 

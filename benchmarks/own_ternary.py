@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit.bench import bench
-from edgekit.bench.machine import describe
+from edgekit.benchmark import bench
+from edgekit.benchmark.machine import describe
 from edgekit.bundle import Bundle
 from edgekit.evaluation import evaluate
-from edgekit.export import export, packed_weights
+from edgekit.exporter import export, packed_weights
 from edgekit.frontend.compressed import compressed
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from benchmarks.backslash_models import fashion_test
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from edgekit.bundle import Bundle
 from edgekit.coding import pack, unpack
-from edgekit.compress import Rate
-from edgekit.compress.config import Compression, Data
-from edgekit.compress.rate_quantize import Budget
-from edgekit.compress.training import Training
 from edgekit.compression import Compressed, compress
-from edgekit.export import export
+from edgekit.compression.settings import Compression, Data
+from edgekit.exporter import export
+from edgekit.methods import Rate
+from edgekit.methods.rate_quantize import Budget
+from edgekit.methods.training import Training
 from edgekit.parity import verify
 from edgekit.runtime.session import Session
 

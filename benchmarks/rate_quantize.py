@@ -25,14 +25,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from benchmarks.backslash_models import PLAYS
-from edgekit.bench.machine import describe
-from edgekit.compress.data import sentences
-from edgekit.compress.examples import EMBEDDINGS, Examples, embeddings
-from edgekit.compress.rate import counted, entropy
-from edgekit.compress.rate_quantize import MOMENTS, Budget, Choice, RateQuantizer
+from edgekit.benchmark.machine import describe
 from edgekit.frontend.samples import DATA
 from edgekit.frontend.source import load
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.example_files import sentences
+from edgekit.methods.examples import EMBEDDINGS, Examples, embeddings
+from edgekit.methods.rate import counted, entropy
+from edgekit.methods.rate_quantize import MOMENTS, Budget, Choice, RateQuantizer
 from tools.demo_models import minilm
 
 LENGTH, CALIBRATION = 64, 512

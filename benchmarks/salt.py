@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.backslash_models import BYTES, CONTEXT, plays
-from edgekit.bench.machine import describe
-from edgekit.compress.distill import cached
-from edgekit.compress.examples import LANGUAGE, Examples
-from edgekit.compress.salt import Salt, Staged, Transition, challenge, hardest, salted
-from edgekit.compress.training import History, Run, Training, epoch_order
+from edgekit.benchmark.machine import describe
+from edgekit.methods.distill import cached
+from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, salted
+from edgekit.methods.training import History, Run, Training, epoch_order
 
 FIRST = 36 / 208
 """The paper's share of steps with a teacher."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ops_cells import Row, Settings
-from edgekit.bench.machine import describe
+from edgekit.benchmark.machine import describe
 from edgekit.errors import EdgekitError
 from edgekit.lowbit.library import load_library
 from edgekit.runtime.session import onnxruntime

@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekit.bench import bench
+    from edgekit.benchmark import bench
     from edgekit.bundle import Bundle
     from edgekit.errors import EdgekitError
-    from edgekit.export import export
+    from edgekit.exporter import export
     from edgekit.parity import verify
     from edgekit.recipe import Recipe, Rule
     from edgekit.runtime.decoder import Decoder
-    from edgekit.runtime.generate import generate
+    from edgekit.runtime.generation import generate
     from edgekit.runtime.session import Session
 
 __version__ = "0.1.0"
@@ -29,9 +29,9 @@ _HOMES = {
     "Recipe": "edgekit.recipe",
     "Rule": "edgekit.recipe",
     "Session": "edgekit.runtime.session",
-    "bench": "edgekit.bench",
-    "export": "edgekit.export",
-    "generate": "edgekit.runtime.generate",
+    "bench": "edgekit.benchmark",
+    "export": "edgekit.exporter",
+    "generate": "edgekit.runtime.generation",
     "verify": "edgekit.parity",
 }
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
+from edgekit.cpu import processor_features
 from edgekit.errors import RuntimeUnavailable
 from edgekit.lowbit.library import CHOICE, load_library
-from edgekit.processor import processor_features
 
 FLOORS = {
     # package: the oldest version that edgekit is tested with or that is safe, and why not older

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.errors import RecipeError
-from edgekit.schema import build, read_yaml, suggest
+from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
 EMBEDDING_ROWS = ("keep", "drop")

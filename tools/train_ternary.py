@@ -32,15 +32,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from edgekit.compress import checkpoint
-from edgekit.compress.bitnet import BitNet, BitNetTraining, convert
-from edgekit.compress.bitnet_checkpoint import save
-from edgekit.compress.data import digest, tokens
-from edgekit.compress.distill import cached
-from edgekit.compress.examples import LANGUAGE, Examples
-from edgekit.compress.salt import Salt, Staged, Transition, salted
-from edgekit.compress.training import Constraint, History, Run, Training, epoch_order
 from edgekit.errors import EdgekitError
+from edgekit.methods import checkpoint
+from edgekit.methods.bitnet import BitNet, BitNetTraining, convert
+from edgekit.methods.bitnet_checkpoint import save
+from edgekit.methods.distill import cached
+from edgekit.methods.example_files import digest, tokens
+from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.salt import Salt, Staged, Transition, salted
+from edgekit.methods.training import Constraint, History, Run, Training, epoch_order
 
 TEXTS = Path(__file__).resolve().parent.parent / "build" / "shakespeare"
 SHIPPED = Path(__file__).resolve().parent / "own_ternary"

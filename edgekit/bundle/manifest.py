@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from edgekit.errors import BundleError
 from edgekit.lowbit.library import NATIVE_FORMATS
-from edgekit.schema import build
+from edgekit.strict import build
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"

@@ -49,7 +49,7 @@ def bench(
     Load, first run, prefill and decode (or latency), memory, and the kernels that ran. Several bundles run in processes of their own and take turns, so that a drifting machine hits them alike. A row that
     cannot be trusted says INVALID and why. Devices (`--target ssh:HOST`) measure side by side, on their fastest cores.
     """
-    from edgekit.bench import bench as run
+    from edgekit.benchmark import bench as run
 
     with progress_bar() as progress:
         result = run(

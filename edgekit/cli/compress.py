@@ -55,10 +55,10 @@ def compress(
     MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
     """
     quiet_libraries()
-    from edgekit.compress.config import REPORT_STEP
     from edgekit.compression import compress as run
     from edgekit.compression import rate_of
     from edgekit.compression.saving import checkpoint_of
+    from edgekit.compression.settings import REPORT_STEP
 
     if config is None:
         if output or method or resume or force:

@@ -52,7 +52,7 @@ def export(
     The written model is loaded and must compute what the compressed PyTorch model does, or nothing is kept. MODEL is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
     """
     quiet_libraries()
-    from edgekit.export import export as run
+    from edgekit.exporter import export as run
     from edgekit.inspection import inspect
 
     with progress_bar() as progress:

@@ -54,8 +54,8 @@ def generate(
     from edgekit.bundle import Bundle
     from edgekit.cli.main import INTERRUPTED
     from edgekit.devices import LOCAL, Target
-    from edgekit.runtime.generate import GREEDY, interruptible
-    from edgekit.runtime.generate import generate as run
+    from edgekit.runtime.generation import GREEDY, interruptible
+    from edgekit.runtime.generation import generate as run
     from edgekit.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)

@@ -24,7 +24,7 @@ from edgekit.cli.inspect import inspect
 from edgekit.cli.pack import pack, unpack
 from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
-from edgekit.schema import suggest
+from edgekit.strict import suggest
 
 VERBS = (export, compress, verify, bench, evaluate, generate, inspect, pack, unpack, devices, doctor)
 INTERRUPTED, BUG = 130, 70

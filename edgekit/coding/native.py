@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from edgekit.coding.cursor import number
+from edgekit.coding.bits import number
 from edgekit.coding.tables import CLASSES, MOST_TABLES, Counts, Model, Symbols
 from edgekit.errors import RuntimeUnavailable
 from edgekit.lowbit.library import NATIVE, host_abi

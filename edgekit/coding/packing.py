@@ -24,7 +24,7 @@ from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import DATA, sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
-from edgekit.coding.head import MAGIC, MOST_CHUNKS, Chunk, Head, PackedFile, write_front
+from edgekit.coding.header import MAGIC, MOST_CHUNKS, Chunk, Head, PackedFile, write_front
 from edgekit.coding.segments import Piece, encode_chunk
 from edgekit.coding.signature import signer
 from edgekit.coding.tables import Symbols

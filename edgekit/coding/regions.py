@@ -9,7 +9,7 @@ from edgekit.bundle.tensors import Stored
 from edgekit.coding import segments
 
 CHUNK = 1 << 20
-"""Bytes that a chunk has at most; readers accept more (head.LARGEST_CHUNK)."""
+"""Bytes that a chunk has at most; readers accept more (header.LARGEST_CHUNK)."""
 ALIGNED = 8
 """A tensor is cut at multiples of this, so that no element is cut."""
 SHORTEST = 1 << 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.coding.cursor import Reader, number
+from edgekit.coding.bits import Reader, number
 from edgekit.coding.streams import decode_stream, encode_stream, join, split
 from edgekit.coding.tables import Symbols, bits_needed
 

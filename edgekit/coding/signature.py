@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgekit.coding.head import Front
+from edgekit.coding.header import Front
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 
 

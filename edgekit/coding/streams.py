@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgekit.coding import native, reference
+from edgekit.coding import native, portable
 from edgekit.coding.tables import (
     ALONE,
     BASE,
@@ -27,7 +27,7 @@ _WORTH_IT = 0.998
 
 
 class Coder(Protocol):
-    """What codes symbols: the native library, or ``reference``."""
+    """What codes symbols: the native library, or ``portable``."""
 
     def count(self, symbols: Symbols, width: int, centre: int) -> Counts: ...
     def encode(self, symbols: Symbols, model: Model, base: Symbols | None) -> bytes: ...
@@ -36,7 +36,7 @@ class Coder(Protocol):
 
 def coder() -> Coder:
     """The fastest coder that this machine has."""
-    found: Coder = native.load() or reference
+    found: Coder = native.load() or portable
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.coding.cursor import BitReader, BitWriter, Reader
+from edgekit.coding.bits import BitReader, BitWriter, Reader
 
 Symbols = NDArray[np.uint8]
 Counts = NDArray[np.int64]

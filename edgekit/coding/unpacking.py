@@ -21,7 +21,7 @@ from edgekit.bundle.graph import check_room
 from edgekit.bundle.manifest import NAME
 from edgekit.bundle.reading import LARGEST_MANIFEST, sha256
 from edgekit.bundle.writing import is_disk_full
-from edgekit.coding.head import Chunk, Front, PackedFile, read_front
+from edgekit.coding.header import Chunk, Front, PackedFile, read_front
 from edgekit.coding.segments import decode_chunk
 from edgekit.coding.signature import check_signature
 from edgekit.coding.tables import Symbols

@@ -11,21 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.compress.calibrate import Batch, Progress, groups_of
-from edgekit.compress.config import Compression
-from edgekit.compress.examples import Examples
-from edgekit.compress.finished import FinishedBlocks
-from edgekit.compress.lora import beside, merge, read_adapter
-from edgekit.compress.post_training import Calibration, compress_layers
-from edgekit.compress.sensitivity import choose, scan, to_recipe
-from edgekit.compress.storage import recipe_for
-from edgekit.compress.training import History
-from edgekit.compression.data import Material, near
+from edgekit.compression.material import Material, near
+from edgekit.compression.settings import Compression
 from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import Source
+from edgekit.low_rank import fold_side_paths, side_names
+from edgekit.methods.calibrate import Batch, Progress, groups_of
+from edgekit.methods.examples import Examples
+from edgekit.methods.finished import FinishedBlocks
+from edgekit.methods.fitted_recipe import recipe_for
+from edgekit.methods.layerwise import Calibration, compress_layers
+from edgekit.methods.lora import beside, merge, read_adapter
+from edgekit.methods.sensitivity import choose, scan, to_recipe
+from edgekit.methods.training import History
 from edgekit.recipe import Recipe
-from edgekit.side_path import fold_side_paths, side_names
 
 Load = Callable[[str], Source]
 

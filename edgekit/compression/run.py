@@ -10,8 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from edgekit.compress import Backslash, Pruner, RateReport, checkpoint, rate_report
-from edgekit.compress.bitnet import (
+from edgekit.compression.coded import coded_bits
+from edgekit.compression.material import Material, material
+from edgekit.compression.post_training import post_trained
+from edgekit.compression.saving import RECIPE, checkpoint_path, write
+from edgekit.compression.settings import POST_TRAINING, TAUGHT, Compression
+from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
+from edgekit.errors import UnsupportedError, UsageError
+from edgekit.frontend.source import Source, load
+from edgekit.frontend.streamed import materialize
+from edgekit.low_rank import fold_side_paths
+from edgekit.methods import Backslash, Pruner, RateReport, checkpoint, rate_report
+from edgekit.methods.bitnet import (
     BitLinear,
     BitNetTraining,
     convert,
@@ -19,22 +29,12 @@ from edgekit.compress.bitnet import (
     inverse_scale,
     ternary_weights,
 )
-from edgekit.compress.bitnet_checkpoint import check_rows
-from edgekit.compress.config import POST_TRAINING, TAUGHT, Compression
-from edgekit.compress.data import digest
-from edgekit.compress.finished import FinishedBlocks, forget
-from edgekit.compress.masks import matrices
-from edgekit.compress.rate_quantize import RateQuantizer, chosen_report
-from edgekit.compress.training import Constraint, History, Run
-from edgekit.compression.coded import coded_bits
-from edgekit.compression.data import Material, material
-from edgekit.compression.post_training import post_trained
-from edgekit.compression.saving import RECIPE, checkpoint_path, write
-from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
-from edgekit.errors import UnsupportedError, UsageError
-from edgekit.frontend.source import Source, load
-from edgekit.frontend.streamed import materialize
-from edgekit.side_path import fold_side_paths
+from edgekit.methods.bitnet_checkpoint import check_rows
+from edgekit.methods.example_files import digest
+from edgekit.methods.finished import FinishedBlocks, forget
+from edgekit.methods.masks import matrices
+from edgekit.methods.rate_quantize import RateQuantizer, chosen_report
+from edgekit.methods.training import Constraint, History, Run
 
 Progress = Callable[[str, float], None]
 NOT_RESUMED = ("rate-quantize", "sensitivity")
@@ -110,7 +110,7 @@ def compress(
 ) -> Compressed:
     """Makes a smaller model of ``source`` (a Hugging Face directory or id, a .gguf, ``package.module:factory``) in ``output``.
 
-    ``config`` is a YAML file (edgekit.compress.config), ``method`` overrides its method. A training writes its state beside
+    ``config`` is a YAML file (edgekit.compression.settings), ``method`` overrides its method. A training writes its state beside
     ``output`` every ``checkpoint_every`` steps and when it is interrupted, GPTQ and its like every block that is through;
     ``resume`` goes on from there and ends with the same bits, ``force`` begins anew and replaces an earlier result. Nothing else is at ``output`` before it is whole.
 

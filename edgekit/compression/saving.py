@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 from safetensors.torch import save_model
 
-from edgekit.compress import bitnet_checkpoint
-from edgekit.compress.bitnet import BitLinear
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.frontend.huggingface import quiet
 from edgekit.frontend.pooling import TextEncoder, sentence_modules
 from edgekit.frontend.source import Source
+from edgekit.low_rank import take_side_paths, write_side_paths
+from edgekit.methods import bitnet_checkpoint
+from edgekit.methods.bitnet import BitLinear
 from edgekit.recipe import Recipe
-from edgekit.side_path import take_side_paths, write_side_paths
 
 REPORT = "compress.json"
 RECIPE = "recipe.yaml"
@@ -53,7 +53,7 @@ def write(
 ) -> None:
     """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own.
 
-    ``form``: how ternary layers are stored (edgekit.compress.bitnet_checkpoint).
+    ``form``: how ternary layers are stored (edgekit.methods.bitnet_checkpoint).
     """
     target = Path(output).absolute()
     part, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgekit.compress.config import Compression
-from edgekit.compress.distill import INDICES, cached, distilled, predictions, weights_digest, with_targets
-from edgekit.compress.examples import Examples
-from edgekit.compress.salt import Staged, Transition, challenge, hardest, salted
-from edgekit.compress.training import epoch_order
-from edgekit.compression.data import Material, near, read_tokenizer
+from edgekit.compression.material import Material, near, read_tokenizer
+from edgekit.compression.settings import Compression
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.frontend.source import Source
+from edgekit.methods.distill import INDICES, cached, distilled, predictions, weights_digest, with_targets
+from edgekit.methods.examples import Examples
+from edgekit.methods.salt import Staged, Transition, challenge, hardest, salted
+from edgekit.methods.training import epoch_order
 
 Progress = Callable[[str, float], None]
 Load = Callable[[str], Source]
@@ -132,5 +132,5 @@ def check_ternary(found: Source) -> None:
     if found.kind not in ("hf", "gguf") or found.task != "text-generation":
         raise UnsupportedError(
             f"{found.name}: bitnet saves Hugging Face causal language models, this is {found.kind}, {found.task}; train other "
-            "models with edgekit.compress.bitnet in your own loop"
+            "models with edgekit.methods.bitnet in your own loop"
         )

@@ -13,7 +13,7 @@ from edgekit.devices.target import Target
 from edgekit.devices.transfer import Progress
 from edgekit.errors import UsageError
 from edgekit.runtime.decoder import decoder_info
-from edgekit.runtime.generate import Generation, StopStrings, check_request, text_pieces
+from edgekit.runtime.generation import Generation, StopStrings, check_request, text_pieces
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 
 
@@ -29,7 +29,7 @@ def generate_on(
     threads: int = 1,
     progress: Progress = lambda what, share: None,
 ) -> Generation:
-    """As :func:`edgekit.runtime.generate.generate`, the likeliest token each time, computed by the device.
+    """As :func:`edgekit.runtime.generation.generate`, the likeliest token each time, computed by the device.
 
     Raises UsageError and UnsupportedError as that does; RuntimeUnavailable, also within the iteration, when the device is
     out of reach or not set up.

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgekit.cpu import features_of
 from edgekit.devices.connection import Connection
-from edgekit.processor import features_of
 
 SCRIPT = r"""
 say() { echo "@@ $1"; }

@@ -1,5 +1,5 @@
 """Accuracy of bundles and models on the user's own files: perplexity, multiple choice, a page with a plot against bytes."""
 
-from edgekit.evaluation.evaluate import Evaluation, Row, evaluate
+from edgekit.evaluation.evaluator import Evaluation, Row, evaluate
 
 __all__ = ["Evaluation", "Row", "evaluate"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.errors import CheckFailed, UsageError
-from edgekit.evaluation.evaluate import MEGA, Evaluation
+from edgekit.evaluation.evaluator import MEGA, Evaluation
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 70, 30, 20, 50
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0a7ea4")

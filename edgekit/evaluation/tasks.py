@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
 from edgekit.runtime.tokenizer import Tokenizer
-from edgekit.schema import build
+from edgekit.strict import build
 
 WINDOW = 512
 """Tokens of context at most; windows do not overlap."""

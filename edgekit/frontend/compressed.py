@@ -19,8 +19,8 @@ from torch.nn import functional
 from edgekit.frontend import streamed
 from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
 from edgekit.lowbit.formats import FORMATS, PackedTensor
-from edgekit.lowbit.kept import Kept
 from edgekit.lowbit.reference import quantize_activations
+from edgekit.lowbit.surviving import Kept
 from edgekit.lowbit.weights import RowWeight
 
 

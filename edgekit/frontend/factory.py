@@ -16,7 +16,7 @@ from torch import nn
 
 from edgekit.errors import SourceError
 from edgekit.frontend.source import Source
-from edgekit.side_path import read_side_paths
+from edgekit.low_rank import read_side_paths
 
 _EXPECTED = "return an nn.Module and its example inputs: (module, (tensor, ...)) or (module, {'name': tensor})"
 

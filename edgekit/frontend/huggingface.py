@@ -18,11 +18,11 @@ from safetensors import safe_open
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
-from edgekit.frontend import assets, bitnet, pooling, rope, streamed
+from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
 from edgekit.frontend.source import Source
 from edgekit.frontend.weights import unpickled
-from edgekit.side_path import read_side_paths
+from edgekit.low_rank import read_side_paths
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -113,7 +113,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
             "and let an edgekit recipe quantize it"
         )
     if model_type == "bitnet" and quantization is None:
-        raise SourceError(bitnet.missing_quantization_config(path))
+        raise SourceError(bitnet_weights.missing_quantization_config(path))
     return raw
 
 
@@ -175,7 +175,7 @@ def _load_model(
     chosen = _model_class(task, architecture)
     try:
         if raw.get("quantization_config") is not None:
-            return bitnet.load(checkpoint, raw["quantization_config"], _skeleton(chosen, config), common)
+            return bitnet_weights.load(checkpoint, raw["quantization_config"], _skeleton(chosen, config), common)
         if not checkpoint.pickled:
             by_rows = task == "text-generation" and _load_streamed(checkpoint, _skeleton(chosen, config), common)
             return by_rows or chosen.from_pretrained(

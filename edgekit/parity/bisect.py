@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.metrics import Arrays, tensor_distance
-from edgekit.parity.place import Place, Run
+from edgekit.parity.backends import Place, Run
 from edgekit.parity.report import LayerDistance
 from edgekit.runtime.replay import feeds
 

@@ -14,11 +14,11 @@ from edgekit.bundle import Bundle
 from edgekit.devices import LOCAL, Target
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Arrays
+from edgekit.parity.backends import Place
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
-from edgekit.parity.place import Place
 from edgekit.parity.report import SCHEMA_VERSION, LayerDistance, Report, Section, finite, layer_lines
-from edgekit.parity.verify import Golden, Progress, judge_place, open_place, section
+from edgekit.parity.verification import Golden, Progress, judge_place, open_place, section
 
 
 @dataclass(frozen=True)

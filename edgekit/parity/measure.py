@@ -17,7 +17,7 @@ from edgekit.metrics import (
     prediction_distance,
     tensor_distance,
 )
-from edgekit.parity.place import REFERENCES
+from edgekit.parity.backends import REFERENCES
 
 EMBEDDINGS = ("sentence_embedding", "pooler_output", "last_hidden_state")
 """Which output of a text encoder stands for a sentence, the best first; hidden states are averaged."""

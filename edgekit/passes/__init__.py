@@ -8,6 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from edgekit.passes.choose_formats import ChooseFormats
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
+from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
@@ -15,8 +17,6 @@ from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.merge_side_paths import MergeSidePaths
 from edgekit.passes.normalize_linear import NormalizeLinear
-from edgekit.passes.remove_dead_rows import RemoveDeadRows
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
 from edgekit.recipe import Recipe
 
 CONSTANT_ELEMENTS = 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgekit.passes.remove_dead_channels import integers
+from edgekit.passes.dead_units.channels import integers
 
 FIRST, LAST = -(2**63), 2**63 - 1
 

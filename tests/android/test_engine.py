@@ -15,7 +15,7 @@ from edgekit.bundle import Bundle
 from edgekit.metrics import judge
 from edgekit.parity.measure import measure
 from edgekit.recipe import Recipe
-from edgekit.runtime.generate import generate
+from edgekit.runtime.generation import generate
 from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
 from edgekit.runtime.session import Session
 from tests.android import junit, jvm

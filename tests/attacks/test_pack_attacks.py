@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
-from edgekit.coding import head, pack, segments, streams, unpack
-from edgekit.coding.cursor import number
+from edgekit.coding import header, pack, segments, streams, unpack
+from edgekit.coding.bits import number
 from edgekit.errors import BundleError, CheckFailed, EdgekitError, UsageError
 from tests.unit.tiny_models import linear_bundle
 
@@ -47,7 +47,7 @@ def parts(good: Path) -> tuple[dict[str, Any], bytes]:
     """The head and the chunks of a pack."""
     data = good.read_bytes()
     with good.open("rb") as file:
-        front = head.read_front(file, "")
+        front = header.read_front(file, "")
     return json.loads(json.dumps(dataclasses.asdict(front.head))), data[front.size :]
 
 
@@ -56,7 +56,7 @@ def put(path: Path, listed: dict[str, Any] | str, chunks: bytes, **prologue: int
     text = (listed if isinstance(listed, str) else json.dumps(listed)).encode()
     packed = zlib.compress(text)
     values = {"version": 1, "signed": 0, "packed": len(packed), "whole": len(text), **prologue}
-    first = head.PROLOGUE.pack(head.MAGIC, *values.values(), hashlib.sha256(packed).digest())
+    first = header.PROLOGUE.pack(header.MAGIC, *values.values(), hashlib.sha256(packed).digest())
     path.write_bytes(first + packed + chunks)
     return path
 
@@ -129,7 +129,7 @@ def test_files_that_the_manifest_does_not_list(good: Path, target: Path) -> None
 def test_links_in_the_way(good: Path, tmp_path: Path) -> None:
     """What --resume finds beside the target may have been put there by somebody else."""
     with good.open("rb") as file:
-        front = head.read_front(file, "")
+        front = header.read_front(file, "")
     victim = tmp_path / "victim"
     victim.write_text("precious")
     kept = tmp_path / f".c.unpacking-{front.id[:16]}"
@@ -254,7 +254,7 @@ def test_a_head_that_grows_without_end(target: Path) -> None:
     """64 KiB that would be 64 MiB, and then more than was said."""
     evil = target.parent.parent / "evil"
     packed = zlib.compress(bytes(1 << 28), 9)
-    first_bytes = head.PROLOGUE.pack(head.MAGIC, 1, 0, len(packed), 1 << 16, hashlib.sha256(packed).digest())
+    first_bytes = header.PROLOGUE.pack(header.MAGIC, 1, 0, len(packed), 1 << 16, hashlib.sha256(packed).digest())
     evil.write_bytes(first_bytes + packed)
     tracemalloc.start()
     refused(evil, target, "the head is damaged")

@@ -15,23 +15,23 @@ import torch
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.compress import post_training
-from edgekit.compress.config import Compression, Data
-from edgekit.compress.eora import Compensation
-from edgekit.compress.gptq import Gptq
-from edgekit.compress.lora import Lora
-from edgekit.compress.post_training import Calibration
-from edgekit.compress.sensitivity import Scan
-from edgekit.compress.ternarize import Ternary, ternarize
 from edgekit.compression import compress
+from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
-from edgekit.export import export, packed_weights
+from edgekit.exporter import export, packed_weights
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
+from edgekit.low_rank import SideLinear, fold_side_paths
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods import post_training
+from edgekit.methods.eora import Compensation
+from edgekit.methods.gptq import Gptq
+from edgekit.methods.layerwise import Calibration
+from edgekit.methods.lora import Lora
+from edgekit.methods.sensitivity import Scan
+from edgekit.methods.ternarize import Ternary, ternarize
 from edgekit.parity import verify
 from edgekit.recipe import Recipe
-from edgekit.side_path import SideLinear, fold_side_paths
 from tests.unit.test_compress import SENTENCES, decoder, encoder  # noqa: F401
 from tests.unit.test_lora import adapter
 
@@ -290,7 +290,7 @@ def tiny(path: Path) -> str:
 
 
 def _none() -> Any:
-    from edgekit.compress.training import Training
+    from edgekit.methods.training import Training
 
     return Training(steps=0)
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.bundle import Bundle
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.frontend import decoder, generic
 from edgekit.frontend.source import Source
 from edgekit.inspection import inspect
 from edgekit.parity import verify
 from edgekit.passes import pipeline
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
 from tests.e2e.tiny_decoders import DECODERS

@@ -14,7 +14,7 @@ from torch import nn
 from edgekit.bundle import Bundle
 from edgekit.bundle.tensors import Stored, initializers
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.lowbit import formats
 from edgekit.parity import verify
 from edgekit.recipe import Recipe, Rule

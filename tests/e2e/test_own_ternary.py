@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgekit.bundle import Bundle
-from edgekit.export import export, packed_weights
+from edgekit.exporter import export, packed_weights
 from edgekit.frontend.compressed import compressed, native_activations
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from edgekit.bundle import Bundle
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.parity import Report, verify
-from edgekit.runtime.generate import generate
+from edgekit.runtime.generation import generate
 from tools.demo_models import minilm, smollm2
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.parity import verify
 from edgekit.parity.report import Report
 from edgekit.passes import choose_formats

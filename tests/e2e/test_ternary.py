@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgekit.errors import SourceError
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.parity import verify

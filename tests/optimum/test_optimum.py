@@ -12,7 +12,7 @@ import pytest
 import torch
 from optimum.exporters.onnx import main_export
 
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.parity import verify
 
 pytestmark = pytest.mark.filterwarnings("default")  # optimum's exporter warns on every line

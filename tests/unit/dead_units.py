@@ -12,9 +12,9 @@ import onnxruntime as ort
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.passes.choose_formats import ChooseFormats
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
 from edgekit.recipe import Recipe
 from tests.unit.tiny_bundle import FLOAT, GraphWriter
 

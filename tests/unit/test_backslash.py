@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress import Backslash, BackslashCallback, Rate
-from edgekit.compress.gaussian import entropy_bits, moment_ratio, shape_of_moments
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods import Backslash, BackslashCallback, Rate
+from edgekit.methods.gaussian import entropy_bits, moment_ratio, shape_of_moments
 
 
 def model(seed: int = 0) -> nn.Module:

@@ -13,12 +13,12 @@ import numpy as np
 import psutil
 import pytest
 
-from edgekit.bench import bench, machine, memory
-from edgekit.bench.machine import Disturbance, Watch
-from edgekit.bench.protocol import Series, Worker, measure
-from edgekit.bench.rows import compare, invalid_reasons, row
-from edgekit.bench.statistics import percentile, ratio, spread
-from edgekit.bench.worker import repeated
+from edgekit.benchmark import bench, machine, memory
+from edgekit.benchmark.machine import Disturbance, Watch
+from edgekit.benchmark.protocol import Series, Worker, measure
+from edgekit.benchmark.rows import compare, invalid_reasons, row
+from edgekit.benchmark.statistics import percentile, ratio, spread
+from edgekit.benchmark.worker import repeated
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.lowbit.library import load_library
 from tests.unit.tiny_bundle import decoder_bundle
@@ -140,7 +140,7 @@ def test_rounds_take_turns_and_reverse(tmp_path: Path) -> None:
 
 def test_the_worker_keeps_stray_output_out_of_its_answers() -> None:
     script = (
-        "import os\nfrom edgekit.bench.worker import serve\n"
+        "import os\nfrom edgekit.benchmark.worker import serve\n"
         "class Noisy:\n    def load(self): print('noise'); os.write(1, b'more noise\\n')\n"
         "serve(lambda: Noisy())"
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgekit.bench import bench, device
-from edgekit.bench.device import fast_cores, spelled
-from edgekit.bench.watch import DeviceWatch, State, energy_joules, parse
+from edgekit.benchmark import bench, device
+from edgekit.benchmark.device import fast_cores, spelled
+from edgekit.benchmark.watch import DeviceWatch, State, energy_joules, parse
 from edgekit.devices.probe import Core
 from edgekit.errors import RuntimeUnavailable
 from tests.device.shell_connection import ShellConnection
@@ -52,7 +52,7 @@ def test_the_watch_tells_the_runners_work_from_the_rest(monkeypatch: pytest.Monk
     clock = iter([100.0, 110.0])
     connection = ShellConnection(tmp_path)
     monkeypatch.setattr(connection, "text", lambda script: next(answers))
-    monkeypatch.setattr("edgekit.bench.watch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("edgekit.benchmark.watch.time.monotonic", lambda: next(clock))
     watch = DeviceWatch(connection, [7], cores=4)
     found = watch.disturbance()
     assert found.others == pytest.approx(0.5)  # 15 s busy, 10 of them the runner's, in 10 s

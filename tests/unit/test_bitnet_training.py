@@ -14,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit.compress.bitnet import (
+from edgekit.errors import SourceError, UnsupportedError, UsageError
+from edgekit.frontend.source import load
+from edgekit.frontend.streamed import materialize
+from edgekit.methods.bitnet import (
     FORMS,
     BitLinear,
     BitNet,
@@ -27,12 +30,9 @@ from edgekit.compress.bitnet import (
     int8_activations,
     ternary_weights,
 )  # fmt: skip
-from edgekit.compress.bitnet_checkpoint import pack, save
-from edgekit.compress.examples import LANGUAGE, Examples
-from edgekit.compress.training import Run, Training
-from edgekit.errors import SourceError, UnsupportedError, UsageError
-from edgekit.frontend.source import load
-from edgekit.frontend.streamed import materialize
+from edgekit.methods.bitnet_checkpoint import pack, save
+from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.training import Run, Training
 from tests.e2e.tiny_decoders import build
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True, "vocab_size": 97}
@@ -366,7 +366,7 @@ def test_masters_are_float32() -> None:
 def test_trained_exported_verified_and_the_same_tokens(tmp_path: Path) -> None:
     """A BitNet trained for some steps: recipe ternary, every layer 2 bits, greedy tokens as PyTorch's."""
     from edgekit.bundle import Bundle
-    from edgekit.export import export
+    from edgekit.exporter import export
     from edgekit.parity import verify
     from edgekit.runtime.decoder import Decoder
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from edgekit.compress.calibrate import Group, blocks_of, groups_of, layer_by_layer
-from edgekit.compress.eora import Compensation
-from edgekit.compress.gptq import Gptq
-from edgekit.compress.post_training import Calibration, Method, compress_layers
-from edgekit.compress.ternarize import Ternary
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
-from edgekit.side_path import fold_side_paths, side_layers
+from edgekit.low_rank import fold_side_paths, side_layers
+from edgekit.methods.calibrate import Group, blocks_of, groups_of, layer_by_layer
+from edgekit.methods.eora import Compensation
+from edgekit.methods.gptq import Gptq
+from edgekit.methods.layerwise import Calibration, Method, compress_layers
+from edgekit.methods.ternarize import Ternary
 from tests.e2e.tiny_decoders import build
 
 

@@ -12,9 +12,9 @@ from edgekit.bundle import Bundle
 from edgekit.devices import Target
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.parity import compare, verify_on
+from edgekit.parity.backends import Here, OnDevice
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
-from edgekit.parity.place import Here, OnDevice
 from tests.unit.test_verify import faulty
 from tests.unit.tiny_bundle import decoder_bundle
 from tests.unit.tiny_models import linear_bundle

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgekit.cli.main import main
-from edgekit.compress.config import Compression, Data
-from edgekit.compress.data import arrays, named, split, tokens
-from edgekit.compress.examples import Examples
-from edgekit.compress.training import Training
 from edgekit.compression import compress, rate_of
+from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, RecipeError, SourceError, UnsupportedError, UsageError
+from edgekit.methods.example_files import arrays, named, split, tokens
+from edgekit.methods.examples import Examples
+from edgekit.methods.training import Training
 
 CLASSIFIER = "tests.unit.test_compress:classifier"
 POINTS = "tests.unit.test_compress:points"
@@ -112,7 +112,7 @@ def test_a_checkpoint_survives_a_dead_process_and_belongs_to_its_settings(tmp_pa
 
 
 def test_a_compressed_factory_is_exported_with_its_zeros(tmp_path: Path) -> None:
-    from edgekit.export import export
+    from edgekit.exporter import export
 
     result = compress(CLASSIFIER, settings(tmp_path, METHODS["backslash"]), tmp_path / "small")
     assert result.exportable == f"{CLASSIFIER}@{tmp_path / 'small'}"
@@ -155,7 +155,7 @@ def test_a_failed_write_leaves_the_earlier_result(tmp_path: Path, monkeypatch: p
 
 
 def test_the_rate_recipe_stores_pruned_layers_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgekit.export import export
+    from edgekit.exporter import export
     from edgekit.parity import verify
     from edgekit.passes import choose_formats
 
@@ -464,8 +464,8 @@ def test_learning_rates(schedule: str, rates: list[float]) -> None:
 
 
 def test_every_epoch_sees_every_example_once() -> None:
-    from edgekit.compress.examples import CLASSES
-    from edgekit.compress.training import Run
+    from edgekit.methods.examples import CLASSES
+    from edgekit.methods.training import Run
 
     net = nn.Linear(1, 2)
     run = Run(net, CLASSES, Examples({"x": torch.zeros(10, 1)}), Training(batch_size=3, seed=4))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.distill import (
+from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods.distill import (
     INDICES,
     LOGS,
     Distillation,
@@ -24,9 +25,8 @@ from edgekit.compress.distill import (
     targets,
     with_targets,
 )
-from edgekit.compress.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples
-from edgekit.compress.training import Run, Training
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples
+from edgekit.methods.training import Run, Training
 from tests.e2e.tiny_decoders import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -213,7 +213,7 @@ def test_refusals() -> None:
 def test_in_a_trainer(tmp_path: Path) -> None:
     import transformers
 
-    from edgekit.compress.soft_target_trainer import SoftTargetTrainer
+    from edgekit.methods.soft_target_trainer import SoftTargetTrainer
 
     teacher, examples = build("Llama", {}), texts()
     found = cached(tmp_path / "answers", teacher, LANGUAGE, examples, 97, 1.0)

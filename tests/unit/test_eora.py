@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgekit.compress.eora import (
+from edgekit.errors import UsageError
+from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.eora import (
     Compensation,
     block_of,
     compensated,
@@ -20,8 +22,6 @@ from edgekit.compress.eora import (
     stored,
     stored_bytes,
 )
-from edgekit.errors import UsageError
-from edgekit.lowbit.formats import FORMATS
 
 
 def case(rows: int, columns: int, seed: int = 0, inputs: int = 200) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ def _tokenizer() -> Tokenizer:
 
 def test_a_bundle_beside_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A float bundle and the PyTorch model it came from get the same scores; table, JSON and page in one call."""
-    from edgekit.export import export
+    from edgekit.exporter import export
     from tests.e2e.tiny_decoders import build
     from tests.unit.tiny_bundle import write_tokenizer
 

@@ -17,7 +17,7 @@ from edgekit.cli.main import main
 from edgekit.errors import BundleError, UnsupportedError, UsageError
 from edgekit.runtime.chat import render
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generate import Generation, StopStrings, generate
+from edgekit.runtime.generation import Generation, StopStrings, generate
 from edgekit.runtime.sampling import Sampling, draw, probabilities
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from tests.unit.tiny_bundle import BOS, MAX_LENGTH, Weights, decoder_bundle, reference
@@ -69,7 +69,7 @@ def test_a_decoder_can_be_used_again(bundle: Bundle) -> None:
 
 def test_ends_at_the_models_end_token(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter([65, 66, 257, 67])
-    monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_: next(tokens))
+    monkeypatch.setattr("edgekit.runtime.generation.draw", lambda *_: next(tokens))
     running = generate(bundle, "abc")
     assert "".join(running) == Tokenizer(bundle).decode([65, 66])
     assert (running.tokens, running.finish) == ([65, 66], "stop")
@@ -77,7 +77,7 @@ def test_ends_at_the_models_end_token(bundle: Bundle, monkeypatch: pytest.Monkey
 
 def test_ends_at_a_stop_string_that_spans_tokens(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter(Tokenizer(bundle).encode("one END two", special=False))
-    monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_: next(tokens))
+    monkeypatch.setattr("edgekit.runtime.generation.draw", lambda *_: next(tokens))
     running = generate(bundle, "abc", stop=["END"])
     assert "".join(running) == "one "
     assert running.finish == "stop"
@@ -93,7 +93,7 @@ def test_ends_with_the_context(bundle: Bundle) -> None:
 def test_streams_whole_characters(bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "né 你好 👩‍👩‍👧 🇫🇷!"
     tokens = iter([*tokenizer.encode(text, special=False), 257])
-    monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_: next(tokens))
+    monkeypatch.setattr("edgekit.runtime.generation.draw", lambda *_: next(tokens))
     pieces = list(generate(bundle, "abc", max_new_tokens=99, chat=False))
     assert "".join(pieces) == text
     assert "".join(pieces).count("\ufffd") == 0
@@ -201,7 +201,7 @@ def test_a_continued_text_keeps_its_space_and_an_answer_begins_without(
     bundle = Bundle(pieces.directory, bundle.manifest)
     for chat, expected in ((False, " the cat"), (True, "the cat")):
         tokens = iter([*pieces.encode("the cat", special=False), 257])
-        monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_, tokens=tokens: next(tokens))
+        monkeypatch.setattr("edgekit.runtime.generation.draw", lambda *_, tokens=tokens: next(tokens))
         assert "".join(generate(bundle, "the hat", chat=chat)) == expected
 
 
@@ -214,7 +214,7 @@ def test_ctrl_c_shows_what_there_is(
         running.cancel()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgekit.runtime.generate.interruptible", pressed)
+    monkeypatch.setattr("edgekit.runtime.generation.interruptible", pressed)
     sampled = ["--temperature", "5", "--seed", "0"]  # the likeliest tokens of this model make no text
     with pytest.raises(SystemExit) as ended:
         main(["generate", str(bundle.directory), "abc", *sampled, *json_flag])
@@ -238,7 +238,7 @@ def test_what_was_held_back_comes_when_the_text_is_cancelled(
             running.cancel()
         return token
 
-    monkeypatch.setattr("edgekit.runtime.generate.draw", last)
+    monkeypatch.setattr("edgekit.runtime.generation.draw", last)
     running = generate(bundle, "abc", stop=["STOP"])
     assert "".join(running) == "ab ST"
     assert running.finish == "cancelled"
@@ -248,7 +248,7 @@ def test_a_stop_string_may_end_with_what_was_held_back(
     bundle: Bundle, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = iter([*tokenizer.encode("ab\u4f60", special=False)[:-1], 257])
-    monkeypatch.setattr("edgekit.runtime.generate.draw", lambda *_: next(tokens))
+    monkeypatch.setattr("edgekit.runtime.generation.draw", lambda *_: next(tokens))
     running = generate(bundle, "abc", stop=["b\ufffd"])
     assert ("".join(running), running.finish) == ("a", "stop")
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgekit.compress.eora import output_error
-from edgekit.compress.gptq import Gptq, codes, column_steps, gptq, inverse_factor, rounded, step_of
 from edgekit.errors import UsageError
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.eora import output_error
+from edgekit.methods.gptq import Gptq, codes, column_steps, gptq, inverse_factor, rounded, step_of
 
 GROUPS = st.sampled_from([0, 16, 32, 64, 128, 256])
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from edgekit.errors import RuntimeUnavailable, UsageError
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.lowbit import library
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library, host_abi, load_library, register_library
 from edgekit.runtime.session import _check_taken_over

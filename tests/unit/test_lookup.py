@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generate import generate
+from edgekit.runtime.generation import generate
 from edgekit.runtime.lookup import SIZES, Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.tokenizer import Tokenizer

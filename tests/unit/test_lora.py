@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgekit.compress.calibrate import groups_of
-from edgekit.compress.lora import Lora, beside, merge, read_adapter
 from edgekit.errors import EdgekitError, SourceError, UnsupportedError, UsageError
-from edgekit.side_path import FILE, attach, read_side_paths, side_layers, take_side_paths, write_side_paths
+from edgekit.low_rank import FILE, attach, read_side_paths, side_layers, take_side_paths, write_side_paths
+from edgekit.methods.calibrate import groups_of
+from edgekit.methods.lora import Lora, beside, merge, read_adapter
 from tests.e2e.tiny_decoders import build
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")

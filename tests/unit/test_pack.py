@@ -16,7 +16,7 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.cli import main
 from edgekit.coding import native, pack, packing, unpack
-from edgekit.coding.head import Front, read_front
+from edgekit.coding.header import Front, read_front
 from edgekit.errors import BundleError, CheckFailed, RuntimeUnavailable, UnsupportedError, UsageError
 from tests.unit.tiny_bundle import Weights, decoder_bundle
 from tests.unit.tiny_models import linear_bundle

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.coding import native, reference, segments, streams, tables
-from edgekit.coding.cursor import BitReader, BitWriter, Reader, number
+from edgekit.coding import native, portable, segments, streams, tables
+from edgekit.coding.bits import BitReader, BitWriter, Reader, number
 from edgekit.coding.regions import CHUNK, Region, chunks
 from edgekit.coding.segments import LAYOUTS, Piece, decode_chunk, encode_chunk
 
@@ -115,12 +115,12 @@ def test_native_and_numpy_code_the_same_bytes(case: tuple[int, int, int, float, 
     assert library is not None
     symbols, width, base = symbols_of(case)
     stream = coded(symbols, width, base)
-    assert np.array_equal(library.count(symbols, width, 3), reference.count(symbols, width, 3))
+    assert np.array_equal(library.count(symbols, width, 3), portable.count(symbols, width, 3))
     if stream[0] == streams.CODED:
         body = memoryview(stream)[1:]
-        assert np.array_equal(reference.decode(body, len(symbols), width, base), symbols)
+        assert np.array_equal(portable.decode(body, len(symbols), width, base), symbols)
         model = tables.read_model(Reader(body), width)
-        written = model.to_bytes() + reference.encode(symbols, model, base)
+        written = model.to_bytes() + portable.encode(symbols, model, base)
         assert written == model.to_bytes() + library.encode(symbols, model, base)
 
 
@@ -169,12 +169,12 @@ def test_streams_of_unknown_kind_or_length_are_refused(library: native.Native) -
     for damaged, size in ((b"", 9), (b"\x07", 9), (b"\x01\x10", 9), (b"\x00ab", 9)):
         with pytest.raises(ValueError, match="a stream of"):
             streams.decode_stream(memoryview(damaged), size, 4)
-    for decode in (library.decode, reference.decode):
+    for decode in (library.decode, portable.decode):
         for size in (8999, 9001):
             with pytest.raises(ValueError, match="stream"):
                 decode(memoryview(stream)[1:], size, 8, None)
     based = coded(np.zeros(40_000, np.uint8) + (np.arange(40_000) % 16 > 8), 4, np.arange(40_000).astype(np.uint8) % 16)
-    for decode in (library.decode, reference.decode):
+    for decode in (library.decode, portable.decode):
         with pytest.raises(ValueError, match="refers to a base version, and there is none"):
             decode(memoryview(based)[1:], 40_000, 4, None)
 
@@ -191,7 +191,7 @@ def test_both_decoders_judge_a_damaged_stream_alike(data: st.DataObject) -> None
         at = data.draw(st.integers(1, len(stream) - 1) | st.integers(1, 12))
         stream[at] ^= data.draw(st.integers(1, 255))
     answers = []
-    for decode in (library.decode, reference.decode):
+    for decode in (library.decode, portable.decode):
         try:
             answers.append(decode(memoryview(stream)[1:], len(symbols), width, base).tobytes())
         except ValueError:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit.compress import Pruner, Pruning
-from edgekit.compress.prune import largest, two_of_four
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods import Pruner, Pruning
+from edgekit.methods.prune import largest, two_of_four
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.compress.gaussian import entropy_bits
-from edgekit.compress.rate import best_golomb, counted, entropy, golomb, rate_report, rounded
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods.gaussian import entropy_bits
+from edgekit.methods.rate import best_golomb, counted, entropy, golomb, rate_report, rounded
 
 
 def exp_golomb(value: int, order: int) -> str:

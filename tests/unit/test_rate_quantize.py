@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from edgekit.compress.config import Compression, Data
-from edgekit.compress.masks import matrices, zero_share
-from edgekit.compress.rate_quantize import (
+from edgekit.compression import coded_bits, compress
+from edgekit.compression.settings import Compression, Data
+from edgekit.errors import CheckFailed, RecipeError, UnsupportedError, UsageError
+from edgekit.lowbit.grid import grid_steps
+from edgekit.methods.masks import matrices, zero_share
+from edgekit.methods.rate_quantize import (
     Budget,
     Choice,
     RateQuantizer,
@@ -26,10 +29,7 @@ from edgekit.compress.rate_quantize import (
     quantized,
     row_steps,
 )
-from edgekit.compress.training import Training
-from edgekit.compression import coded_bits, compress
-from edgekit.errors import CheckFailed, RecipeError, UnsupportedError, UsageError
-from edgekit.lowbit.grid import grid_steps
+from edgekit.methods.training import Training
 from tests.unit.test_compress import CLASSIFIER, POINTS, SENTENCES, decoder, encoder  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -229,7 +229,7 @@ def test_layers_of_zeros_and_unused_ones() -> None:
 
 
 def test_an_accuracy_budget_and_an_exact_export(tmp_path: Path) -> None:
-    from edgekit.export import export, packed_weights
+    from edgekit.exporter import export, packed_weights
     from edgekit.lowbit.formats import FORMATS
 
     train = Compression(1, Data((POINTS,)), "none", Training(steps=80, learning_rate=0.01))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from tests.unit.dead_units import Net, kept, outputs, removed, rewritten, same, widths
 from tests.unit.tiny_bundle import FLOAT, MICROSOFT
 

@@ -14,10 +14,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgekit.bundle import Bundle
 from edgekit.errors import RecipeError
-from edgekit.export import export
+from edgekit.exporter import export
 from edgekit.parity import verify
+from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.normalize_linear import NormalizeLinear
-from edgekit.passes.remove_dead_rows import RemoveDeadRows
 from edgekit.recipe import Limits, Recipe, Rule
 from tests.e2e.tiny_decoders import build as tiny
 from tests.unit.dead_units import Net, outputs

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
-from edgekit.passes.remove_dead_units import RemoveDeadUnits
-from edgekit.passes.remove_dead_weights import CHUNK, Alive, Scans
+from edgekit.passes.dead_units.removal import RemoveDeadUnits
+from edgekit.passes.dead_units.weights import CHUNK, Alive, Scans
 from tests.unit.dead_units import Net, kept, removed, rewritten, same, widths
 from tests.unit.tiny_bundle import MICROSOFT
 

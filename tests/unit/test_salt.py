@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.distill import INDICES, LOGS, cached
-from edgekit.compress.examples import LANGUAGE, Examples
-from edgekit.compress.salt import Salt, Staged, Transition, challenge, hardest, salt_loss, salted
-from edgekit.compress.training import Run, Training, epoch_order
 from edgekit.errors import UsageError
+from edgekit.methods.distill import INDICES, LOGS, cached
+from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, salt_loss, salted
+from edgekit.methods.training import Run, Training, epoch_order
 from tests.e2e.tiny_decoders import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

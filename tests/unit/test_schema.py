@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import RecipeError
-from edgekit.schema import build, read_yaml, suggest
+from edgekit.strict import build, read_yaml, suggest
 
 
 @dataclass(frozen=True)

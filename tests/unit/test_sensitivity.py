@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekit.compress.sensitivity import Cost, Option, Table, choose, scan, to_recipe
 from edgekit.errors import UsageError
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.sensitivity import Cost, Option, Table, choose, scan, to_recipe
 from edgekit.recipe import Recipe
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from edgekit.frontend.bitnet import unpack
+from edgekit.frontend.bitnet_weights import unpack
 from edgekit.frontend.checkpoint import open_checkpoint
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import (
@@ -124,7 +124,7 @@ def test_rows_come_from_the_file(llama: Path) -> None:
 
 @given(rows=st.integers(1, 23), columns=st.integers(1, 5), start=st.integers(0, 22), count=st.integers(1, 23))
 def test_any_rows_of_packed_codes(rows: int, columns: int, start: int, count: int) -> None:
-    from edgekit.frontend.bitnet import _codes_between
+    from edgekit.frontend.bitnet_weights import _codes_between
 
     start = min(start, rows - 1)
     stop = min(start + count, rows)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekit.compress.eora import output_error
-from edgekit.compress.ternarize import Ternary, block_sums, fitted, regressed, ternarize, two_planes
 from edgekit.errors import UsageError
 from edgekit.lowbit.formats import FORMATS
+from edgekit.methods.eora import output_error
+from edgekit.methods.ternarize import Ternary, block_sums, fitted, regressed, ternarize, two_planes
 
 
 def case(rows: int = 8, columns: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:

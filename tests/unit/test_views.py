@@ -7,7 +7,7 @@ import onnx_ir as ir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.frontend.decoder.views import View
+from edgekit.frontend.decoder.pending_views import View
 
 SPLITS = {24: [(24,), (2, 12), (4, 6), (2, 3, 4), (2, 2, 6)]}
 

@@ -22,7 +22,7 @@ from edgekit.frontend.decoder.emit import (
     scalar,
     shape_of,
 )
-from edgekit.frontend.decoder.views import Shape, View
+from edgekit.frontend.decoder.pending_views import Shape, View
 
 Args = list[Any]
 Node = torch.fx.Node

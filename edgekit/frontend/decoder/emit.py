@@ -12,7 +12,7 @@ import sympy
 import torch
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder.views import Dim, Shape, View, apply
+from edgekit.frontend.decoder.pending_views import Dim, Shape, View, apply
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 

@@ -14,8 +14,8 @@ from torch.export.graph_signature import InputKind
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.aten import HANDLERS
 from edgekit.frontend.decoder.emit import EDGEKIT, MICROSOFT, Constant, Emitter, onnx_type, shape_of
+from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.trace import TracedDecoder
-from edgekit.frontend.decoder.views import View
 from edgekit.lowbit.weights import RowWeight
 
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}

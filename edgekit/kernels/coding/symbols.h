@@ -1,5 +1,5 @@
 // Streams of entropy-coded symbols (docs/pack.md section 5): what decoder and encoder share.
-// edgekit/coding/reference.py is the same in numpy.
+// edgekit/coding/portable.py is the same in numpy.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

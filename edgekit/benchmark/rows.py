@@ -1,0 +1,116 @@
+"""From the times of rounds to rows that say whether they may be quoted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgekit.benchmark.machine import Disturbance
+from edgekit.benchmark.protocol import Series
+from edgekit.benchmark.results import Ratio, Row
+from edgekit.benchmark.statistics import percentile, ratio, spread
+from edgekit.devices import LOCAL
+
+WIDEST_SPREAD = 0.10
+MOST_STOLEN = 0.02
+FEWEST_SAMPLES = 10
+FEWEST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Where:
+    """The machine that a row comes from."""
+
+    target: str
+    cores: int  # that it has
+    pinned: str = ""  # cores that the runner was kept on
+    temperature_before: float | None = None
+    temperature_after: float | None = None
+    reasons: tuple[str, ...] = ()  # why nothing measured there may be quoted
+    governor: str = ""
+    battery_before: int | None = None
+    battery_after: int | None = None
+    charge_used_mah: float | None = None
+    energy_j: float | None = None
+
+
+def row(
+    series: Series,
+    phase: str,
+    threads: int,
+    prompt_tokens: int,
+    disturbance: Disturbance,
+    where: Where | None = None,
+) -> Row:
+    """The statistics of one phase; ``where`` is this machine by default."""
+    where = where or Where(LOCAL, os.cpu_count() or 1)
+    samples, medians = series.samples(phase), series.medians(phase)
+    middle = percentile(samples, 0.5)
+    tokens = {"prefill": prompt_tokens, "decode": 1}.get(phase)
+    reasons = [*where.reasons, *invalid_reasons(medians, len(samples), threads, disturbance, where.cores)]
+    return Row(
+        bundle=series.name,
+        target=where.target,
+        phase=phase,
+        threads=threads,
+        tokens_per_second=None if tokens is None else tokens * 1e3 / middle,
+        p50_ms=middle,
+        p90_ms=percentile(samples, 0.9),
+        p99_ms=percentile(samples, 0.99),
+        kernel=series.kernel,
+        valid=not reasons,
+        invalid_reason="; ".join(reasons),
+        samples=len(samples),
+        rounds=len(medians),
+        spread=spread(medians),
+        load_ms=series.load_ms,
+        first_run_ms=series.first_run_ms,
+        rss_base_mb=series.base_mb,
+        rss_peak_mb=series.peak_mb,
+        rss_anon_mb=series.private_mb,
+        rss_file_mb=series.file_mb,
+        cores=where.pinned,
+        temperature_before=where.temperature_before,
+        temperature_after=where.temperature_after,
+        governor=where.governor,
+        battery_before=where.battery_before,
+        battery_after=where.battery_after,
+        charge_used_mah=where.charge_used_mah,
+        energy_j=where.energy_j,
+    )
+
+
+def invalid_reasons(
+    medians: Sequence[float], samples: int, threads: int, disturbance: Disturbance, cores: int | None = None
+) -> list[str]:
+    """Why these numbers may not be quoted; empty when they may."""
+    reasons = []
+    if samples < FEWEST_SAMPLES or len(medians) < FEWEST_ROUNDS:
+        reasons.append(
+            f"{samples} samples in {len(medians)} rounds, at least {FEWEST_SAMPLES} in {FEWEST_ROUNDS} are needed"
+        )
+    if spread(medians) > WIDEST_SPREAD:
+        reasons.append(f"rounds differ by {spread(medians):.0%}, at most {WIDEST_SPREAD:.0%} is steady")
+    # A neighbour on a core that nothing needs is harmless; half of what is left over is taken as the limit.
+    limit = max(0.25, ((cores or os.cpu_count() or 1) - threads) / 2)
+    if disturbance.others > limit:
+        reasons.append(f"other processes kept {disturbance.others:.2f} cores busy, at most {limit:.2f} may be")
+    if disturbance.stolen > MOST_STOLEN:
+        reasons.append(f"the hypervisor took {disturbance.stolen:.0%} of the machine away")
+    if disturbance.throttled:
+        reasons.append(f"the processor was throttled ({disturbance.throttled} events)")
+    return reasons
+
+
+def compare(series: Sequence[Series], threads: int, target: str = LOCAL) -> list[Ratio]:
+    """The first series against each other one, phase by phase."""
+    found = []
+    for other in series[1:]:
+        for phase in series[0].rounds:
+            if phase in other.rounds:
+                times = ratio(other.medians(phase), series[0].medians(phase))
+                found.append(
+                    Ratio(series[0].name, other.name, phase, threads, times.value, times.low, times.high, target)
+                )
+    return found

@@ -1,0 +1,287 @@
+"""Calibration on real text, layer by layer: what goes into each linear layer, of the model as it is compressed so far.
+
+    layer_by_layer(model, batches, change)
+
+runs the model's repeated blocks one after the other. For each group of linear layers that read one input it sums the second
+moments H = sum x x^T (what GPTQ calls the Hessian), has ``change`` compress them, and feeds the outputs of what they have
+become to what comes next. The structure is found with hooks: any model whose blocks pass one tensor on, such as Llama's or
+BERT's; a model without such blocks is one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.errors import CheckFailed, UnsupportedError, UsageError
+from edgekit.low_rank import side_names
+
+Batch = Mapping[str, Tensor]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linear layers that read one input, by name in the order they are called.
+
+    ``moments`` float64 [K, K] is the sum of x x^T over ``count`` rows x of that input; padding is left out.
+    """
+
+    layers: dict[str, nn.Linear]
+    moments: Tensor
+    count: int
+
+    @property
+    def name(self) -> str:
+        """a.q_proj, a.k_proj -> a.q_proj+k_proj."""
+        first, *others = self.layers
+        return "+".join([first, *(name.rpartition(".")[2] for name in others)])
+
+
+@dataclass
+class _Inputs:
+    """A block's arguments in one batch: the tensor that the block before it gave, and all others."""
+
+    hidden: Tensor | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@torch.no_grad()
+def layer_by_layer(
+    model: nn.Module, batches: Sequence[Batch], change: Callable[[Group], None], *, exclude: Sequence[str] = (),
+    sequential: bool = True, restore: Callable[[str], bool] = lambda block: False,
+    done: Callable[[str], None] = lambda block: None, progress: Progress = lambda what, share: None,
+) -> None:  # fmt: skip
+    """Calls ``change`` for every group of linear layers in the model's blocks, in the order they are computed.
+
+    ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers. ``sequential``
+    counts the moments of a block's later groups after its earlier ones were changed; otherwise one pass counts them all.
+    ``restore`` is asked first for each block and may make it what an earlier run made of it; ``done`` is told of every other block
+    when it is through. ``exclude`` are globs over names. Embeddings, heads and whatever else stands outside the blocks are left alone.
+
+    Raises UnsupportedError naming the layer for a model that cannot be calibrated so, UsageError for a pattern that fits
+    nothing, CheckFailed naming the layer when an activation is not finite.
+    """
+    if not batches:
+        raise UsageError("calibration: no examples; give at least one")
+    blocks = blocks_of(model)
+    targets = _targets(model, blocks, exclude)
+    training = model.training
+    model.eval()
+    with _without_cache(model):
+        inputs = _first_run(model, blocks, batches)
+        hidden: list[Tensor] = []  # what the block before gave
+        for index, (name, block) in enumerate(blocks.items()):
+            progress("calibrate", index / len(blocks))
+            calls = inputs[index]
+            if index:
+                for call, before in zip(calls, hidden, strict=True):
+                    call.hidden = before
+            if not restore(name):
+                _change_block(model, block, targets[name], calls, batches, change, sequential)
+                done(name)
+            if index + 1 < len(blocks):
+                hidden = [_tensor(_call(block, call)) for call in calls]
+            inputs[index] = []  # its arguments are not needed any more
+    model.train(training)
+    progress("calibrate", 1.0)
+
+
+def groups_of(model: nn.Module, batch: Batch, exclude: Sequence[str] = ()) -> list[dict[str, nn.Linear]]:
+    """The groups that :func:`layer_by_layer` would give, without changing anything."""
+    found: list[dict[str, nn.Linear]] = []
+    layer_by_layer(model, [batch], lambda group: found.append(group.layers), exclude=exclude, sequential=False)
+    return found
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The longest list of modules that all hold linear layers (not one inside another list's), or the model as a whole."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outer = [
+        (name, module)
+        for name, module in lists
+        if not any(name.startswith(f"{other}.") for other, _ in lists if other != name)
+        and len(module) > 0
+        and all(any(isinstance(inner, nn.Linear) or _is_conv1d(inner) for inner in m.modules()) for m in module)
+    ]
+    if not outer:
+        return {"": model}
+    name, longest = max(outer, key=lambda found: len(found[1]))
+    return {f"{name}.{index}": block for index, block in enumerate(longest)}
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers': a linear layer stored as [K, N]
+
+
+def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequence[str]) -> dict[str, list[str]]:
+    """The names of each block's layers that are to be changed."""
+    uses: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            uses.setdefault(id(weight), []).append(name)
+    inside = {
+        block: {f"{block}.{name}" if block else name: module for name, module in blocks[block].named_modules()}
+        for block in blocks
+    }
+    beside = side_names(model)
+    kinds = {
+        n: m
+        for found in inside.values()
+        for n, m in found.items()
+        if (isinstance(m, nn.Linear) or _is_conv1d(m)) and n not in beside
+    }
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in kinds):
+            raise UsageError(f"exclude: '{pattern}' fits no layer; layers are named like {', '.join(list(kinds)[:3])}")
+    chosen = {n: m for n, m in kinds.items() if not any(fnmatchcase(n, pattern) for pattern in exclude)}
+    if not chosen:
+        raise UnsupportedError(f"{type(model).__name__}: no linear layer in its blocks; nothing to compress")
+    for name, layer in chosen.items():
+        if not isinstance(layer, nn.Linear):
+            raise UnsupportedError(
+                f"{name} ({type(layer).__name__}): only nn.Linear layers are calibrated; leave it out with exclude"
+            )
+        others = [other for other in uses[id(layer.weight)] if other != name]
+        if others:
+            raise UnsupportedError(f"{name}: shares its weight with {others[0]}; leave it out with exclude")
+    return {block: [name for name in found if name in chosen] for block, found in inside.items()}
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """A block that is run several times must not append to a key-value cache each time."""
+    configs: dict[int, Any] = {
+        id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "use_cache")
+    }
+    before = [(config, config.use_cache) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, value in before:
+            config.use_cache = value
+
+
+def _first_run(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Batch]) -> list[list[_Inputs]]:
+    """The arguments of each block in each batch, after a check that a block's input is what the block before it gave."""
+    if list(blocks) == [""]:
+        return [[_Inputs(None, (), dict(batch)) for batch in batches]]
+    found: list[list[_Inputs]] = [[] for _ in blocks]
+    last: list[Tensor] = []  # the output of the block before
+
+    def enter(index: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = _split(name, args, kwargs)
+        if index and not (last and call.hidden is not None and torch.equal(last[0], call.hidden)):
+            raise UnsupportedError(
+                f"{name}: its input is not the output of the block before it; calibration cannot follow this model"
+            )
+        if index:
+            call.hidden = None
+        found[index].append(call)
+
+    handles = []
+    for index, (name, block) in enumerate(blocks.items()):
+        handles += [
+            block.register_forward_pre_hook(lambda _, a, k, i=index, n=name: enter(i, n, a, k), with_kwargs=True),
+            block.register_forward_hook(lambda _, args, out: last.__setitem__(slice(None), [_tensor(out)])),
+        ]
+    try:
+        for number, batch in enumerate(batches):
+            model(**batch)
+            missed = next((n for n, calls in zip(blocks, found, strict=True) if len(calls) != number + 1), None)
+            if missed is not None:
+                raise UnsupportedError(f"{missed}: not run once in a pass; calibration goes block by block")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Inputs:
+    if args and isinstance(args[0], Tensor):
+        return _Inputs(args[0], args[1:], dict(kwargs))
+    if not args and isinstance(kwargs.get("hidden_states"), Tensor):
+        return _Inputs(kwargs["hidden_states"], (), {k: v for k, v in kwargs.items() if k != "hidden_states"})
+    raise UnsupportedError(f"{name}: its first argument is no tensor; calibration cannot follow this model")
+
+
+def _call(block: nn.Module, call: _Inputs) -> Any:
+    return block(*(() if call.hidden is None else (call.hidden,)), *call.args, **call.kwargs)
+
+
+def _tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _change_block(
+    model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs], batches: Sequence[Batch],
+    change: Callable[[Group], None], sequential: bool,
+) -> None:  # fmt: skip
+    masks = [batch.get("attention_mask") for batch in batches]
+    groups = _moments(model, block, names, calls, masks)
+    for index, group in enumerate(groups):
+        if sequential and index:
+            group = _moments(model, block, list(group.layers), calls, masks)[0]
+        change(group)
+
+
+def _moments(
+    model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs], masks: Sequence[Tensor | None]
+) -> list[Group]:
+    """Runs a block on all batches; layers that are given the very same tensor are one group."""
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    leaders: dict[str, str] = {}  # of each layer the first that read its input
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    reading: list[tuple[Tensor, str]] = []  # in this batch
+    mask: Tensor | None = None
+
+    def read(name: str, x: Tensor) -> None:
+        leader = next((other for seen, other in reading if seen is x), name)
+        if leaders.setdefault(name, leader) != leader or (leader == name and any(n == name for _, n in reading)):
+            raise UnsupportedError(f"{name}: reads several inputs in one pass; leave it out with exclude")
+        if leader != name:
+            return
+        reading.append((x, name))
+        rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]
+        rows = rows.float()
+        total = (rows.t() @ rows).double()  # float32 within a batch, float64 over batches
+        if not torch.isfinite(total).all():
+            raise CheckFailed(
+                f"{name}: its input is not finite on the calibration examples; the model cannot be calibrated"
+            )
+        sums[name] = sums[name] + total if name in sums else total
+        counts[name] = counts.get(name, 0) + len(rows)
+
+    def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        read(name, args[0] if args else kwargs["input"])
+
+    hooks = [
+        m.register_forward_pre_hook(lambda _, a, k, n=name: enter(n, a, k), with_kwargs=True)
+        for name, m in layers.items()
+    ]
+    try:
+        for call, mask_of_batch in zip(calls, masks, strict=True):
+            mask = mask_of_batch  # read by the hooks
+            reading.clear()
+            _call(block, call)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missed = next((name for name in names if name not in leaders), None)
+    if missed is not None:
+        raise UnsupportedError(f"{missed}: the calibration examples never reach it; leave it out with exclude")
+    return [
+        Group({n: layers[n] for n, leader in leaders.items() if leader == first}, sums[first], counts[first])
+        for first in sums
+    ]

@@ -1,0 +1,202 @@
+"""Compression without training: each linear layer rounded on real text, and what that costs compensated beside it.
+
+One pass over the model (:func:`edgekit.methods.calibrate.layer_by_layer`): a group of layers that read one input is rounded by
+plain rounding, GPTQ, ternary planes or 2:4 pruning, then, if asked, gets a low-rank side path (:mod:`edgekit.methods.eora`);
+the outputs of what came of it feed the layers after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.errors import CheckFailed, UnsupportedError
+from edgekit.low_rank import SideLinear, attach
+from edgekit.methods.calibrate import Batch, Group, Progress, groups_of, layer_by_layer
+from edgekit.methods.eora import (
+    Compensation,
+    LowRank,
+    compensated,
+    output_error,
+    rank_within,
+    stored,
+    stored_bytes,
+)
+from edgekit.methods.finished import FinishedBlocks
+from edgekit.methods.fitted_recipe import Option, option_of, weight_bytes
+from edgekit.methods.gptq import Gptq, gptq, rounded
+from edgekit.methods.prune import two_of_four
+from edgekit.methods.ternarize import Planes, Ternary, block_sums, ternarize
+
+Rounding = Callable[[Tensor, Tensor], Planes]
+"""From a weight [N, K] and its input's moments float64 [K, K] to what it becomes."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``examples`` of the training data are run through the model, ``batch`` at a time; ``exclude`` are globs over layers."""
+
+    examples: int = 64
+    batch: int = 8
+    sequential: bool = True  # a block's later layers see what its earlier ones have become
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.examples < 1 or self.batch < 1:
+            raise UnsupportedError(f"calibration: examples {self.examples}, batch {self.batch}; both are at least 1")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights become smaller (one of ``of``: int4, gptq, ternarize, 2:4, none) and what compensates it, if anything."""
+
+    of: str
+    gptq: Gptq = field(default_factory=Gptq)
+    ternary: Ternary = field(default_factory=Ternary)
+    compensation: Compensation | None = None
+
+    @property
+    def damping(self) -> float:
+        """Of the moments where they are inverted."""
+        return self.ternary.damping if self.of == "ternarize" else self.gptq.damping
+
+    def option(self, model: nn.Module) -> Option | None:
+        """How the blocks' layers are stored afterwards; None where each keeps its own format."""
+        return option_of(model, self.of, self.gptq.group_size)
+
+    def rounding(self) -> Rounding:
+        """The function that makes of a weight what ``of`` says."""
+        if self.of == "int4":
+            return lambda w, h: Planes((rounded(w, self.gptq.bits, self.gptq.group_size),), None)
+        if self.of == "gptq":
+            return lambda w, h: Planes((gptq(w, h, self.gptq),), None)
+        if self.of == "ternarize":
+            return lambda w, h: ternarize(w, h, self.ternary)
+        if self.of == "2:4":
+            return lambda w, h: Planes((w * two_of_four(w),), None)
+        return lambda w, h: Planes((w.clone(),), None)
+
+
+@torch.no_grad()
+def compress_layers(
+    model: nn.Module, batches: Sequence[Batch], method: Method, calibration: Calibration = Calibration(),
+    originals: Mapping[str, Tensor] | None = None, finished: FinishedBlocks | None = None,
+    progress: Progress = lambda what, share: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
+
+    Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights alone,
+    ``compensated`` with the side path, ``svd`` with a plain decomposition of the same rank and format instead (both null without).
+    ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K] by layer before an earlier
+    compression, which is then what is compensated. ``finished`` keeps every block that is through, and knows those of an
+    interrupted run. Raises what :func:`layer_by_layer` does, UsageError for a budget that is too small.
+    """
+    settings, rank, option = method.compensation, 0, method.option(model)
+    rows: list[dict[str, Any]] = []
+    if settings is not None:
+        rank = settings.rank
+        if settings.bytes:
+            groups = groups_of(model, batches[0], calibration.exclude)
+            shapes = [
+                (sum(layer.out_features for layer in g.values()), next(iter(g.values())).in_features) for g in groups
+            ]
+            rank = rank_within(settings.bytes, shapes, settings.format)
+    began = 0  # rows before the current block
+
+    def restore(block: str) -> bool:
+        nonlocal began
+        found = finished.restore(model, block) if finished is not None else None
+        rows.extend(found or ())
+        began = len(rows)
+        return found is not None
+
+    def done(block: str) -> None:
+        if finished is not None:
+            finished.keep(model, block, rows[began:])
+
+    layer_by_layer(
+        model, batches, lambda group: rows.append(_compress(model, group, method, option, rank, originals)),
+        exclude=calibration.exclude, sequential=calibration.sequential, restore=restore, done=done, progress=progress,
+    )  # fmt: skip
+    return rows
+
+
+def _compress(
+    model: nn.Module,
+    group: Group,
+    method: Method,
+    option: Option | None,
+    rank: int,
+    given: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    rounding = method.rounding()
+    weights = {name: _whole(name, layer) for name, layer in group.layers.items()}
+    originals = weights if given is None else {name: given[name] for name in weights}
+    try:
+        found = {name: rounding(weight, group.moments) for name, weight in weights.items()}
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise CheckFailed(
+            f"{group.name}: its inputs' moments cannot be inverted with damping {method.damping:g}; raise damping, or "
+            "calibrate with more examples"
+        ) from error
+    bare = torch.cat([originals[name] - sum(result.planes) for name, result in found.items()])
+    offsets = _offsets(found, len(group.moments))
+    difference = bare if offsets is None else bare - offsets.product
+    energy = max(output_error(torch.cat(list(originals.values())), group.moments), 1e-30)
+    row: dict[str, Any] = {
+        "layer": group.name, "shape": list(difference.shape), "error": output_error(difference, group.moments) / energy,
+        "compensated": None, "svd": None, "rank": 0, "bytes": 0,
+    }  # fmt: skip
+    side, settings = offsets, method.compensation
+    if settings is not None:
+        side = compensated(difference, group.moments, settings, rank, offsets)
+        row["compensated"] = output_error(bare - side.product, group.moments) / energy
+        plain = side
+        if settings.method != "svd":
+            plain = compensated(difference, group.moments, replace(settings, method="svd"), rank, offsets)
+        row["svd"] = output_error(bare - plain.product, group.moments) / energy
+    if side is not None:
+        name = settings.format if settings is not None else "int8"
+        row["rank"] = len(side.down)
+        row["bytes"] = sum(stored_bytes(len(part), part.shape[1], name) for part in (side.down, side.up))
+    _put(model, found, side, keep=method.of == "none")
+    row["bytes"] += weight_bytes(map(model.get_submodule, group.layers), option)
+    return row
+
+
+def _whole(name: str, layer: nn.Linear) -> Tensor:
+    """A layer's weight float32, with a second plane added that it may have already."""
+    if not isinstance(layer, SideLinear):
+        return layer.weight.detach().float().clone()
+    if layer.lora_A is not None:
+        raise UnsupportedError(f"{name}: has a low-rank side path already; leave it out with exclude, or compress anew")
+    return layer.weight if layer.second is None else layer.weight + layer.second.weight
+
+
+def _offsets(found: Mapping[str, Planes], columns: int) -> LowRank | None:
+    """The side path that adds each row's mu times the sums of the inputs, as it is stored; nothing without offsets."""
+    offsets = [result.offset for result in found.values() if result.offset is not None]
+    return LowRank(stored(torch.cat(offsets), "int8"), block_sums(columns)) if offsets else None
+
+
+def _put(model: nn.Module, found: Mapping[str, Planes], side: LowRank | None, keep: bool) -> None:
+    """Writes what became of a group's weights (``keep``: they stay) and what is beside them."""
+    shared = nn.Parameter(side.down, requires_grad=False) if side is not None else None
+    start = 0
+    for name, result in found.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        if not keep:
+            layer.weight.copy_(result.planes[0])
+            if isinstance(layer, SideLinear):
+                layer.second = None  # its sum with the weight is what was rounded
+        parts: dict[str, Tensor] = {"second": result.planes[1]} if len(result.planes) > 1 else {}
+        if side is not None and shared is not None:
+            parts |= {"lora_A": shared, "lora_B": side.up[start : start + layer.out_features].clone()}
+        start += layer.out_features
+        if parts:
+            attach(model, name, parts)

@@ -1,0 +1,128 @@
+"""Verification: hashes, parity, accuracy, and the first diverging layer when parity fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgekit.bundle import Bundle
+from edgekit.devices import LOCAL, Target, open_connection
+from edgekit.errors import UsageError
+from edgekit.metrics import LOWER, UPPER, Arrays, judge
+from edgekit.parity.backends import COMPRESSED, ORIGINAL, Here, OnDevice, Place
+from edgekit.parity.bisect import bisect
+from edgekit.parity.corpus import text_perplexity
+from edgekit.parity.measure import Measured, measure
+from edgekit.parity.original import Original
+from edgekit.parity.report import LayerDistance, Report, Section
+from edgekit.recipe import Limits, Recipe
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of that is done, 0 to 1."""
+
+
+def verify(
+    bundle: Bundle | Path | str,
+    *,
+    targets: Sequence[str] = (LOCAL,),
+    threads: int = 1,
+    original: str | None = None,
+    text: Path | None = None,
+    progress: Progress = lambda what, share: None,
+) -> Report:
+    """Replays a bundle's golden vectors and compares them with what the PyTorch models answered.
+
+    *Parity* is against the compressed PyTorch model, *accuracy* against the original; limits are the recipe's. Needs no
+    PyTorch unless ``original`` names the model to compute its answers (and, with ``text``, its perplexity) afresh.
+    ``text`` is a text of the user's to compute perplexity over. ``targets`` holds one target, ``local`` or
+    ``ssh:[user@]host[:port]``; a device gets the bundle, and its answers are compared here.
+
+    A missed limit is in the report and not an error. Raises BundleError for a damaged bundle or one that ONNX Runtime
+    refuses, UsageError and UnsupportedError for what cannot be asked of it, RuntimeUnavailable for a device that is out of
+    reach or not set up.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    target = _single(targets)
+    if target.kind != LOCAL and (original is not None or text is not None):
+        raise UsageError(f"target {target.text}: --original and --text are for 'local' only; leave them out")
+    progress("check hashes", 0.0)
+    opened.check_hashes()
+    model = Original(opened, original) if original is not None else None
+    golden = Golden.of(opened, model)
+    with contextlib.ExitStack() as stack:
+        place = open_place(stack, target, opened, threads, progress)
+        report, _ = judge_place(golden, target, place, threads, progress)
+    if text is None:
+        return report
+    return replace(report, text=text_perplexity(opened, text, threads, model, progress))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A bundle's golden vectors, and what its recipe demands of the answers to them."""
+
+    bundle: Bundle
+    recipe: Recipe
+    kinds: tuple[str, ...]
+    vectors: tuple[Arrays, ...]
+
+    @staticmethod
+    def of(bundle: Bundle, model: Original | None = None) -> Golden:
+        """The vectors as they are, or with ``model``'s answers computed afresh."""
+        loaded = bundle.vectors()
+        arrays = [vector for _, vector in loaded]
+        vectors = arrays if model is None else model.answers(arrays)
+        return Golden(
+            bundle, Recipe.from_dict(bundle.manifest.recipe), tuple(i.kind for i, _ in loaded), tuple(vectors)
+        )
+
+
+def open_place(stack: contextlib.ExitStack, target: Target, bundle: Bundle, threads: int, progress: Progress) -> Place:
+    """This machine, or a device whose connection ``stack`` closes."""
+    if target.kind == LOCAL:
+        return Here(bundle, threads)
+    return OnDevice(stack.enter_context(open_connection(target)), bundle, threads, progress)
+
+
+def judge_place(
+    golden: Golden, target: Target, place: Place, threads: int, progress: Progress
+) -> tuple[Report, list[Arrays]]:
+    """What a place answers to the vectors, and how that compares with both PyTorch models."""
+    bundle, recipe = golden.bundle, golden.recipe
+    progress("replay golden vectors", 0.0)
+    answers = place.answers(golden.vectors)
+    margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
+    found = measure(bundle, golden.vectors, answers, margins)
+    parity = section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
+    accuracy = section("original model", found[ORIGINAL], recipe.accuracy)
+    layers: tuple[LayerDistance, ...] = ()
+    if not parity.passed:
+        progress("look for the first diverging layer", 0.0)
+        layers = bisect(bundle, golden.vectors, place, parity.outputs)
+    report = Report(
+        bundle=str(bundle.directory), target=target.text, threads=threads, kernel=place.kernel(), inputs=golden.kinds,
+        parity=parity, accuracy=accuracy, layers=layers, versions=place.versions,
+    )  # fmt: skip
+    return report, answers
+
+
+def _single(targets: Sequence[str]) -> Target:
+    if len(targets) != 1:
+        raise UsageError(f"targets: {len(targets)} given; verify_on compares several")
+    return Target.parse(targets[0])
+
+
+def section(against: str, measured: Measured, limits: Limits) -> Section:
+    """A comparison judged by ``limits``."""
+    known = (*UPPER, *LOWER)
+    details = {name: value for name, value in measured.metrics.items() if name not in known}
+    return Section(
+        against=against,
+        count=measured.count,
+        unit=measured.unit,
+        checks=judge(measured.metrics, limits),
+        details=details,
+        outputs=measured.outputs,
+    )

@@ -1,0 +1,1 @@
+"""Removal of hidden units, heads, channels and rows that do nothing, exactly: docs/rewrites.md."""

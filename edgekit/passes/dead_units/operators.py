@@ -1,0 +1,215 @@
+"""How channels pass through the operators of a graph; one literal table at the end, all others are opaque."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.passes.dead_units.attention import ATTENTION
+from edgekit.passes.dead_units.channels import Channels, Flow, Rule, array_of, called, constant_of, size_at, varying
+from edgekit.passes.dead_units.constants import BINARY, UNARY, Floats, applied, number, text, whole
+from edgekit.passes.dead_units.cuts import ParameterCut
+from edgekit.passes.dead_units.parts import PARTS
+from edgekit.passes.dead_units.products import PRODUCTS
+from edgekit.passes.dead_units.shapes import SHAPES
+
+
+def batch_norm(flow: Flow, node: ir.Node) -> None:
+    x = flow.input(node)
+    arrays = [array_of(v) for v in node.inputs[1:5]]
+    if x is None:
+        return
+    if any(a is None for a in arrays) or whole(node, "training_mode", 0) or x.inner is not None:
+        return flow.opaque(node)
+    scale, shift, mean, variance = (np.asarray(a) for a in arrays)
+    step = scale / np.sqrt(variance + number(node, "epsilon", 1e-5))
+    constant = np.where(scale == 0, shift, applied(lambda c: (c - mean) * step + shift, x.constant))
+    flow.cuts += [ParameterCut(node, index, 0, x.ids) for index in range(1, 5)]
+    flow.give(node.outputs[0], replace(x, constant=constant, sums_to_one=False))
+
+
+def unary(flow: Flow, node: ir.Node) -> None:
+    x = flow.input(node)
+    if x is None:
+        return
+    if any(v is not None for v in node.inputs[1:]) and node.op_type != "Dropout":
+        return flow.opaque(node)
+    function = UNARY[node.domain, node.op_type](node)
+    kept = x.sums_to_one and node.op_type in ("Identity", "Dropout")
+    flow.give(node.outputs[0], replace(x, constant=_on_known(function, x.constant), sums_to_one=kept))
+
+
+def _on_known(function: Callable[[Floats], Floats], constant: Floats) -> Floats:
+    """Most channels vary: only the others are computed."""
+    found, known = varying(len(constant)), np.isfinite(constant)
+    found[known] = applied(function, constant[known])
+    return found
+
+
+def clip(flow: Flow, node: ir.Node) -> None:
+    x = flow.input(node)
+    if x is None:
+        return
+    low, high = number(node, "min", -np.inf), number(node, "max", np.inf)
+    bounds = [array_of(v) if v is not None else None for v in (*node.inputs[1:], None, None)[:2]]
+    given = [v is not None for v in (*node.inputs[1:], None, None)[:2]]
+    if any(g and b is None for g, b in zip(given, bounds, strict=True)):
+        return flow.opaque(node)
+    low = float(bounds[0].reshape(-1)[0]) if bounds[0] is not None else low
+    high = float(bounds[1].reshape(-1)[0]) if bounds[1] is not None else high
+    flow.give(
+        node.outputs[0], replace(x, constant=applied(lambda c: np.clip(c, low, high), x.constant), sums_to_one=False)
+    )
+
+
+def binary(flow: Flow, node: ir.Node) -> None:
+    found = [flow.values.get(v) if v is not None else None for v in node.inputs[:2]]
+    function = BINARY[node.domain, node.op_type]
+    if len(node.inputs) != 2 or found == [None, None]:
+        return flow.opaque(node)
+    if found[0] is not None and found[1] is not None:
+        return _of_two(flow, node, found[0], found[1])
+    at = 0 if found[0] is not None else 1
+    x, other = found[at], node.inputs[1 - at]
+    assert x is not None and other is not None
+    if _as_wide(other, x):
+        unfollowed = flow.known(other, len(x.ids), x.axis, x.rank)
+        return _of_two(flow, node, *((x, unfollowed) if at == 0 else (unfollowed, x)))
+    operand = _operand(flow, node, 1 - at, x, other)
+    if operand is None:
+        return flow.opaque(node)
+    pair = (x.constant, operand) if at == 0 else (operand, x.constant)
+    flow.give(node.outputs[0], replace(x, constant=applied(function, *pair), sums_to_one=False))
+    return None
+
+
+def _as_wide(value: ir.Value, x: Channels) -> bool:
+    """An activation with a number for each channel, whose own channels were not followed."""
+    followed = constant_of(value) is None and value.shape is not None and x.inner is None
+    return followed and -x.axis <= len(value.shape or ()) and size_at(list(value.shape or ()), x.axis) == len(x.ids) > 1
+
+
+def _of_two(flow: Flow, node: ir.Node, a: Channels, b: Channels) -> None:
+    """Two activations; where one has a single channel, it goes to all of the other's."""
+    if (a.axis, a.inner, len(a.ids)) == (b.axis, b.inner, len(b.ids)):
+        flow.unite(a.ids, b.ids)
+        if node.op_type in ("Add", "Sub"):
+            flow.additions.append(a.ids)
+        constant = applied(BINARY[node.domain, node.op_type], a.constant, b.constant)
+        return flow.give(node.outputs[0], replace(a, constant=constant, sums_to_one=False))
+    if (a.axis, a.inner) == (b.axis, b.inner) and 1 in (len(a.ids), len(b.ids)):
+        narrow, wide = (a, b) if len(a.ids) == 1 else (b, a)
+        flow.pin(narrow.ids, f"spread over all channels in {called(node)}")
+        pair = [np.broadcast_to(c.constant, len(wide.ids)) for c in (a, b)]
+        constant = applied(BINARY[node.domain, node.op_type], *pair)
+        return flow.give(node.outputs[0], replace(wide, constant=constant, sums_to_one=False))
+    return flow.opaque(node)
+
+
+def _operand(flow: Flow, node: ir.Node, index: int, x: Channels, other: ir.Value) -> Floats | None:
+    """The other operand as seen by each channel, float64 [C] (NaN where it varies); None where that cannot be told."""
+    array = array_of(other)
+    shape = list(array.shape) if array is not None else list(other.shape) if other.shape is not None else None
+    if shape is None:
+        return None
+    here, within = size_at(shape, x.axis), size_at(shape, x.inner) if x.inner is not None else 1
+    if here == 1 and within in (1, x.size):
+        single = array is not None and array.size == 1
+        return np.full(len(x.ids), float(array.reshape(-1)[0])) if single else varying(len(x.ids))  # type: ignore[union-attr]
+    if array is None or here != len(x.units) or x.inner is not None:
+        return None
+    flow.cuts.append(ParameterCut(node, index, x.axis, x.ids))
+    rows = np.moveaxis(array, x.axis, 0).reshape(len(x.ids), -1)
+    return np.where((rows == rows[:, :1]).all(axis=1), rows[:, 0], np.nan)
+
+
+def where(flow: Flow, node: ir.Node) -> None:
+    """Condition and both choices; nothing is known of the result."""
+    found = {i: flow.values[v] for i, v in enumerate(node.inputs) if v is not None and v in flow.values}
+    if not found:
+        return
+    x = next(iter(found.values()))
+    for channels in found.values():
+        if (channels.axis, channels.inner, len(channels.ids)) != (x.axis, x.inner, len(x.ids)):
+            return flow.opaque(node)
+    for index, value in enumerate(node.inputs):
+        if index not in found and (value is None or not _spread(value, x)):
+            return flow.opaque(node)
+    for channels in found.values():
+        flow.unite(x.ids, channels.ids)
+    flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids)), sums_to_one=False))
+
+
+def _spread(value: ir.Value, x: Channels) -> bool:
+    """Whether a value is the same for all of the channels."""
+    tensor = constant_of(value)
+    shape = list(tensor.shape) if tensor is not None else list(value.shape) if value.shape is not None else None
+    return shape is not None and size_at(shape, x.axis) == 1 and (x.inner is None or size_at(shape, x.inner) == 1)
+
+
+def norm(flow: Flow, node: ir.Node) -> None:
+    """Over the last axes; within a head it does not couple heads."""
+    x = flow.input(node)
+    if x is None:
+        return
+    first = whole(node, "axis", -1)
+    first = first - x.rank if first >= 0 and x.rank is not None else first
+    if first < 0 and x.axis < first and x.inner is not None and x.inner >= first:
+        return flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids))))
+    flow.pin(x.ids, f"normalized together in {called(node)}")
+    for output in node.outputs:
+        flow.values.pop(output, None)
+    flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids))))
+
+
+def softmax(flow: Flow, node: ir.Node) -> None:
+    x = flow.input(node)
+    if x is None:
+        return
+    axis = whole(node, "axis", -1)
+    axis = axis - x.rank if axis >= 0 and x.rank is not None else axis
+    if axis >= 0 or axis in (x.axis, x.inner):
+        return flow.opaque(node, f"compared with each other in {called(node)}")
+    flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids)), sums_to_one=axis == -1))
+
+
+def pool(flow: Flow, node: ir.Node) -> None:
+    """Over pixels; an average that counts zero padding is another number at the border."""
+    x = flow.input(node)
+    if x is None:
+        return
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        return flow.opaque(node)
+    pads = any(node.attributes["pads"].as_ints() if "pads" in node.attributes else ())
+    pads |= text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    counted = node.op_type == "AveragePool" and pads and whole(node, "count_include_pad", 0)
+    constant = np.where(x.constant == 0, 0.0, np.nan) if counted else x.constant
+    flow.give(node.outputs[0], replace(x, constant=constant))
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("", "BatchNormalization"): batch_norm,
+    ("", "Clip"): clip,
+    ("", "Where"): where,
+    ("", "Softmax"): softmax,
+    **dict.fromkeys(UNARY, unary),
+    **dict.fromkeys(BINARY, binary),
+    **{("", op): norm for op in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")},
+    **{("", op): pool for op in ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")},
+    **SHAPES,
+    **PARTS,
+    **ATTENTION,
+    **PRODUCTS,
+}
+"""Operator -> how channels pass it. Products make channels, the others hand them on or pin them."""
+
+
+def follow(flow: Flow) -> Flow:
+    """Follows the channels of all nodes, which stand in topological order."""
+    for node in flow.graph:
+        rule = RULES.get((node.domain, node.op_type), Flow.opaque)
+        rule(flow, node)
+    return flow

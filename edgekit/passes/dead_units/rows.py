@@ -1,0 +1,114 @@
+"""Rows of zeros in embedding tables: one of them stands for all, or they stay and are listed. Exact, token ids stay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.lowbit.surviving import Kept
+from edgekit.passes.dead_units.channels import called, constant_of
+from edgekit.passes.dead_units.removal import KEPT, REPORT
+from edgekit.passes.dead_units.verdict import Row
+from edgekit.passes.dead_units.weights import Bools, Scans, sliced
+
+EDGEKIT = "ai.edgekit"
+UNIT = "embedding row"
+
+
+class RemoveDeadRows(ir.passes.InPlacePass):
+    """With ``drop``, tables lose all zero rows but one, and a table int32 [V] says where each id's row is now.
+
+    Ids are looked up there before the table is; an output head that shares the table spreads its results by it. What was
+    removed, or why not, goes to ``model.metadata_props["edgekit.dead_units"]``, what is left to ``model.meta["edgekit.kept"]``.
+    """
+
+    def __init__(self, drop: bool) -> None:
+        self.drop = drop
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        rows, scans = list[Row](), Scans()
+        tables = {n.inputs[1]: n for n in model.graph if n.domain == EDGEKIT and n.op_type == "Embedding"}
+        for value, node in tables.items():
+            tensor = constant_of(value)
+            if value is None or tensor is None:
+                continue
+            alive = scans.of(tensor, 0).rows
+            count = int((~alive).sum())
+            if not count:
+                continue
+            why = _obstacle(value, alive) if self.drop else "the recipe says unused_embedding_rows: keep"
+            if not why:
+                _drop(model, value, alive)
+            reason = why or "all zeros; one row of zeros stands for them"
+            rows.append(Row(called(node), UNIT, count - (not why), len(alive), not why, reason))
+        if rows:
+            listed = json.loads(model.metadata_props.get(REPORT, "[]")) + [asdict(row) for row in rows]
+            model.metadata_props[REPORT] = json.dumps(listed)
+        return ir.passes.PassResult(model, modified=any(row.removed for row in rows))
+
+
+def _obstacle(value: ir.Value, alive: Bools) -> str:
+    """Why a table keeps its rows of zeros, or ""."""
+    for use in value.uses():
+        if use.node.domain != EDGEKIT or use.node.op_type not in ("Linear", "Embedding"):
+            return f"{called(use.node)} reads the table too"
+        if use.node.op_type == "Linear" and len(use.node.inputs) > 2:
+            return f"{called(use.node)} shares the table and adds a bias to each row"
+    width = int(value.shape[1]) if value.shape is not None else 0  # type: ignore[arg-type]
+    if (int((~alive).sum()) - 1) * width / 2 <= 4 * len(alive):  # at the fewest bits that a row may get
+        return "a table that says where each row is would be larger than what they take"
+    return ""
+
+
+def _drop(model: ir.Model, value: ir.Value, alive: Bools) -> None:
+    keep = alive.copy()
+    zero = int(np.argmin(alive))
+    keep[zero] = True
+    left = np.flatnonzero(keep)
+    place = np.where(alive, np.cumsum(keep) - 1, np.searchsorted(left, zero)).astype(np.int32)
+    where = ir.Value(
+        name=f"{value.name}.places", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(place.shape),
+        const_value=ir.tensor(place, name=f"{value.name}.places"),
+    )  # fmt: skip
+    model.graph.register_initializer(where)
+    tensor, uses = constant_of(value), list(value.uses())
+    assert tensor is not None
+    width = int(tensor.shape[1])  # type: ignore[arg-type]
+    smaller = sliced(tensor, keep, np.ones(width, np.bool_), str(value.name))
+    value.const_value, value.shape = smaller, smaller.shape
+    for use in uses:
+        model.meta.setdefault(KEPT, {})[called(use.node)] = Kept(len(alive), left, np.arange(width))
+        if use.node.op_type == "Embedding":
+            _look_up(use.node, where)
+        else:
+            _spread(use.node, where)
+
+
+def _look_up(node: ir.Node, where: ir.Value) -> None:
+    """Embedding(ids) -> Embedding(Gather(places, ids))."""
+    ids = node.inputs[0]
+    assert ids is not None and node.graph is not None
+    found = ir.Node("", "Gather", [where, ids], [ir.AttrInt64("axis", 0)], num_outputs=1, name=f"{node.name}.places")
+    found.outputs[0].name = f"{node.outputs[0].name}.places"
+    found.outputs[0].type, found.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ids.shape
+    node.graph.insert_before(node, found)
+    node.replace_input_with(0, found.outputs[0])
+
+
+def _spread(node: ir.Node, where: ir.Value) -> None:
+    """Linear -> Gather(Linear, places) over the last axis."""
+    old, graph = node.outputs[0], node.graph
+    assert graph is not None
+    spread = ir.Node("", "Gather", [old, where], [ir.AttrInt64("axis", -1)], num_outputs=1, name=f"{node.name}.spread")
+    result = spread.outputs[0]
+    result.type, result.shape = old.type, old.shape
+    graph.insert_after(node, spread)
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+    spread.replace_input_with(0, old)
+    name = old.name
+    old.name, result.name = f"{name}.rows", name
+    if old.shape is not None and node.inputs[1] is not None and node.inputs[1].shape is not None:
+        old.shape = ir.Shape([*old.shape[:-1], node.inputs[1].shape[0]])

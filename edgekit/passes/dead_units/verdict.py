@@ -1,0 +1,237 @@
+"""Which classes of channels do nothing, and why what looks dead has to stay."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgekit.passes.dead_units.channels import Attention, Flow, Product
+from edgekit.passes.dead_units.weights import CHUNK, Bools, Ints, scaled_by_columns
+
+UNIFORM = "GroupQueryAttention needs as many query heads for each key-value head"
+LAST = "the last one stays: no operator takes a width of 0"
+BLOCKS = "its weight has a scale for each 128 columns, which would shift"
+
+
+@dataclass
+class Verdict:
+    """``dead`` bool by class; ``pinned`` is the first pin of each, or -1; ``limits`` says why one that does nothing stays."""
+
+    flow: Flow
+    root: Ints
+    pinned: Ints
+    dead: Bools
+    limits: dict[int, str] = field(default_factory=dict)
+
+    def keep(self, ids: Ints) -> Bools:
+        """Which of the given channels stay."""
+        return np.asarray(~self.dead[self.root[ids]])
+
+    def revive(self, classes: Sequence[int] | Ints, reason: str) -> bool:
+        """Makes classes stay; True where one was dead."""
+        changed = False
+        for one in np.unique(np.asarray(classes, np.int64)).tolist():
+            if self.dead[one]:
+                self.dead[one], changed = False, True
+                self.limits.setdefault(one, reason)
+        return changed
+
+
+def judge(flow: Flow) -> Verdict:
+    """Decides for every class of channels.
+
+    A class is dead when nobody else needs it and every layer that reads one of its channels either has zeros there or gets
+    a constant that its bias can take.
+    """
+    root = flow.roots()
+    pinned = np.full(flow.count, -1)
+    for index in reversed(range(len(flow.pins))):
+        pinned[root[flow.pins[index][0]]] = index
+    read, blocked = np.zeros(flow.count, bool), pinned >= 0
+    for product in flow.products:
+        classes = root[product.x.ids]
+        if not blocked[classes].all():
+            read[classes] = True
+            blocked[classes[~removable(product)]] = True
+    for attention in flow.attentions:
+        read[root[attention.keys]] = True
+    verdict = Verdict(flow, root, pinned, read & ~blocked)
+    _limit(verdict)
+    return verdict
+
+
+def removable(product: Product) -> Bools:
+    """bool [K]: the layer would not miss this input."""
+    constant = product.x.constant
+    foldable = np.isfinite(constant) if not product.unfoldable else constant == 0
+    return np.asarray(foldable | (~product.alive.columns & (not product.rounds_input)))
+
+
+def _limit(verdict: Verdict) -> None:
+    """What the operators themselves demand; every step only makes more stay, so it ends."""
+    flow, changed = verdict.flow, True
+    for product in flow.products:
+        gone = ~verdict.keep(product.x.ids)
+        if (
+            gone.any()
+            and product.rows_axis == 0
+            and len(product.tensor.shape) == 2
+            and scaled_by_columns(product.tensor)
+        ):
+            verdict.revive(verdict.root[product.x.ids[gone]], BLOCKS)
+    while changed:
+        changed = False
+        for attention in flow.attentions:
+            changed |= _limit_heads(verdict, attention)
+        if not changed:  # only then: at first every key-value head counts as dead
+            for channels in flow.values.values():
+                changed |= _limit_width(verdict, channels.ids)
+
+
+def _limit_width(verdict: Verdict, ids: Ints) -> bool:
+    return len(ids) > 0 and not verdict.keep(ids).any() and verdict.revive(verdict.root[ids[:1]], LAST)
+
+
+def _limit_heads(verdict: Verdict, attention: Attention) -> bool:
+    """A key-value head goes with all of its query heads; of the other groups, equally many query heads go."""
+    keys = verdict.root[attention.keys]
+    queries = verdict.root[attention.queries].reshape(len(keys), -1)
+    dead = verdict.dead[queries]
+    whole = dead.all(axis=1) & verdict.dead[keys]
+    changed = verdict.revive(keys[~whole], "")
+    rest = np.flatnonzero(~whole)
+    most = min([queries.shape[1] - 1, *dead[rest].sum(axis=1).tolist()])
+    for group in rest:
+        surplus = np.flatnonzero(dead[group])[most:]
+        changed |= verdict.revive(queries[group, surplus], UNIFORM)
+    return changed
+
+
+@dataclass(frozen=True)
+class Row:
+    """``count`` of ``of`` units of one layer: removed, or kept although they look dead, and why."""
+
+    layer: str
+    unit: str
+    count: int
+    of: int
+    removed: bool
+    reason: str
+
+
+def removed_rows(verdict: Verdict) -> Iterator[Row]:
+    """What goes, by the layers that made it."""
+    found: Counter[tuple[str, str, int, str]] = Counter()
+    causes, makers, units = _causes(verdict), _makers(verdict), _units(verdict)
+    for one in np.flatnonzero(verdict.dead).tolist():
+        if one in makers:
+            products = makers[one]
+            unit, of = units.get(one, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
+            found[joined([p.name for p in products]), unit, of, causes.get(one, "all its query heads are dead")] += 1
+    for (layer, unit, of, reason), count in found.items():
+        yield Row(layer, unit, count, of, True, reason)
+
+
+def _makers(verdict: Verdict) -> dict[int, list[Product]]:
+    found: dict[int, list[Product]] = defaultdict(list)
+    for product in verdict.flow.products:
+        classes = verdict.root[product.y.ids]
+        for one in np.unique(classes[verdict.dead[classes]]).tolist():
+            found[one].append(product)
+    return found
+
+
+def _units(verdict: Verdict) -> dict[int, tuple[str, int]]:
+    """Classes that are attention heads, and how many the attention has."""
+    found: dict[int, tuple[str, int]] = {}
+    for name, groups in (
+        ("attention head", verdict.flow.heads),
+        ("query head", [a.queries for a in verdict.flow.attentions]),
+        ("key-value head", [a.keys for a in verdict.flow.attentions]),
+    ):
+        for ids in groups:
+            for one in verdict.root[ids].tolist():
+                # Where query, key and value of a head lie side by side, they are one.
+                known = found.get(one, (name,))[0]
+                found[one] = (name if known == name else "attention head"), len(ids)
+    return found
+
+
+def _causes(verdict: Verdict) -> dict[int, str]:
+    """Why a dead class is dead, as its readers see it."""
+    unread, zero = np.ones(len(verdict.root), bool), np.ones(len(verdict.root), bool)
+    seen = set()
+    for product in verdict.flow.products:
+        classes = verdict.root[product.x.ids]
+        if verdict.dead[classes].any():
+            np.logical_and.at(unread, classes, ~product.alive.columns)
+            np.logical_and.at(zero, classes, product.x.constant == 0)
+            seen.update(classes[verdict.dead[classes]].tolist())
+    texts = dict.fromkeys(seen, "constant, folded into the next bias")
+    texts.update({one: "always zero" for one in seen if zero[one]})
+    texts.update({one: "nothing reads it" for one in seen if unread[one]})
+    return texts
+
+
+def kept_rows(verdict: Verdict) -> Iterator[Row]:
+    """Rows and columns of zeros, and heads, that stay, with the reason; of weights that were looked at or are small."""
+    units = _units(verdict)
+    for one, reason in verdict.limits.items():
+        if reason and one in units:
+            yield Row(_head_layer(verdict, one), units[one][0], 1, units[one][1], False, reason)
+    told = {one for one, reason in verdict.limits.items() if reason and one in units}
+    for product in verdict.flow.products:
+        if not verdict.flow.scans.has(product.tensor) and product.tensor.size > CHUNK:
+            continue  # a vocabulary, read for nothing but this table
+        if any(use.node.op_type == "Embedding" for use in product.node.inputs[1].uses()):  # type: ignore[union-attr]
+            continue  # its rows are told with the embedding's
+        for kind, ids, alive in (
+            ("zero row", product.y.ids, product.alive.rows),
+            ("zero column", product.x.ids, product.alive.columns),
+        ):
+            reasons = Counter(
+                _reason(verdict, one, product, kind) for one in verdict.root[ids[~alive]].tolist() if one not in told
+            )
+            for reason, count in reasons.items():
+                yield Row(product.name, kind, count, len(ids), False, reason)
+
+
+def _head_layer(verdict: Verdict, one: int) -> str:
+    """The layers that make a head."""
+    names = [p.name for p in verdict.flow.products if (verdict.root[p.y.ids] == one).any()]
+    return joined(names) if names else "attention"
+
+
+def _reason(verdict: Verdict, one: int, product: Product, kind: str) -> str:
+    """Why the class of a zero row or column stays."""
+    residual = any((verdict.root[ids] == one).any() for ids in verdict.flow.additions)
+    if verdict.pinned[one] >= 0:
+        _, pin = verdict.flow.pins[int(verdict.pinned[one])]
+        return f"residual width: {pin}" if residual else pin
+    if verdict.limits.get(one):
+        return verdict.limits[one]
+    if residual:
+        return "added to another branch that is alive there"
+    for reader in verdict.flow.products:
+        here = (verdict.root[reader.x.ids] == one) & ~removable(reader)
+        if not here.any():
+            continue
+        constant = reader.x.constant[here][0]
+        if np.isfinite(constant):
+            return f"its constant {constant:.4g} stays: in {reader.name} {reader.unfoldable}"
+        if reader.rounds_input and not reader.alive.columns[here].any():
+            return f"it varies, and {reader.name} rounds its input by the largest value of each row"
+        if reader is product and kind == "zero column":
+            return "a part of a unit that is used elsewhere"
+        return f"{reader.name} reads it, and it varies"
+    return "a part of a unit that is used elsewhere"
+
+
+def joined(names: Sequence[str]) -> str:
+    """a.b.gate_proj, a.b.up_proj -> a.b.gate_proj+up_proj."""
+    stem = names[0].rpartition(".")[0]
+    same = all(n.rpartition(".")[0] == stem for n in names)
+    return ".".join(filter(None, [stem, "+".join(n.rpartition(".")[2] for n in names)])) if same else " + ".join(names)

@@ -1,0 +1,308 @@
+"""Text generation from a bundle."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle import Bundle
+from edgekit.errors import UsageError
+from edgekit.runtime.conversation import Messages, Saved, read
+from edgekit.runtime.decoder import Decoder, decoder_info
+from edgekit.runtime.lookup import Lookup, next_tokens
+from edgekit.runtime.sampling import Sampling, draw
+from edgekit.runtime.session import Stopped
+from edgekit.runtime.tokenizer import Stream, Tokenizer
+
+GREEDY = Sampling()
+
+
+@dataclass
+class Generation:
+    """A running generation: iterate over it for pieces of text; afterwards it says how it went.
+
+    Seconds count the model's work and the choice of tokens, not what the reader does with the pieces.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int = 0  # of the prompt, whose keys and values came from a saved session
+    tokens: list[int] = field(default_factory=list)  # new ones, the end-of-text token left out
+    finish: str = ""  # "stop" (end-of-text token or stop string), "length" or "cancelled"
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    proposed_tokens: int = 0  # by prompt lookup
+    accepted_tokens: int = 0
+    _decoder: Decoder | None = field(default=None, repr=False)
+    _pieces: Iterator[str] = field(default_factory=lambda: iter(()), repr=False)
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces that are left; leaving a loop over them ends the generation as :meth:`cancel` does."""
+        yield from self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def cancel(self) -> None:
+        """Ends the generation at once, from any thread, also within a long prompt; the iteration then just stops."""
+        if self.finish:
+            return
+        self.finish = "cancelled"
+        if self._decoder is not None:
+            self._decoder.stop()
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens that were fed over the time until the first new token was known; 0 before that."""
+        return (self.prompt_tokens - self.reused_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens after the first, over the time they took; 0 when there was only one."""
+        later = len(self.tokens) - 1
+        return later / self.decode_seconds if later > 0 and self.decode_seconds else 0.0
+
+
+def generate(
+    model: Bundle | Decoder,
+    prompt: str,
+    *,
+    max_new_tokens: int = 256,
+    chat: bool | None = None,
+    system: str | None = None,
+    stop: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
+    threads: int = 1,
+    lookup: int = 0,
+    session: Path | None = None,
+) -> Generation:
+    """Continues ``prompt``, or answers it where the model has a chat template (``chat`` None decides by that).
+
+    Generation ends at an end-of-text token of the model, at one of ``stop`` (not given out), or after
+    ``max_new_tokens`` or the end of the context. Leaving the iteration ends it at once. A Decoder given is reset and
+    keeps its own threads; a Bundle is loaded with ``threads`` and a cache of just the length that is needed.
+
+    ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
+    the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there, its
+    text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew. A prompt
+    that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it goes on there.
+
+    Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
+    decoder or tokenizer.
+    """
+    bundle = model.bundle if isinstance(model, Decoder) else model
+    check_request(prompt, max_new_tokens, stop)
+    _check_choices(sampling, lookup)
+    tokenizer = Tokenizer(bundle)
+    limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
+    chat = tokenizer.chat_template is not None if chat is None else chat
+    before = _begun(session, bundle, chat, system)
+    if before.messages is None:
+        asked = None
+        ids = [*before.text, *tokenizer.encode(prompt, special=not before.text)]
+    else:
+        asked = [*before.messages, {"role": "user", "content": prompt}]
+        ids = tokenizer.chat(asked)
+    if len(ids) >= limit:
+        saved = before.path is not None
+        where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
+        raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
+    if isinstance(model, Decoder):
+        decoder = model
+        decoder.reset()
+    else:
+        decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens))
+    generation = Generation(prompt_tokens=len(ids), reused_tokens=before.refill(decoder, ids), _decoder=decoder)
+    tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling, lookup)
+    pieces = text_pieces(generation, tokens, Stream(tokenizer, () if chat else ids), StopStrings(stop))
+    generation._pieces = pieces if session is None else _saving(generation, pieces, session, before, ids, asked)
+    return generation
+
+
+def check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
+    """Raises UsageError for what no generation can begin with."""
+    if not prompt:
+        raise UsageError("prompt: is empty; give some text")
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
+    if any(not s for s in stop):
+        raise UsageError("stop: an empty string would stop at once; leave it out")
+
+
+def _check_choices(sampling: Sampling, lookup: int) -> None:
+    if lookup < 0:
+        raise UsageError(f"lookup: {lookup} is negative; 0 proposes nothing, 8 is usual")
+    if lookup and (sampling.temperature or sampling.repetition_penalty != 1.0):
+        raise UsageError(
+            "lookup: proposes the likeliest tokens only; leave out temperature and repetition_penalty, or lookup"
+        )
+
+
+def _begun(session: Path | None, bundle: Bundle, chat: bool, system: str | None) -> Saved:
+    """The conversation before the prompt: the saved one, or a new one."""
+    if system is not None and not chat:
+        raise UsageError("system: the prompt is continued as it is, without a chat; put the words into the prompt")
+    found = read(session, bundle) if session is not None else None
+    if found is None:
+        opening = [{"role": "system", "content": system}] if system is not None else []
+        return Saved(opening if chat else None)
+    if (found.messages is not None) != chat:
+        kind, other = ("plain text", "a chat") if chat else ("a chat", "plain text")
+        raise UsageError(f"{session}: holds {kind} and cannot go on as {other}; name another file")
+    if system is not None:
+        raise UsageError(f"system: {session} has begun without or with its own; leave it out")
+    return found
+
+
+def _saving(
+    state: Generation,
+    pieces: Generator[str, None, None],
+    path: Path,
+    before: Saved,
+    ids: list[int],
+    asked: Messages | None,
+) -> Generator[str, None, None]:
+    """The pieces; whichever way the iteration ends, the session is written then."""
+    said: list[str] = []
+    try:
+        for piece in pieces:
+            said.append(piece)
+            yield piece
+    finally:
+        pieces.close()
+        decoder = state._decoder
+        assert decoder is not None
+        text = [*ids, *state.tokens]
+        decoder.rewind(min(decoder.length, len(text)))  # prompt lookup may have fed more than was taken
+        after = replace(before, cached=text[: decoder.length])
+        if state.tokens or state.finish == "stop":
+            answer = {"role": "assistant", "content": "".join(said)}
+            after = replace(after, text=text, messages=None if asked is None else [*asked, answer])
+        after.write(path, decoder)
+
+
+def text_pieces(
+    state: Generation, tokens: Iterator[int], stream: Stream, text: StopStrings
+) -> Generator[str, None, None]:
+    """The text of ``tokens`` as it becomes whole, up to a stop string; says in ``state`` how it ended."""
+    try:
+        for token in tokens:
+            yield from text.push(stream.push(token))
+            if text.hit:
+                state.finish = "stop"
+                return
+    except Stopped:
+        state.finish = "cancelled"
+    except GeneratorExit:
+        state.finish = state.finish or "cancelled"
+        raise
+    yield from text.push(stream.rest())
+    if text.hit:
+        state.finish = "stop"
+    else:
+        yield from text.rest()
+
+
+def _tokens(
+    state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling, lookup: int
+) -> Iterator[int]:
+    """New tokens until the model ends, ``count`` is reached or the context is full; keeps ``state``."""
+    random = np.random.default_rng(sampling.seed)
+    began = time.perf_counter()
+    logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64))[0, -1]
+    following = [draw(logits, sampling, random, ids)]
+    known = Lookup([*ids, following[0]], lookup) if lookup else None
+    state.prefill_seconds = time.perf_counter() - began
+    while following[0] not in decoder.info.eos_token_ids:
+        token = following.pop(0)
+        state.tokens.append(token)
+        yield token
+        if state.finish == "cancelled":
+            return
+        # Of tokens found ahead the decoder already holds all but the last.
+        if len(state.tokens) == count or len(ids) + len(state.tokens) > decoder.max_length:
+            state.finish = "length"
+            return
+        if following:
+            continue
+        began = time.perf_counter()
+        if known is None:
+            following = [draw(decoder.step(token), sampling, random, [*ids, *state.tokens])]
+        else:
+            following = next_tokens(decoder, known, token)
+            for found in following:
+                known.push(found)
+            state.proposed_tokens, state.accepted_tokens = known.proposed, known.accepted
+        state.decode_seconds += time.perf_counter() - began
+    state.finish = "stop"
+
+
+def interruptible(running: Generation) -> Generator[str, None, None]:
+    """The pieces of a generation that runs in a thread, so that Ctrl-C ends it at once, also within a long prompt.
+
+    Then come the pieces that were ready, and KeyboardInterrupt. Whoever leaves early closes it, which ends the thread.
+    """
+    ready: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for piece in running:
+                ready.put(piece)
+            ready.put(None)
+        except BaseException as error:  # handed over, whatever it is
+            ready.put(error)
+
+    thread = threading.Thread(target=work, name="generation", daemon=True)
+    try:
+        try:
+            thread.start()
+            yield from _until_end(ready)
+        except KeyboardInterrupt:
+            running.cancel()
+            if thread.is_alive() or not ready.empty():  # Ctrl-C may come before the thread has begun
+                yield from _until_end(ready)
+            raise
+    finally:
+        running.cancel()
+        if thread.is_alive():
+            thread.join()
+
+
+def _until_end(ready: queue.SimpleQueue[str | BaseException | None]) -> Iterator[str]:
+    while (piece := ready.get()) is not None:
+        if isinstance(piece, BaseException):
+            raise piece
+        yield piece
+
+
+class StopStrings:
+    """Holds text back while it may be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.hit = False
+
+    def push(self, piece: str) -> Iterator[str]:
+        """What can be given out now; nothing more after ``hit``."""
+        self._held += piece
+        found = [at for s in self._stops if (at := self._held.find(s)) >= 0]
+        if found:
+            self.hit = True
+            ready, self._held = self._held[: min(found)], ""
+        else:
+            begun = (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n]))
+            cut = len(self._held) - max(begun, default=0)
+            ready, self._held = self._held[:cut], self._held[cut:]
+        if ready:
+            yield ready
+
+    def rest(self) -> Iterator[str]:
+        """What was held back for a stop string that never came."""
+        if self._held:
+            yield self._held
