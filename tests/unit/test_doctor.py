@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from edgekit import doctor, processor
+from edgekit import cpu, doctor
 from edgekit.cli import main
 
 X86 = "processor: 0\nmodel name : AMD EPYC\nflags : fpu sse avx2 fma avx512f avx512_vnni avx2extra\n"
@@ -102,8 +102,8 @@ def test_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 )
 def test_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, found: tuple[str, tuple[str, ...]]) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    assert processor.processor_features() == found
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu.processor_features() == found
 
 
 @pytest.mark.parametrize(
@@ -115,33 +115,33 @@ def test_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, found
     ],
 )
 def test_macos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, found: tuple[str, tuple[str, ...]]) -> None:
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=text))
-    assert processor.processor_features() == found
+    assert cpu.processor_features() == found
 
 
 def test_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import ctypes
 
     kernel = SimpleNamespace(IsProcessorFeaturePresent=lambda number: number in (40, 41))
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(platform, "processor", lambda: "Intel64 Family 6")
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
-    assert processor.processor_features() == ("Intel64 Family 6", ("avx2", "avx512f"))
+    assert cpu.processor_features() == ("Intel64 Family 6", ("avx2", "avx512f"))
 
 
 def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(*arguments: Any, **options: Any) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(subprocess, "run", missing)
-    assert processor.processor_features() == (platform.machine(), ())
+    assert cpu.processor_features() == (platform.machine(), ())
     monkeypatch.setattr(sys, "platform", "freebsd14")
-    assert processor.processor_features()[1] == ()
+    assert cpu.processor_features()[1] == ()
 
 
 def test_scarce_machine(monkeypatch: pytest.MonkeyPatch) -> None:
