@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.android import tokenizer_kotlin, tokenizer_lines
+from tests.support.android import tokenizer_kotlin, tokenizer_lines
 from tools.demo_models import minilm, smollm2
 
 

@@ -21,7 +21,7 @@ from tools.fetch_ort_android import AAR_SHA256, fetch
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 FIXTURES = ROOT / "tools" / "device_fixtures"
-BIONIC = ROOT / "tests" / "native" / "android"
+BIONIC = ROOT / "tests" / "support" / "bionic"
 DEBIAN = "trixie"
 PYTHON = (3, 13)  # trixie's
 PACKAGES = (
@@ -94,9 +94,9 @@ def wheels() -> Path:
 
 def bionic() -> Path:
     """Android's C library for the phone's Java machine; fetches ONNX Runtime for Android when it is missing."""
-    from tests.native.android.bionic_shim import build
+    from tests.support.bionic.shim import build
 
-    sources = sorted([*BIONIC.glob("bionic*.c"), BIONIC / "bionic_shim.py"])
+    sources = sorted([BIONIC / "libc.c", BIONIC / "liblog.c", BIONIC / "shim.py"])
     recipe = "".join([AAR_SHA256, *(source.read_text(encoding="utf-8") for source in sources)])
 
     def fill(directory: Path) -> None:

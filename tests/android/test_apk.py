@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from edgekit.bundle import Bundle
-from tests.android import dex
-from tests.android.junit import INSTALL
-from tests.native.tooling import ROOT, require
-from tests.unit.tiny_bundle import decoder_bundle
+from tests.support.android import dex
+from tests.support.android.junit import INSTALL
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tooling import ROOT, require
 from tools import android_packages, apk, build_runner
 from tools.fetch_ort_android import sha256
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.android import junit
-from tests.native.tooling import ROOT, need, require
+from tests.support.android import junit
+from tests.support.tooling import ROOT, need, require
 from tools import android_packages, draw_layout, kotlin
 
 APP = ROOT / "android_demo" / "app" / "src"

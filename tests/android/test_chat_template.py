@@ -13,8 +13,8 @@ import pytest
 
 from edgekit.errors import BundleError
 from edgekit.runtime import chat
-from tests.android import chat_templates, tokenizer_configs, tokenizer_kotlin
 from tests.android.test_tokenizer import loaded, write_config
+from tests.support.android import chat_templates, tokenizer_configs, tokenizer_kotlin
 from tools.demo_models import minilm, smollm2
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

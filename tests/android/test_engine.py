@@ -18,10 +18,10 @@ from edgekit.recipe import Recipe
 from edgekit.runtime.generation import generate
 from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
 from edgekit.runtime.session import Session
-from tests.android import junit, jvm
-from tests.native.tooling import ROOT, require
-from tests.unit.tiny_bundle import Weights, decoder_bundle
-from tests.unit.tiny_models import broken_graph, linear_bundle
+from tests.support.android import junit, jvm
+from tests.support.tiny_bundle import Weights, decoder_bundle
+from tests.support.tiny_models import broken_graph, linear_bundle
+from tests.support.tooling import ROOT, require
 from tools import build_runner, kotlin
 
 TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"

@@ -12,12 +12,12 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.coding import pack, unpack
-from tests.android import junit
 from tests.attacks.test_pack_attacks import CHUNKS, EDITS, OUTSIDE, first, parts, put, with_chunk
-from tests.native.tooling import ROOT, need, require
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import linear_bundle
-from tests.unit.wide_bundle import wide_bundle
+from tests.support.android import junit
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
+from tests.support.tooling import ROOT, need, require
+from tests.support.wide_bundle import wide_bundle
 from tools import build_runner, kotlin
 
 VECTORS = ROOT / "tests" / "vectors" / "packs"

@@ -18,12 +18,12 @@ from edgekit.devices import runner as twin
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds, open_decoder, replay_text
 from edgekit.runtime.session import Session
-from tests.android import jvm
 from tests.device.test_runner import Running, arrays
-from tests.native import golden
-from tests.native.android import bionic_shim
-from tests.unit.tiny_bundle import EOS, decoder_bundle
-from tests.unit.tiny_models import broken_graph, linear_bundle
+from tests.support import golden_operators as golden
+from tests.support.android import jvm
+from tests.support.bionic import shim
+from tests.support.tiny_bundle import EOS, decoder_bundle
+from tests.support.tiny_models import broken_graph, linear_bundle
 
 CLOSE = 1e-4
 """Between ONNX Runtime for Android and the one here, whose versions and matrix products differ."""
@@ -283,7 +283,7 @@ void *RegisterCustomOps(void *options, const void *base) { return (void)options,
 def test_operators_that_do_not_take_over_are_noticed(ternary: Bundle, tmp_path: Path) -> None:
     source, library = tmp_path / "idle.c", tmp_path / "libidle.so"
     source.write_text(IDLE)
-    bionic_shim.compile_(jvm.ABI, [source], library, "-shared", "-fPIC")
+    shim.compile_(jvm.ABI, [source], library, "-shared", "-fPIC")
     with running(ternary.directory, library=str(library)) as device:
         device.line()
         answer = device.ask("load")

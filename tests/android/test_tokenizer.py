@@ -18,8 +18,8 @@ from tokenizers import Tokenizer as Fast
 
 from edgekit.bundle import Bundle
 from edgekit.runtime.tokenizer import Stream, Tokenizer
-from tests.android import tokenizer_configs, tokenizer_kotlin, tokenizer_lines, unicode_tables
-from tests.android.tokenizer_kotlin import PACKAGES, java, packaged
+from tests.support.android import tokenizer_configs, tokenizer_kotlin, tokenizer_lines, unicode_tables
+from tests.support.android.tokenizer_kotlin import PACKAGES, java, packaged
 from tools.demo_models import minilm, smollm2
 
 REAL_LINES = 102_000
@@ -163,7 +163,7 @@ def test_every_decoder_is_the_same_for_any_tokens(jar: Path, tmp_path: Path) -> 
 
 def test_the_tables_are_those_of_the_library() -> None:
     assert unicode_tables.TARGET.read_text(encoding="utf-8") == unicode_tables.kotlin(), (
-        "python -m tests.android.unicode_tables"
+        "python -m tests.support.android.unicode_tables"
     )
 
 

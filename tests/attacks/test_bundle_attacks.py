@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
-from tests.unit.tiny_bundle import decoder_bundle
+from tests.support.tiny_bundle import decoder_bundle
 
 Edit = Callable[[Path], None]
 links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")

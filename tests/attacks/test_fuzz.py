@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
 from edgekit.inspection import inspect
-from tests.unit.tiny_bundle import decoder_bundle
+from tests.support.tiny_bundle import decoder_bundle
 
 SECONDS = 10.0
 FILES = ("model.onnx", "manifest.json", "vectors/text.safetensors", "tokenizer.json")

@@ -21,7 +21,7 @@ from edgekit.bundle import Bundle
 from edgekit.coding import header, pack, segments, streams, unpack
 from edgekit.coding.bits import number
 from edgekit.errors import BundleError, CheckFailed, EdgekitError, UsageError
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_models import linear_bundle
 
 Edit = Callable[[dict[str, Any]], object]
 MEMORY = 96 << 20

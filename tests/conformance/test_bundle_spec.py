@@ -13,7 +13,7 @@ import onnx
 from safetensors.numpy import load_file
 
 from edgekit.bundle import Bundle
-from tests.unit.tiny_bundle import Weights, decoder_bundle
+from tests.support.tiny_bundle import Weights, decoder_bundle
 
 SPEC = Path(__file__).parent.parent.parent / "docs" / "spec.md"
 TYPES = {1: np.float32, 2: np.uint8, 7: np.int64, 10: np.float16}

@@ -26,8 +26,8 @@ from edgekit.lowbit.functions import exact_function, int8_function, ternary_func
 from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import activation_codes, int8_matmul, quantize_activations, ternary_matmul
 from edgekit.metrics import tensor_distance
-from tests.conformance import sessions
-from tests.native import golden
+from tests.support import golden_operators as golden
+from tests.support import operator_sessions as sessions
 
 Run = Callable[[np.ndarray, PackedTensor, "np.ndarray | None", int], np.ndarray]
 

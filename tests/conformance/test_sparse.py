@@ -13,8 +13,8 @@ from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor, unpack_sparse
 from edgekit.lowbit.functions import sparse_function
 from edgekit.lowbit.reference import sparse_matmul
-from tests.conformance import sessions
 from tests.conformance.test_operators import ISAS, agree, native, refusal
+from tests.support import operator_sessions as sessions
 
 FORMAT_NAMES = tuple(SPARSE_BITS)
 

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from edgekit.bundle import BundleWriter
-from tests.device.conftest import DROID, PI, TOOL, Devices
-from tests.native.tooling import need
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import linear_bundle
+from tests.support.emulated_devices import DROID, PI, TOOL, Devices
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
+from tests.support.tooling import need
 from tools import emulation_host as host
 
 SSH = ("ssh", "-F", str(host.STATE / "ssh" / "config"), "pi")

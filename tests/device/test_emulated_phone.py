@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle import BundleWriter
-from tests.device.conftest import DROID, PI, Devices, set_up
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import linear_bundle
+from tests.support.emulated_devices import DROID, PI, Devices, set_up
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
 from tools import emulation_host as host
 from tools.demo_models import minilm
 

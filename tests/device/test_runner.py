@@ -20,8 +20,8 @@ from edgekit.lowbit.library import built_library, host_abi
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds, open_decoder, replay_text
 from edgekit.runtime.session import Session
-from tests.unit.tiny_bundle import EOS, decoder_bundle
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import EOS, decoder_bundle
+from tests.support.tiny_models import linear_bundle
 
 RUNNER = Path(module.__file__)
 

@@ -19,10 +19,10 @@ from edgekit.devices.generation import generate_on
 from edgekit.devices.transfer import remove
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.parity import verify
-from tests.native.tooling import require
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
+from tests.support.tooling import require
 from tests.unit.test_verify import faulty
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import linear_bundle
 
 SSHD = "/usr/sbin/sshd"
 CONFIG = """

@@ -10,7 +10,7 @@ import pytest
 from edgekit.devices import transfer
 from edgekit.devices.transfer import Item, push, remove
 from edgekit.errors import RuntimeUnavailable
-from tests.device.shell_connection import ShellConnection
+from tests.support.shell_connection import ShellConnection
 
 ODD = 'a file\'s "name" $HOME.bin'
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.compression import compress
+from edgekit.compression import compress, post_training
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
 from edgekit.exporter import export, packed_weights
@@ -23,7 +23,6 @@ from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.low_rank import SideLinear, fold_side_paths
 from edgekit.lowbit.formats import FORMATS
-from edgekit.methods import post_training
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration
@@ -98,7 +97,7 @@ def test_gptq_of_an_encoder_with_eora(tmp_path: Path, encoder: Path) -> None:  #
 
 
 def test_an_adapter_beside_rounded_weights(tmp_path: Path) -> None:
-    from tests.e2e.tiny_decoders import build
+    from tests.support.tiny_decoders import build
 
     adapter(tmp_path / "lora")
     build("Llama", {}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
@@ -178,7 +177,7 @@ def test_rounded_weights_keep_their_formats_beside_a_new_path(tmp_path: Path, de
 
 @pytest.mark.parametrize("form", ["int8", "int4", "fp16"])
 def test_an_adapter_keeps_its_format(tmp_path: Path, form: str) -> None:
-    from tests.e2e.tiny_decoders import build
+    from tests.support.tiny_decoders import build
 
     adapter(tmp_path / "lora")
     build("Llama", {}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
@@ -281,8 +280,8 @@ def test_sums_that_broadcast_are_left_alone(tmp_path: Path, factory: str) -> Non
 
 def tiny(path: Path) -> str:
     """A Llama of three blocks with a tokenizer of bytes."""
-    from tests.e2e.tiny_decoders import build
-    from tests.unit.tiny_bundle import write_tokenizer
+    from tests.support.tiny_bundle import write_tokenizer
+    from tests.support.tiny_decoders import build
 
     build("Llama", {"vocab_size": 259, "num_hidden_layers": 3}).save_pretrained(path)  # type: ignore[operator]
     write_tokenizer(path)
@@ -320,7 +319,7 @@ def test_refusals(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
         object.__setattr__(config, "calibration", Calibration(exclude=("*nothing*",)))
         compress(str(decoder), config, tmp_path / "made")
     with pytest.raises(SourceError, match=r"has no linear layer 'model\.layers"):
-        from tests.e2e.tiny_decoders import build
+        from tests.support.tiny_decoders import build
 
         build("Llama", {}).save_pretrained(tmp_path / "other")  # type: ignore[operator]
         config = settings(tmp_path, "eora", eora=Compensation("none", original=str(tmp_path / "other"), rank=2))

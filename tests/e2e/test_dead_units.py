@@ -27,8 +27,8 @@ from edgekit.passes import pipeline
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
-from tests.e2e.tiny_decoders import DECODERS
-from tests.e2e.tiny_decoders import build as tiny
+from tests.support.tiny_decoders import DECODERS
+from tests.support.tiny_decoders import build as tiny
 
 TOLERANCE = 1e-6
 HEAD = 16

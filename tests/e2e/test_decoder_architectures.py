@@ -18,8 +18,8 @@ from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder import build
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
-from tests.e2e.tiny_decoders import DECODERS, REFUSED
-from tests.e2e.tiny_decoders import build as tiny
+from tests.support.tiny_decoders import DECODERS, REFUSED
+from tests.support.tiny_decoders import build as tiny
 
 TOLERANCE = 5e-5  # largest logits are about 5 to 10
 LENGTH = 20

@@ -18,7 +18,7 @@ from edgekit.exporter import export
 from edgekit.lowbit import formats
 from edgekit.parity import verify
 from edgekit.recipe import Recipe, Rule
-from tests.e2e.tiny_decoders import build as tiny
+from tests.support.tiny_decoders import build as tiny
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from edgekit.parity import verify
 from edgekit.parity.report import Report
 from edgekit.passes import choose_formats
 from edgekit.recipe import Recipe, Rule
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "tie_word_embeddings": True}
 

@@ -17,7 +17,7 @@ from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.parity import verify
 from edgekit.parity.report import Report
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "tie_word_embeddings": True}
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

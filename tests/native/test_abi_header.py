@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.tooling import require
+from tests.support.tooling import require
 from tools.build_kernels import KERNELS
 from tools.fetch_ort_android import TARGET
 

@@ -13,9 +13,9 @@ from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, pack_t2
 from edgekit.lowbit.functions import DOMAIN
 from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
-from tests.native.android import harness
 from tests.native.test_arm import FORCED
-from tests.native.tooling import require
+from tests.support.bionic import harness
+from tests.support.tooling import require
 
 N = 70
 MACHINES = {

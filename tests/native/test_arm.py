@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgekit.lowbit.library import built_library
-from tests.native import golden
-from tests.native.tooling import need, require
+from tests.support import golden_operators as golden
+from tests.support.tooling import ROOT, need, require
 from tools import arm_rootfs
 from tools.make_vectors import write
 
@@ -51,7 +51,7 @@ def model(root: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replay(model: Path, cpu: str, threads: int, environment: dict[str, str]) -> dict[str, Any]:
-    script = Path(__file__).parent / "replay_golden.py"
+    script = ROOT / "tests" / "support" / "replay_golden.py"
     arguments = [str(script), str(model), str(built_library("linux-aarch64")), str(threads)]
     done = arm_rootfs.run(cpu, arguments, environment)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -77,7 +77,7 @@ def test_a_forced_instruction_set_is_exact(model: Path, cpu: str, isa: str) -> N
 
 @pytest.mark.parametrize(("cpu", "isa"), [("cortex-a72", "neon_dotprod"), ("cortex-a76", "neon_i8mm")])
 def test_what_the_processor_lacks_is_refused_not_a_crash(model: Path, cpu: str, isa: str) -> None:
-    script = Path(__file__).parent / "replay_golden.py"
+    script = ROOT / "tests" / "support" / "replay_golden.py"
     arguments = [str(script), str(model), str(built_library("linux-aarch64")), "1"]
     done = arm_rootfs.run(cpu, arguments, {"EDGEKIT_ISA": isa})
     assert done.returncode == 1

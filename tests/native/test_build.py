@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.lowbit.library import ABIS
-from tests.native.tooling import need
+from tests.support.tooling import need
 from tools import build_kernels, check_kernels
 from tools.build_kernels import KERNELS, NATIVE, ROOT, TARGETS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.lowbit.library import load_library
-from tests.native.tooling import ROOT, need
+from tests.support.tooling import ROOT, need
 
 KERNELS = ROOT / "edgekit" / "kernels"
 VECTORS = ROOT / "tests" / "vectors" / "operators"

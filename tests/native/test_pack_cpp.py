@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.coding import streams
 from tests.native.test_cpp import ANY, COMMON, KERNELS, SANITIZED, ZIG, on_x86, run
-from tests.native.tooling import need
+from tests.support.tooling import need
 from tools import build_kernels, check_kernels
 
 SOURCES = KERNELS / "coding"

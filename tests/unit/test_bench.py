@@ -21,8 +21,8 @@ from edgekit.benchmark.statistics import percentile, ratio, spread
 from edgekit.benchmark.worker import repeated
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.lowbit.library import load_library
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import broken_graph, linear_bundle
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import broken_graph, linear_bundle
 
 QUIET = Disturbance(others=0.0, stolen=0.0, throttled=0)
 STEADY = [1.0, 1.01, 0.99, 1.0, 1.0]

@@ -12,8 +12,8 @@ from edgekit.benchmark.device import fast_cores, spelled
 from edgekit.benchmark.watch import DeviceWatch, State, energy_joules, parse
 from edgekit.devices.probe import Core
 from edgekit.errors import RuntimeUnavailable
-from tests.device.shell_connection import ShellConnection
-from tests.unit.tiny_models import linear_bundle
+from tests.support.shell_connection import ShellConnection
+from tests.support.tiny_models import linear_bundle
 
 BIG_LITTLE = [Core(i, 1800.0 if i < 4 else 2400.0 if i < 7 else 3000.0) for i in range(8)]
 

@@ -33,7 +33,7 @@ from edgekit.methods.bitnet import (
 from edgekit.methods.bitnet_checkpoint import pack, save
 from edgekit.methods.examples import LANGUAGE, Examples
 from edgekit.methods.training import Run, Training
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "tie_word_embeddings": True, "vocab_size": 97}
 
@@ -393,7 +393,7 @@ def test_trained_exported_verified_and_the_same_tokens(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama that reads bytes, and a text."""
-    from tests.unit.tiny_bundle import write_tokenizer
+    from tests.support.tiny_bundle import write_tokenizer
 
     path = tmp_path_factory.mktemp("decoder")
     build("Llama", {**SIZES, "vocab_size": 259}).save_pretrained(path / "model")  # type: ignore[operator]

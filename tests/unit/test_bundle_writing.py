@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.errors import BundleError, CheckFailed, UsageError
-from tests.unit.tiny_bundle import Weights, decoder_graph, manifest, recipe
+from tests.support.tiny_bundle import Weights, decoder_graph, manifest, recipe
 
 DEAD = 2**22 + 7  # above every pid
 INSIDE = """

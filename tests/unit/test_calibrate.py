@@ -17,7 +17,7 @@ from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method, compress_layers
 from edgekit.methods.ternarize import Ternary
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 
 class Block(nn.Module):

@@ -17,8 +17,8 @@ from edgekit import __version__
 from edgekit.cli import main
 from edgekit.cli.main import VERBS
 from edgekit.errors import CheckFailed
-from tests.unit.tiny_bundle import Weights, decoder_bundle
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import Weights, decoder_bundle
+from tests.support.tiny_models import linear_bundle
 
 
 @pytest.fixture(scope="module")

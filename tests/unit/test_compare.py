@@ -15,9 +15,9 @@ from edgekit.parity import compare, verify_on
 from edgekit.parity.backends import Here, OnDevice
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
 from tests.unit.test_verify import faulty
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import linear_bundle
 
 
 class Elsewhere(Here):

@@ -22,8 +22,8 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.generation import Generation, generate, interruptible
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.tokenizer import Tokenizer
-from tests.unit.tiny_bundle import MAX_LENGTH, decoder_bundle, write_tokenizer
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import MAX_LENGTH, decoder_bundle, write_tokenizer
+from tests.support.tiny_models import linear_bundle
 
 VARIED = Sampling(temperature=5.0, seed=0)  # the likeliest tokens of this model make no text
 

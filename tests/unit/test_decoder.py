@@ -11,8 +11,8 @@ from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.session import Stopped
-from tests.unit.tiny_bundle import MAX_LENGTH, VOCABULARY, Weights, decoder_bundle, reference, text_ids
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import MAX_LENGTH, VOCABULARY, Weights, decoder_bundle, reference, text_ids
+from tests.support.tiny_models import linear_bundle
 
 
 @pytest.fixture(scope="module")

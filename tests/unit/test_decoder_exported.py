@@ -16,9 +16,9 @@ from edgekit.frontend.decoder import build
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
-from tests.e2e.tiny_decoders import DECODERS
-from tests.e2e.tiny_decoders import build as tiny
-from tests.unit.tiny_bundle import manifest, recipe
+from tests.support.tiny_bundle import manifest, recipe
+from tests.support.tiny_decoders import DECODERS
+from tests.support.tiny_decoders import build as tiny
 
 LENGTH = 20
 NAMES = ("llama", "mistral-sliding", "gpt2", "gemma3", "phi3-partial")

@@ -16,7 +16,7 @@ from edgekit.devices.linux import inspect_linux
 from edgekit.devices.phone import LIBRARIES, Android, inspect_android, installed, setup_android
 from edgekit.devices.probe import Core, parse, probe
 from edgekit.errors import RuntimeUnavailable, UnsupportedError, UsageError
-from tests.device.shell_connection import ShellConnection
+from tests.support.shell_connection import ShellConnection
 
 PI = """@@ uname
 aarch64

@@ -27,7 +27,7 @@ from edgekit.methods.distill import (
 )
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples
 from edgekit.methods.training import Run, Training
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -324,7 +324,7 @@ def test_edgekit_compress_teaches_a_smaller_or_a_pruned_model(tmp_path: Path) ->
 def test_a_language_model_teaches_its_ternary_self(tmp_path: Path) -> None:
     from edgekit.compression import compress
     from edgekit.frontend.source import load
-    from tests.unit.tiny_bundle import write_tokenizer
+    from tests.support.tiny_bundle import write_tokenizer
 
     build("Llama", {"vocab_size": 259}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
     write_tokenizer(tmp_path / "model")

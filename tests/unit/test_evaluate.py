@@ -23,7 +23,7 @@ from edgekit.evaluation.page import page, write_page
 from edgekit.evaluation.scorers import BundleScorer
 from edgekit.evaluation.tasks import ChoiceScore, TextScore, open_ended, read_questions, split
 from edgekit.runtime.tokenizer import Tokenizer
-from tests.unit.tiny_bundle import BOS, Weights, decoder_bundle, reference
+from tests.support.tiny_bundle import BOS, Weights, decoder_bundle, reference
 
 WEIGHTS = Weights()
 QUESTIONS = [
@@ -138,7 +138,7 @@ def _tokenizer() -> Tokenizer:
     if not _tokenizers:
         import tempfile
 
-        from tests.unit.tiny_bundle import write_tokenizer
+        from tests.support.tiny_bundle import write_tokenizer
 
         directory = Path(tempfile.mkdtemp())
         write_tokenizer(directory)
@@ -149,8 +149,8 @@ def _tokenizer() -> Tokenizer:
 def test_a_bundle_beside_its_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A float bundle and the PyTorch model it came from get the same scores; table, JSON and page in one call."""
     from edgekit.exporter import export
-    from tests.e2e.tiny_decoders import build
-    from tests.unit.tiny_bundle import write_tokenizer
+    from tests.support.tiny_bundle import write_tokenizer
+    from tests.support.tiny_decoders import build
 
     source = tmp_path / "tiny-model"
     build("Llama", {"vocab_size": 259, "max_position_embeddings": 64}).save_pretrained(source)  # type: ignore[operator]

@@ -16,7 +16,7 @@ from edgekit.runtime.generation import generate
 from edgekit.runtime.lookup import SIZES, Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.tokenizer import Tokenizer
-from tests.unit.tiny_bundle import decoder_bundle
+from tests.support.tiny_bundle import decoder_bundle
 
 
 @pytest.fixture(scope="module")

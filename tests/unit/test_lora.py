@@ -17,7 +17,7 @@ from edgekit.errors import EdgekitError, SourceError, UnsupportedError, UsageErr
 from edgekit.low_rank import FILE, attach, read_side_paths, side_layers, take_side_paths, write_side_paths
 from edgekit.methods.calibrate import groups_of
 from edgekit.methods.lora import Lora, beside, merge, read_adapter
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 NAMES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 IDS = torch.arange(3, 19).reshape(2, 8)

@@ -18,9 +18,9 @@ from edgekit.cli import main
 from edgekit.coding import native, pack, packing, unpack
 from edgekit.coding.header import Front, read_front
 from edgekit.errors import BundleError, CheckFailed, RuntimeUnavailable, UnsupportedError, UsageError
-from tests.unit.tiny_bundle import Weights, decoder_bundle
-from tests.unit.tiny_models import linear_bundle
-from tests.unit.wide_bundle import wide_bundle
+from tests.support.tiny_bundle import Weights, decoder_bundle
+from tests.support.tiny_models import linear_bundle
+from tests.support.wide_bundle import wide_bundle
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "packs"
 FORMATS = ("fp32", "int8", "int4", "t2")

@@ -14,7 +14,7 @@ from edgekit.methods.distill import INDICES, LOGS, cached
 from edgekit.methods.examples import LANGUAGE, Examples
 from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, salt_loss, salted
 from edgekit.methods.training import Run, Training, epoch_order
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,7 +149,7 @@ def test_refusals() -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small teacher, a larger student, one of another vocabulary, and a text."""
-    from tests.unit.tiny_bundle import write_tokenizer
+    from tests.support.tiny_bundle import write_tokenizer
 
     path = tmp_path_factory.mktemp("salt")
     for name, layers in (("teacher", 1), ("student", 2)):

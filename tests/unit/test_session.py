@@ -18,8 +18,8 @@ from edgekit.runtime import session as session_module
 from edgekit.runtime.kernels import Kernel, describe, kernels
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session, onnxruntime
-from tests.unit.tiny_bundle import decoder_bundle
-from tests.unit.tiny_models import broken_graph, linear_bundle
+from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import broken_graph, linear_bundle
 
 
 def test_runs_and_returns_values_between_nodes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from edgekit.errors import SourceError, UnsupportedError, UsageError
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import streaming
-from tests.e2e.tiny_decoders import build
+from tests.support.tiny_decoders import build
 
 
 @pytest.fixture(scope="module")

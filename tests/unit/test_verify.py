@@ -16,8 +16,8 @@ from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, UnsupportedError, UsageError
 from edgekit.parity import Report, verify
 from edgekit.parity.bisect import first_diverging
-from tests.unit.tiny_bundle import Weights, decoder_bundle, reference
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import Weights, decoder_bundle, reference
+from tests.support.tiny_models import linear_bundle
 
 
 def faulty(layer: int) -> Weights:

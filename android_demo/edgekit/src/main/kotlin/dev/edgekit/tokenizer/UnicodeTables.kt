@@ -1,4 +1,4 @@
-// Made by tests/android/unicode_tables.py from the tokenizers library; do not edit.
+// Made by tests/support/android/unicode_tables.py from the tokenizers library; do not edit.
 package dev.edgekit.tokenizer
 
 /** Numbers of five bits a digit, the lowest first (see [Numbers]); sets are the distances between their edges. */

@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from tests.android import tokenizer_lines
-from tests.android.charsmap import charsmap
+from tests.support.android import tokenizer_lines
+from tests.support.android.charsmap import charsmap
 
 Config = dict[str, Any]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -1,6 +1,6 @@
 """Runs Kotlin programs on this machine's JVM with Android's own ONNX Runtime, its Java binding and the operators for Android.
 
-The machine code is Android's for x86-64; its C library is replaced by a shim (tests/native/android), and the virtual machine is
+The machine code is Android's for x86-64; its C library is replaced by a shim (tests/support/bionic), and the virtual machine is
 HotSpot, not Android's.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.lowbit.library import built_library
-from tests.native.android import bionic_shim, harness
-from tests.native.tooling import need, require
+from tests.support.bionic import harness, shim
+from tests.support.tooling import need, require
 from tools.build_runner import MAIN, classes, libraries
 
 ABI = "x86_64"
@@ -41,7 +41,7 @@ def operators() -> Path:
 def command(main: str, jars: Sequence[Path], *options: str) -> list[str]:
     """What starts the class ``main`` out of ``jars`` and the engine's libraries."""
     classpath = os.pathsep.join(map(str, (*jars, *libraries())))
-    native = f"-Donnxruntime.native.path={bionic_shim.onnxruntime(ABI).parent}"
+    native = f"-Donnxruntime.native.path={shim.onnxruntime(ABI).parent}"
     return ["java", "-Xmx1g", native, *options, "-cp", classpath, main]
 
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.native.tooling import ROOT, require
+from tests.support.tooling import ROOT, require
 from tools import android_packages, kotlin
 
 BUILD = ROOT / "build" / "android-tests"

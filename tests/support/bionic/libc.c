@@ -1,6 +1,6 @@
 // Android's libc.so, libm.so and libdl.so for a process that runs on glibc.
 //
-// What means the same in both C libraries jumps straight to glibc: the list forwards.h, which bionic_shim.py generates.
+// What means the same in both C libraries jumps straight to glibc: the list forwards.h, which shim.py generates.
 // What does not is written out below. Functions carry the version LIBC, as bionic's do.
 #define _GNU_SOURCE
 #include <dlfcn.h>

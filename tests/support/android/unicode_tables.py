@@ -1,4 +1,4 @@
-"""UnicodeTables.kt, made from what the tokenizers library does with every code point: ``python -m tests.android.unicode_tables``.
+"""UnicodeTables.kt, made from what the tokenizers library does with every code point: ``python -m tests.support.android.unicode_tables``.
 
 A JVM and every Android version know another Unicode; the library has several of its own: Oniguruma's in regular expressions,
 Rust's in lower case and white space, those of crates in normalization and in BERT's rules. The Kotlin tokenizer must agree
@@ -15,11 +15,10 @@ from pathlib import Path
 import regex
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from tests.android.charsmap import packed
+from tests.support.android.charsmap import packed
 
 TARGET = (
-    Path(__file__).resolve().parent.parent.parent
-    / "android_demo/edgekit/src/main/kotlin/dev/edgekit/tokenizer/UnicodeTables.kt"
+    Path(__file__).resolve().parents[3] / "android_demo/edgekit/src/main/kotlin/dev/edgekit/tokenizer/UnicodeTables.kt"
 )
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 KINDS = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn"
@@ -226,7 +225,7 @@ def tables() -> dict[str, tuple[str, str]]:
 def kotlin() -> str:
     """The text of UnicodeTables.kt."""
     lines = [
-        "// Made by tests/android/unicode_tables.py from the tokenizers library; do not edit.",
+        "// Made by tests/support/android/unicode_tables.py from the tokenizers library; do not edit.",
         "package dev.edgekit.tokenizer",
         "",
         "/** Numbers of five bits a digit, the lowest first (see [Numbers]); sets are the distances between their edges. */",

@@ -20,8 +20,8 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.generation import Generation, StopStrings, generate
 from edgekit.runtime.sampling import Sampling, draw, probabilities
 from edgekit.runtime.tokenizer import Stream, Tokenizer
-from tests.unit.tiny_bundle import BOS, MAX_LENGTH, Weights, decoder_bundle, reference
-from tests.unit.tiny_models import linear_bundle
+from tests.support.tiny_bundle import BOS, MAX_LENGTH, Weights, decoder_bundle, reference
+from tests.support.tiny_models import linear_bundle
 
 USER = "user"
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from edgekit.lowbit.library import built_library
-from tests.native.android import bionic_shim
+from tests.support.bionic import shim
 from tools import arm_rootfs
 from tools.fetch_ort_android import BUILD, TARGET
 
@@ -58,7 +58,7 @@ class Harness:
         is one of ``arm_rootfs.FEATURES`` and counts for ARM only. Raises ReplayError when the process ends with anything but success.
         """
         variables = {
-            "LD_LIBRARY_PATH": f"{self.directory}:{bionic_shim.onnxruntime(self.abi).parent}",
+            "LD_LIBRARY_PATH": f"{self.directory}:{shim.onnxruntime(self.abi).parent}",
             "ORT_DISABLE_TELEMETRY": "1",
             **({"EDGEKIT_ISA": isa} if isa else {}),
         }
@@ -80,14 +80,14 @@ class Harness:
 @cache
 def prepare(abi: str) -> Harness:
     """The shim and the runner for ``abi`` (x86_64 or arm64-v8a) in build/android-ABI, built unless they are there."""
-    sources = [*sorted(bionic_shim.HERE.glob("*.c")), bionic_shim.HERE / "bionic_shim.py", Path(__file__)]
+    sources = [*sorted(shim.HERE.glob("*.c")), shim.HERE / "shim.py", Path(__file__)]
     recipe = [source.read_text(encoding="utf-8") for source in (*sources, Path(arm_rootfs.__file__))]
     recipe.append((TARGET / "aar.sha256").read_text(encoding="utf-8"))
 
     def fill(directory: Path) -> None:
-        bionic_shim.build(abi, directory)
+        shim.build(abi, directory)
         headers = f"-I{TARGET / 'headers'}"
-        bionic_shim.compile_(abi, [bionic_shim.HERE / "replay.c"], directory / "replay", headers)
+        shim.compile_(abi, [shim.HERE / "replay.c"], directory / "replay", headers)
         if abi == "arm64-v8a":
             for cpu in arm_rootfs.FEATURES:
                 arm_rootfs.describe(directory / cpu, cpu)

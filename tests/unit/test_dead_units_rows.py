@@ -19,8 +19,8 @@ from edgekit.parity import verify
 from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Limits, Recipe, Rule
-from tests.e2e.tiny_decoders import build as tiny
-from tests.unit.dead_units import Net, outputs
+from tests.support.dead_units import Net, outputs
+from tests.support.tiny_decoders import build as tiny
 
 ROWS, WIDTH = 60, 32
 DEAD = np.array([0, 3, 4, *range(20, 45), 59])

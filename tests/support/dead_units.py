@@ -16,7 +16,7 @@ from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe
-from tests.unit.tiny_bundle import FLOAT, GraphWriter
+from tests.support.tiny_bundle import FLOAT, GraphWriter
 
 TOLERANCE = 1e-6
 

@@ -16,8 +16,8 @@ from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.dead_units.weights import CHUNK, Alive, Scans
-from tests.unit.dead_units import Net, kept, removed, rewritten, same, widths
-from tests.unit.tiny_bundle import MICROSOFT
+from tests.support.dead_units import Net, kept, removed, rewritten, same, widths
+from tests.support.tiny_bundle import MICROSOFT
 
 EDGEKIT = "ai.edgekit"
 ACTIVATIONS: dict[str, dict[str, object]] = {

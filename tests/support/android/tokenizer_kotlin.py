@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.native.tooling import ROOT, need, require
+from tests.support.tooling import ROOT, need, require
 from tools import kotlin
 
 MODULE = ROOT / "android_demo" / "edgekit"

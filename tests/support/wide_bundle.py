@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from edgekit.bundle import Bundle, Layer, VectorInfo
-from tests.unit.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_bundle
+from tests.support.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_bundle
 
 ROWS = 600
 

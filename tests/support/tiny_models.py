@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgekit.bundle import Bundle, Layer, VectorInfo
 from edgekit.lowbit.formats import FORMATS
 from edgekit.lowbit.functions import ternary_function
-from tests.unit.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
+from tests.support.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
 
 SIZE = 256
 DIMS: list[int | str] = ["batch", SIZE]

@@ -2,7 +2,7 @@
 
 Libraries for Android ask for ``libc.so``, ``libm.so``, ``libdl.so``, ``liblog.so`` and ``libandroid.so``, and for
 functions of version ``LIBC``. Those built here hand most calls to glibc and translate the ones that bionic defines
-otherwise (bionic_libc.c). This shows how our code and ONNX Runtime's work together in the code for Android; it does not
+otherwise (libc.c). This shows how our code and ONNX Runtime's work together in the code for Android; it does not
 show bionic's own mathematics, its linker's rules, or a phone's scheduling.
 """
 
@@ -65,7 +65,7 @@ def asked_for(library: Path) -> list[str]:
 
 def forwards(abi: str) -> str:
     """The C list of functions that jump to glibc: every one that is asked for and not written out."""
-    source = (HERE / "bionic_libc.c").read_text()
+    source = (HERE / "libc.c").read_text()
     written = set(re.findall(r"^(?:BIONIC\([^,]+, |VERSIONED\()(\w+)", source, re.MULTILINE))
     renamed = {**RENAMED, **(RENAMED_X86_64 if abi == "x86_64" else {})}
     libraries = (onnxruntime(abi), onnxruntime(abi).with_name("libonnxruntime4j_jni.so"))
@@ -82,10 +82,10 @@ def build(abi: str, directory: Path) -> None:
     shared = ["-shared", "-fPIC", "-Wl,--no-undefined"]
     versioned = f"-Wl,--version-script={directory / 'version.map'}"
     for name, source, flags in (
-        ("libc.so", HERE / "bionic_libc.c", [f"-I{directory}", versioned]),
+        ("libc.so", HERE / "libc.c", [f"-I{directory}", versioned]),
         ("libm.so", directory / "empty.c", [versioned]),
         ("libdl.so", directory / "empty.c", [versioned]),
         ("libandroid.so", directory / "empty.c", []),
-        ("liblog.so", HERE / "bionic_liblog.c", []),
+        ("liblog.so", HERE / "liblog.c", []),
     ):
         compile_(abi, [source], directory / name, *shared, f"-Wl,-soname,{name}", *flags)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
-from tests.unit.dead_units import Net, kept, outputs, removed, rewritten, same, widths
-from tests.unit.tiny_bundle import FLOAT, MICROSOFT
+from tests.support.dead_units import Net, kept, outputs, removed, rewritten, same, widths
+from tests.support.tiny_bundle import FLOAT, MICROSOFT
 
 SIDE = 8
 
