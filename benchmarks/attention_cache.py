@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.runtime.session import SPIN_MICROSECONDS, onnxruntime
+from edgekit.runtime.session import onnxruntime
+from edgekit.spec.names import MICROSOFT, SPIN_MICROSECONDS
 
 HEADS, KV_HEADS, DIM, LAYERS, POSITIONS = 20, 5, 128, 30, 8192
-MICROSOFT = "com.microsoft"
 KINDS = {"float32": (ir.DataType.FLOAT, np.float32), "int8": (ir.DataType.INT8, np.int8)}
 CONTEXTS = (128, 512, 1024, 4000)
 

@@ -20,7 +20,8 @@ from onnx import TensorProto, helper
 
 from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor, pack_t2
-from edgekit.lowbit.functions import DOMAIN, MICROSOFT, SPARSE, TERNARY, ternary_function
+from edgekit.lowbit.functions import ternary_function
+from edgekit.spec.names import EDGEKIT, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 NAMES = (
     "ternary", "ternary-g128", "int8", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-8",
@@ -69,9 +70,9 @@ def product(name: str, n: int, k: int) -> Product:
         return sparse_product(own.removesuffix("-a128"), n, k, int(zeros) / 100, block)
     codes = random.integers(-1, 2, (n, k), dtype=np.int8)
     if name == "ternary":
-        return _ours(TERNARY, pack_t2(codes, np.full(1, 0.02, np.float32)), 0)
+        return _ours(TERNARY_MATMUL, pack_t2(codes, np.full(1, 0.02, np.float32)), 0)
     if name == "ternary-g128":
-        return _ours(TERNARY, pack_t2(codes, random.uniform(0.01, 0.1, (n, blocks)).astype(np.float32)), 128)
+        return _ours(TERNARY_MATMUL, pack_t2(codes, random.uniform(0.01, 0.1, (n, blocks)).astype(np.float32)), 128)
     assert name == "MatMulNBits-2", name
     return _nbits(2, pack_t2(codes, np.full((n, blocks), 0.02, np.float32)))
 
@@ -84,7 +85,7 @@ def sparse_product(format_name: str, n: int, k: int, zeros: float, block: int) -
     codes[random.random((n, k), dtype=np.float32) < 0.5] *= -1
     codes[random.random((n, k), dtype=np.float32) < zeros] = 0
     scales = np.full(n, 0.01, np.float32)
-    return _ours(SPARSE, PackedTensor(format_name, (n, k), 128, sparse.pack([codes], n, bits), scales), block)
+    return _ours(SPARSE_MATMUL, PackedTensor(format_name, (n, k), 128, sparse.pack([codes], n, bits), scales), block)
 
 
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
@@ -93,7 +94,7 @@ def _ours(op: str, weight: PackedTensor, block: int) -> Product:
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]
-        return [helper.make_node(op, inputs, [y], domain=DOMAIN, K=k, N=n, activation_block_size=block, **more)]
+        return [helper.make_node(op, inputs, [y], domain=EDGEKIT, K=k, N=n, activation_block_size=block, **more)]
 
     assert weight.scales is not None
     return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block, rotates=not more)
@@ -254,6 +255,6 @@ def _write(
     functions: list[onnx.FunctionProto] | None = None,
 ) -> None:
     graph = helper.make_graph(nodes, "products", inputs, outputs, initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(DOMAIN, 1), helper.make_opsetid(MICROSOFT, 1)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(EDGEKIT, 1), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, ir_version=10, opset_imports=opsets, functions=functions or [])
     path.write_bytes(model.SerializeToString())

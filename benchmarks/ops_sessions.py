@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.lowbit.library import register_library
-from edgekit.runtime.session import SPIN_MICROSECONDS, onnxruntime
+from edgekit.runtime.session import onnxruntime
+from edgekit.spec.names import SPIN_MICROSECONDS
 
 
 def open_session(path: Path, threads: int, native: bool) -> Any:

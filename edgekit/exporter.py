@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from edgekit.frontend.allocator import give_back_memory
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
+from edgekit.spec.names import OPERATORS, VECTORS
+from edgekit.spec.progress import Progress
 from edgekit.strict import build as from_dict
 from edgekit.strict import suggest
 
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from edgekit.lowbit.formats import PackedTensor
     from edgekit.lowbit.surviving import Kept
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of that is done, 0 to 1."""
 MOST_SAMPLES = 16
 PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
@@ -108,8 +108,8 @@ def _add_libraries(abis: Sequence[str], directory: Path) -> None:
     """The operator library for each ABI, in ``ops/<abi>/``."""
     for abi in abis:
         library = built_library(abi)
-        (directory / "ops" / abi).mkdir(parents=True)
-        shutil.copyfile(library, directory / "ops" / abi / library.name)
+        (directory / OPERATORS / abi).mkdir(parents=True)
+        shutil.copyfile(library, directory / OPERATORS / abi / library.name)
 
 
 def _graph(found: Source, recipe: Recipe, samples: Path | None, abis: Sequence[str], progress: Progress) -> ir.Model:
@@ -251,14 +251,14 @@ def _golden_samples(
         weights, blocks = packed_weights(bundle)
         with native_activations(found.module), compressed(found.module, weights, blocks, kept):
             references = [module_outputs(found.module, feeds, names) for feeds in inputs]
-    (bundle.directory / "vectors").mkdir(exist_ok=True)
+    (bundle.directory / VECTORS).mkdir(exist_ok=True)
     listed = []
     for index, (feeds, original, reference) in enumerate(zip(inputs, originals, references, strict=True)):
         arrays = {f"input.{n}": a for n, a in feeds.items()}
         arrays |= {f"original.{n}": a for n, a in original.items()} | {
             f"compressed.{n}": a for n, a in reference.items()
         }
-        file = f"vectors/sample-{index:02}.safetensors"
+        file = f"{VECTORS}/sample-{index:02}.safetensors"
         save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, bundle.directory / file)
         listed.append(VectorInfo(file, kind(found, samples)))
     return tuple(listed)
@@ -299,13 +299,13 @@ def _golden_text(
     arrays = {"input.input_ids": ids, "tap_rows": rows, **taps.outputs}
     for who, found_arrays in (("original", original), ("compressed", reference)):
         arrays.update({f"{who}.{name}": array for name, array in found_arrays.items()})
-    (bundle.directory / "vectors").mkdir(exist_ok=True)
-    save_file(arrays, bundle.directory / "vectors" / "text.safetensors")
+    (bundle.directory / VECTORS).mkdir(exist_ok=True)
+    save_file(arrays, bundle.directory / VECTORS / "text.safetensors")
     evaluation = {
         "original_perplexity": perplexity(original["nll"]),
         "compressed_perplexity": perplexity(reference["nll"]),
     }
-    return VectorInfo("vectors/text.safetensors", kind), evaluation
+    return VectorInfo(f"{VECTORS}/text.safetensors", kind), evaluation
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.benchmark.protocol import Progress, Series, measure
+from edgekit.benchmark.protocol import Series, measure
 from edgekit.benchmark.results import Ratio, Row
 from edgekit.benchmark.rows import Where, compare, row
 from edgekit.benchmark.watch import DeviceWatch, energy_joules
@@ -20,6 +20,7 @@ from edgekit.devices.job import Job, isa_of
 from edgekit.devices.probe import Core, Facts, probe
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.runtime.kernels import describe, from_nodes
+from edgekit.spec.progress import Progress
 
 ATTEMPTS = 2
 """How often a device is measured that did not keep quiet."""

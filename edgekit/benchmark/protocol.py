@@ -15,12 +15,11 @@ from typing import Any, Protocol
 from edgekit import errors
 from edgekit.benchmark.machine import Disturbance, Watch, Watching
 from edgekit.benchmark.statistics import percentile
+from edgekit.spec.progress import Progress
 
 STEADY = 0.05
 """Warm-up ends when a round's median is this close to the one before."""
 MOST_WARM_UP = 6
-
-Progress = Callable[[str, float], None]
 
 
 class Subject(Protocol):

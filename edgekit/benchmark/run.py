@@ -9,13 +9,14 @@ from pathlib import Path
 
 from edgekit.benchmark.device import Measured, Plan, bench_devices
 from edgekit.benchmark.machine import describe, usable_cores
-from edgekit.benchmark.protocol import Progress, Worker, measure
+from edgekit.benchmark.protocol import Worker, measure
 from edgekit.benchmark.results import BenchResult, Ratio, Row
 from edgekit.benchmark.rows import compare, row
 from edgekit.bundle import Bundle
 from edgekit.devices import LOCAL, Target
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.runtime.session import onnxruntime
+from edgekit.spec.progress import Progress
 
 ROUNDS = 10
 MOST_THREADS = 1024

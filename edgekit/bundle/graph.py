@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.bundle.reading import DATA, GRAPH
 from edgekit.errors import CheckFailed
+from edgekit.spec.names import DATA, GRAPH, STORAGE
+from edgekit.spec.progress import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 """External data starts at multiples of this, so that a reader can map each tensor by itself."""
 SMALLEST_EXTERNAL = 1024
-STORAGE = "edgekit.storage"
-"""Key in a tensor's ``meta``: tensors with equal values there are the same bytes, perhaps in another shape."""
 RESERVE = 64 << 20
 """Bytes that must stay free on the disk beside the weights: graph, vectors, tokenizer."""
-
-Progress = Callable[[str, float], None]
 
 
 def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda what, share: None) -> None:

@@ -11,12 +11,10 @@ from typing import Any, cast
 
 from edgekit.errors import BundleError
 from edgekit.lowbit.library import NATIVE_FORMATS
+from edgekit.spec.names import DECODER_LIMITS, TASKS
 from edgekit.strict import build
 
 SCHEMA_VERSION = 1
-NAME = "manifest.json"
-LARGEST = {"kv_heads": 4096, "head_dim": 65_536, "vocab_size": 1 << 27, "max_length": 1 << 27}
-TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,8 @@ def _check_decoder(info: DecoderInfo, where: str) -> None:
     for name in ("kv_heads", "head_dim", "vocab_size", "max_length"):
         value = getattr(info, name)
         for size in value if isinstance(value, tuple) else (value,):
-            if not 1 <= size <= LARGEST[name]:
-                raise BundleError(f"{where}.{name}: {size} is not between 1 and {LARGEST[name]:,}")
+            if not 1 <= size <= DECODER_LIMITS[name]:
+                raise BundleError(f"{where}.{name}: {size} is not between 1 and {DECODER_LIMITS[name]:,}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

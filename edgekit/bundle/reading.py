@@ -9,13 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle.confinement import plain_file
-from edgekit.bundle.manifest import NAME, Manifest, VectorInfo
+from edgekit.bundle.manifest import Manifest, VectorInfo
 from edgekit.bundle.tensors import Stored, initializers
 from edgekit.errors import BundleError
-
-GRAPH = "model.onnx"
-DATA = "model.onnx.data"
-LARGEST_MANIFEST = 64 << 20
+from edgekit.spec.names import DATA, GRAPH, LARGEST_MANIFEST, MANIFEST
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Bundle:
         directory = Path(path)
         if not directory.is_dir():
             raise BundleError(f"{directory}: no such directory; give a bundle that `edgekit export -o` made")
-        manifest = Manifest.from_json(_manifest_text(directory), str(directory / NAME))
+        manifest = Manifest.from_json(_manifest_text(directory), str(directory / MANIFEST))
         sizes = _file_sizes(directory, manifest)
         return Bundle(directory, manifest, initializers(directory / GRAPH, sizes))
 
@@ -101,10 +98,10 @@ class Bundle:
 
 
 def _manifest_text(directory: Path) -> str:
-    path = directory / NAME
+    path = directory / MANIFEST
     if not path.exists():
-        raise BundleError(f"{directory}: no {NAME}; this is not an edgekit bundle")
-    if (size := plain_file(directory, NAME, str(directory)).st_size) > LARGEST_MANIFEST:
+        raise BundleError(f"{directory}: no {MANIFEST}; this is not an edgekit bundle")
+    if (size := plain_file(directory, MANIFEST, str(directory)).st_size) > LARGEST_MANIFEST:
         raise BundleError(f"{path}: {size:,} bytes, {LARGEST_MANIFEST:,} at most; no manifest is that large")
     try:
         return path.read_text(encoding="utf-8")
@@ -116,7 +113,7 @@ def _manifest_text(directory: Path) -> str:
 
 def _file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
     """Bytes of each listed file, after checking that it is there, plain and as large as the manifest says."""
-    where = str(directory / NAME)
+    where = str(directory / MANIFEST)
     sizes: dict[str, int] = {}
     seen: set[str] = set()
     for info in manifest.files:

@@ -13,12 +13,12 @@ import numpy as np
 
 from edgekit.bundle.confinement import confined
 from edgekit.errors import BundleError
+from edgekit.spec.names import LARGEST_GRAPH
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import ModelProto, TensorProto
 
-LARGEST_GRAPH = 256 << 20
 """Bytes of model.onnx at most: weights belong into the data file."""
 MOST_DIMENSIONS = 32
 LARGEST_DIMENSION = 1 << 40

@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
-from edgekit.bundle.manifest import NAME, FileInfo, Manifest
+from edgekit.bundle.manifest import FileInfo, Manifest
 from edgekit.bundle.reading import Bundle, sha256
 from edgekit.errors import CheckFailed, UsageError
+from edgekit.spec.names import MANIFEST
 
 STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that end the process without Python unwinding; not every system has all."""
@@ -100,9 +101,9 @@ class BundleWriter:
         files = tuple(
             FileInfo(p.relative_to(self.directory).as_posix(), p.stat().st_size, sha256(p) if hashes else "")
             for p in self._files()
-            if p != self.directory / NAME
+            if p != self.directory / MANIFEST
         )
-        (self.directory / NAME).write_text(replace(manifest, files=files).to_json(), encoding="utf-8", newline="\n")
+        (self.directory / MANIFEST).write_text(replace(manifest, files=files).to_json(), encoding="utf-8", newline="\n")
 
     def _move(self) -> None:
         if os.name == "nt":
@@ -160,8 +161,8 @@ class BundleWriter:
 def _listed(directory: Path) -> set[str]:
     """The files that a bundle's manifest lists, of whatever version; none when it is no bundle."""
     try:
-        manifest = json.loads((directory / NAME).read_text(encoding="utf-8"))
-        return {NAME, *(info["path"] for info in manifest["files"])} if "schema_version" in manifest else set()
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return {MANIFEST, *(info["path"] for info in manifest["files"])} if "schema_version" in manifest else set()
     except (OSError, ValueError, TypeError, KeyError):
         return set()
 

@@ -8,6 +8,7 @@ import click
 
 from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
 from edgekit.lowbit.library import ABIS, SHIPPED
+from edgekit.spec.names import TASKS
 
 
 @click.command()
@@ -27,7 +28,7 @@ from edgekit.lowbit.library import ABIS, SHIPPED
 )
 @click.option(
     "--task",
-    type=click.Choice(["text-generation", "feature-extraction", "image-classification", "generic"]),
+    type=click.Choice(TASKS),
     help="What the model does, where it cannot be told.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")

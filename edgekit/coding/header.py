@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from edgekit.bundle.confinement import confined
-from edgekit.bundle.manifest import NAME
 from edgekit.errors import BundleError
+from edgekit.spec.names import MANIFEST
 from edgekit.strict import build
 
 MAGIC = b"EDGEPACK"
@@ -154,8 +154,8 @@ def _parse(text: bytes, where: str) -> Head:
     head = cast(Head, build(Head, data, f"{where}: head", BundleError))
     files = zip(head.files, lists, strict=True)
     head = dataclasses.replace(head, files=tuple(dataclasses.replace(file, chunks=chunks) for file, chunks in files))
-    if not head.files or head.files[0].path != NAME:
-        raise BundleError(f"{where}: the head does not begin with {NAME}; download it again")
+    if not head.files or head.files[0].path != MANIFEST:
+        raise BundleError(f"{where}: the head does not begin with {MANIFEST}; download it again")
     if head.base and not _SHA256.fullmatch(head.base):
         raise BundleError(f"{where}: the head's base is no sha256")
     seen: set[str] = set()

@@ -20,8 +20,7 @@ import numpy as np
 import psutil
 
 from edgekit.bundle import Bundle, Layer
-from edgekit.bundle.manifest import NAME
-from edgekit.bundle.reading import DATA, sha256
+from edgekit.bundle.reading import sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
 from edgekit.coding.header import MAGIC, MOST_CHUNKS, Chunk, Head, PackedFile, write_front
@@ -29,8 +28,9 @@ from edgekit.coding.segments import Piece, encode_chunk
 from edgekit.coding.signature import signer
 from edgekit.coding.tables import Symbols
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
+from edgekit.spec.names import DATA, MANIFEST
+from edgekit.spec.progress import Progress
 
-Progress = Callable[[str, float], None]
 LARGEST_BUNDLE = MOST_CHUNKS // 2 * regions.CHUNK
 """Bytes of a bundle's files: chunks before padding and at tensors' ends are short."""
 WORKERS = 2
@@ -150,8 +150,8 @@ def _tidy(output: Path) -> None:
 def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress: Progress) -> Head:
     manifest = bundle.manifest
     listed = [(info.path, info.bytes, info.sha256) for info in manifest.files]
-    own = bundle.directory / NAME
-    listed.insert(0, (NAME, own.stat().st_size, sha256(own)))
+    own = bundle.directory / MANIFEST
+    listed.insert(0, (MANIFEST, own.stat().st_size, sha256(own)))
     total, done, files = sum(size for _, size, _ in listed), 0, []
     with ThreadPoolExecutor(WORKERS) as pool:
         for path, size, digest in listed:
@@ -159,7 +159,7 @@ def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress
             report(0)
             files.append(PackedFile(path, size, digest, _file_chunks(bundle, base, path, digest, body, pool, report)))
             done += size
-    return Head(manifest.name, "" if base is None else sha256(base.directory / NAME), tuple(files))
+    return Head(manifest.name, "" if base is None else sha256(base.directory / MANIFEST), tuple(files))
 
 
 def _reporting(progress: Progress, what: str, before: int, total: int) -> Callable[[int], None]:
@@ -226,7 +226,7 @@ def _mapped(path: Path) -> Symbols:
 
 def _base_file(base: Bundle | None, path: str) -> Symbols | None:
     """The base version's file of that name, if it has one."""
-    if base is None or (path != NAME and path not in {info.path for info in base.manifest.files}):
+    if base is None or (path != MANIFEST and path not in {info.path for info in base.manifest.files}):
         return None
     return _mapped(base.directory / path)
 

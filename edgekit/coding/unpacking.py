@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
@@ -18,16 +18,15 @@ import numpy as np
 from edgekit.bundle import Bundle, BundleWriter, Manifest
 from edgekit.bundle.confinement import plain_file
 from edgekit.bundle.graph import check_room
-from edgekit.bundle.manifest import NAME
-from edgekit.bundle.reading import LARGEST_MANIFEST, sha256
+from edgekit.bundle.reading import sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding.header import Chunk, Front, PackedFile, read_front
 from edgekit.coding.segments import decode_chunk
 from edgekit.coding.signature import check_signature
 from edgekit.coding.tables import Symbols
 from edgekit.errors import BundleError, CheckFailed, UsageError
-
-Progress = Callable[[str, float], None]
+from edgekit.spec.names import LARGEST_MANIFEST, MANIFEST
+from edgekit.spec.progress import Progress
 
 
 def unpack(
@@ -122,7 +121,7 @@ def _check_base(front: Front, base: Bundle | None, where: str) -> None:
             f"{where}: holds only what differs from an older version (manifest sha256 {front.head.base[:16]}...); "
             "give that bundle as --base"
         )
-    found = sha256(base.directory / NAME)
+    found = sha256(base.directory / MANIFEST)
     if found != front.head.base:
         raise UsageError(
             f"{where}: differs from the version with manifest sha256 {front.head.base[:16]}..., "
@@ -179,9 +178,9 @@ class _Unpacking:
 
     def _check_manifest(self) -> None:
         """The manifest lists what the head does, so nothing else is written and every sha256 is the manifest's."""
-        path = self.directory / NAME
+        path = self.directory / MANIFEST
         try:
-            manifest = Manifest.from_json(path.read_text(encoding="utf-8"), f"{self.where}: {NAME}")
+            manifest = Manifest.from_json(path.read_text(encoding="utf-8"), f"{self.where}: {MANIFEST}")
         except UnicodeDecodeError:
             raise BundleError(f"{self.where}: its manifest is no UTF-8 text; do not use this pack") from None
         listed = [(info.path, info.bytes, info.sha256) for info in manifest.files]
@@ -189,7 +188,7 @@ class _Unpacking:
             raise BundleError(f"{self.where}: its head and its manifest list different files; do not use this pack")
 
     def _write(self, file: PackedFile) -> None:
-        if file.path == NAME and file.bytes > LARGEST_MANIFEST:
+        if file.path == MANIFEST and file.bytes > LARGEST_MANIFEST:
             raise BundleError(f"{self.where}: a manifest of {file.bytes:,} bytes; no manifest is that large")
         path = self.directory / file.path
         for folder in reversed(path.relative_to(self.directory).parents[:-1]):
@@ -278,7 +277,7 @@ class _Unpacking:
     def _base_bytes(self, file: PackedFile, chunk: Chunk, where: str) -> Symbols:
         assert self.base is not None and chunk.base is not None
         sizes = {info.path: info.bytes for info in self.base.manifest.files}
-        sizes[NAME] = (self.base.directory / NAME).stat().st_size
+        sizes[MANIFEST] = (self.base.directory / MANIFEST).stat().st_size
         if chunk.base + chunk.bytes > sizes.get(file.path, 0):
             raise BundleError(f"{where}: refers to bytes that the base version does not have; do not use this pack")
         plain_file(self.base.directory, file.path, str(self.base.directory))

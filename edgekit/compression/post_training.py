@@ -17,7 +17,7 @@ from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import Source
 from edgekit.low_rank import fold_side_paths, side_names
-from edgekit.methods.calibrate import Batch, Progress, groups_of
+from edgekit.methods.calibrate import Batch, groups_of
 from edgekit.methods.examples import Examples
 from edgekit.methods.finished import FinishedBlocks
 from edgekit.methods.fitted_recipe import recipe_for
@@ -26,6 +26,7 @@ from edgekit.methods.lora import beside, merge, read_adapter
 from edgekit.methods.sensitivity import choose, scan, to_recipe
 from edgekit.methods.training import History
 from edgekit.recipe import Recipe
+from edgekit.spec.progress import Progress
 
 Load = Callable[[str], Source]
 

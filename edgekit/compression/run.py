@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from edgekit.methods.finished import FinishedBlocks, forget
 from edgekit.methods.masks import matrices
 from edgekit.methods.rate_quantize import RateQuantizer, chosen_report
 from edgekit.methods.training import Constraint, History, Run
+from edgekit.spec.progress import Progress
 
-Progress = Callable[[str, float], None]
 NOT_RESUMED = ("rate-quantize", "sensitivity")
 BATCH = 32
 """Examples at a time where nothing is trained."""

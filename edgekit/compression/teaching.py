@@ -18,8 +18,8 @@ from edgekit.methods.distill import INDICES, cached, distilled, predictions, wei
 from edgekit.methods.examples import Examples
 from edgekit.methods.salt import Staged, Transition, challenge, hardest, salted
 from edgekit.methods.training import epoch_order
+from edgekit.spec.progress import Progress
 
-Progress = Callable[[str, float], None]
 Load = Callable[[str], Source]
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgekit.bundle import Bundle
-from edgekit.bundle.manifest import NAME
 from edgekit.devices import linux, phone
 from edgekit.devices.connection import Connection
 from edgekit.devices.job import Job
-from edgekit.devices.transfer import Item, Progress, item_of, push
+from edgekit.devices.transfer import Item, item_of, push
 from edgekit.errors import BundleError
 from edgekit.lowbit.library import ABIS, CHOICE, built_library
+from edgekit.spec.names import MANIFEST
+from edgekit.spec.progress import Progress
 
 HASHING_SECONDS = 1800.0
 """A slow card reads a large bundle for minutes."""
@@ -72,9 +73,9 @@ def deploy(connection: Connection, bundle: Bundle, progress: Progress) -> Deploy
         system, runtime = phone.inspect_android(connection), phone.installed(connection)
     else:
         system, runtime = linux.inspect_linux(connection), linux.installed(connection)
-    manifest = item_of(bundle.directory / NAME, "")
+    manifest = item_of(bundle.directory / MANIFEST, "")
     folder = f"bundles/{manifest.sha256[:16]}"
-    items = [Item(manifest.source, f"{folder}/{NAME}", manifest.sha256, manifest.bytes), *system.runner_files()]
+    items = [Item(manifest.source, f"{folder}/{MANIFEST}", manifest.sha256, manifest.bytes), *system.runner_files()]
     items += [Item(bundle.directory / f.path, f"{folder}/{f.path}", f.sha256, f.bytes) for f in bundle.manifest.files]
     library = ""
     if bundle.manifest.uses_operators and os.environ.get(CHOICE) != "none":

@@ -10,11 +10,11 @@ from edgekit.devices.connection import open_connection
 from edgekit.devices.deploy import deploy
 from edgekit.devices.job import Job
 from edgekit.devices.target import Target
-from edgekit.devices.transfer import Progress
 from edgekit.errors import UsageError
 from edgekit.runtime.decoder import decoder_info
 from edgekit.runtime.generation import Generation, StopStrings, check_request, text_pieces
 from edgekit.runtime.tokenizer import Stream, Tokenizer
+from edgekit.spec.progress import Progress
 
 
 def generate_on(

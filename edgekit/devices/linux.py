@@ -16,8 +16,9 @@ from pathlib import Path
 
 from edgekit.devices import runner
 from edgekit.devices.connection import Connection
-from edgekit.devices.transfer import Item, Progress, item_of, push
+from edgekit.devices.transfer import Item, item_of, push
 from edgekit.errors import RuntimeUnavailable, UnsupportedError
+from edgekit.spec.progress import Progress
 
 ONNXRUNTIME = "1.29.0"
 """The same everywhere: the newest that Android's packages within reach have too."""

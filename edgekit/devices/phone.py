@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.devices.connection import Connection
-from edgekit.devices.transfer import Item, Progress, item_of, push
+from edgekit.devices.transfer import Item, item_of, push
 from edgekit.errors import RuntimeUnavailable, UnsupportedError, UsageError
+from edgekit.spec.progress import Progress
 
 RUNNER = Path(__file__).parent / "android" / "runner.jar"
 MAIN = "dev.edgekit.runner.Main"

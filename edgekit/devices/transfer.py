@@ -19,14 +19,12 @@ from pathlib import Path
 from edgekit.bundle.reading import sha256
 from edgekit.devices.connection import Connection, Done, last_words
 from edgekit.errors import RuntimeUnavailable
+from edgekit.spec.progress import Progress
 
 BLOCK = 1 << 18
 SPARE_BYTES = 64 << 20
 """Room that must be left on the device."""
 TRIES = 3
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.bundle.manifest import NAME
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.evaluation.scorers import BundleScorer, Scorer
 from edgekit.evaluation.tasks import (
@@ -20,11 +19,12 @@ from edgekit.evaluation.tasks import (
     score_text,
 )
 from edgekit.parity.corpus import read_text
+from edgekit.spec.names import MANIFEST
+from edgekit.spec.progress import Progress
 
 MOST_TOKENS = 8192
 """Enough for perplexity to within a few percent."""
 MEGA = 1e6
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def evaluate(
 def open_scorer(model: str, threads: int = 1) -> Scorer:
     """A bundle's directory, or a PyTorch model."""
     path = Path(model)
-    if (path / NAME).is_file():
+    if (path / MANIFEST).is_file():
         return BundleScorer(path, threads)
     try:
         from edgekit.evaluation.torch_scorer import TorchScorer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import numpy as np
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
 from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.spec.progress import Progress
 from edgekit.strict import build
 
 WINDOW = 512
 """Tokens of context at most; windows do not overlap."""
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

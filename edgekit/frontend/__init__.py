@@ -1,5 +1,5 @@
 """What the user has (a checkpoint, a module, a file) -> ``Source`` -> ``onnx_ir.Model``."""
 
-from edgekit.frontend.source import TASKS, Source, load
+from edgekit.frontend.source import Source, load
 
-__all__ = ["TASKS", "Source", "load"]
+__all__ = ["Source", "load"]

@@ -45,7 +45,7 @@ def load(
     Args:
         directory: holds config.json and the weights; a sentence-transformers directory too.
         allow_pickle: accept pytorch_model.bin, read with weights_only=True.
-        task: one of ``source.TASKS``; None = from config.json and modules.json.
+        task: one of ``spec.names.TASKS``; None = from config.json and modules.json.
         name: what to call it, if not the directory's name.
         kind: "hf", or "gguf" for a directory made from one.
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import SourceError, UsageError
+from edgekit.spec.names import TASKS
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -36,7 +36,7 @@ class Source:
     Attributes:
         kind: "hf", "gguf", "factory", "pt2" or "onnx".
         name: what to call the model: hub id, directory or file stem, or the factory's name.
-        task: one of ``TASKS``.
+        task: one of ``spec.names.TASKS``.
         architecture: class name of the model ("LlamaForCausalLM"), or "" where there is none.
         module: in eval mode, parameters without gradient. Linear layers that quantize their input in training
             carry the attribute ``activation_block_size`` (0 = per token, as BitNet does).
@@ -69,10 +69,10 @@ def load(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> S
     Args:
         spec: what to open.
         allow_pickle: also accept pickled weights (pytorch_model.bin), read with ``weights_only=True``.
-        task: one of ``TASKS``; None = found out from the model.
+        task: one of ``spec.names.TASKS``; None = found out from the model.
 
     Raises:
-        UsageError: ``task`` is not one of ``TASKS``.
+        UsageError: ``task`` is not one of ``spec.names.TASKS``.
         SourceError: nothing there, damaged, incomplete, or ambiguous; the message says what to do.
         UnsupportedError: readable, but of a kind that edgekit does not compile.
     """

@@ -23,12 +23,8 @@ from numpy.typing import NDArray
 
 from edgekit.lowbit.formats import NATIVE_BLOCK
 from edgekit.lowbit.reference import SMALLEST
+from edgekit.spec.names import EDGEKIT, INT8_MATMUL, MATMUL_NBITS, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
-DOMAIN = "ai.edgekit"
-MICROSOFT = "com.microsoft"
-TERNARY = "TernaryMatMul"
-INT8 = "Int8MatMul"
-SPARSE = "SparseMatMul"
 INTS = ("K", "N", "activation_block_size")
 
 
@@ -68,7 +64,7 @@ class _Body:
         imports = {"": 21, MICROSOFT: 1}
         graph = ir.Graph(inputs, [output], nodes=self.nodes, opset_imports=imports, name=name)
         attributes = [ir.Attr(number, ir.AttributeType.INT, None) for number in ints]
-        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
+        return ir.Function(EDGEKIT, name, graph=graph, attributes=attributes)
 
 
 def ternary_function() -> ir.Function:
@@ -84,7 +80,7 @@ def ternary_function() -> ir.Function:
         body.ints("Concat", body.ints("Shape", w, start=0, end=1), quads, axis=0),
     )
     y = _matmul(body, 2, x, w, _every_scale(body, w, scales), zero, bias)
-    return body.function(TERNARY, [x, w, scales, bias], y)
+    return body.function(TERNARY_MATMUL, [x, w, scales, bias], y)
 
 
 def int8_function() -> ir.Function:
@@ -92,7 +88,7 @@ def int8_function() -> ir.Function:
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
     y = _matmul(body, 8, x, w, _every_scale(body, w, scales), None, bias)  # codes count from 128, as MatMulNBits has it
-    return body.function(INT8, [x, w, scales, bias], y)
+    return body.function(INT8_MATMUL, [x, w, scales, bias], y)
 
 
 def sparse_function() -> ir.Function:
@@ -101,7 +97,7 @@ def sparse_function() -> ir.Function:
     body = _Body()
     codes = _dense_codes(body, w)
     y = _matmul(body, 8, x, codes, _every_scale(body, codes, scales), None, bias)
-    return body.function(SPARSE, [x, w, scales, bias], y, (*INTS, "bits"))
+    return body.function(SPARSE_MATMUL, [x, w, scales, bias], y, (*INTS, "bits"))
 
 
 def _dense_codes(body: _Body, w: ir.Value) -> ir.Value:
@@ -165,7 +161,7 @@ def _matmul(
 ) -> ir.Value:
     settings = [ir.AttrInt64("bits", bits), ir.AttrInt64("block_size", NATIVE_BLOCK), ir.AttrInt64("accuracy_level", 4)]
     sizes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ("K", "N")]
-    return body.op("MatMulNBits", x, w, scales, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
+    return body.op(MATMUL_NBITS, x, w, scales, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
 
 
 def exact_function(with_bias: bool) -> ir.Function:
@@ -184,7 +180,7 @@ def exact_function(with_bias: bool) -> ir.Function:
     y = body.op("Mul", sums, body.op("Mul", body.op("Div", largest, full), scales))
     if with_bias:
         y = body.op("Add", y, bias)
-    return body.function(TERNARY, [x, w, scales, bias] if with_bias else [x, w, scales], y)
+    return body.function(TERNARY_MATMUL, [x, w, scales, bias] if with_bias else [x, w, scales], y)
 
 
 def _decoded(body: _Body, w: ir.Value) -> ir.Value:

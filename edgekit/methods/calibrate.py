@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
 from edgekit.low_rank import side_names
+from edgekit.spec.progress import Progress
 
 Batch = Mapping[str, Tensor]
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

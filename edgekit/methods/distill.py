@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn import functional
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError, UsageError
 from edgekit.methods.example_files import digest
 from edgekit.methods.examples import LABELS, Batch, Examples, Objective, most_rows, outputs
+from edgekit.spec.progress import Progress
 
 INDICES, LOGS = "teacher_indices", "teacher_logs"
 KINDS = ((INDICES, np.int32), (LOGS, np.float16))
@@ -136,7 +137,7 @@ def with_targets(examples: Examples, found: Mapping[str, Tensor]) -> Examples:
 
 def cached(
     directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float, *,
-    name: str = "", batch_size: int = 16, progress: Callable[[str, float], None] = lambda what, share: None,
+    name: str = "", batch_size: int = 16, progress: Progress = lambda what, share: None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """A teacher's answers to all examples, mapped from ``directory``; computed there first unless they are there.
 
@@ -198,7 +199,7 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap[Any, An
 @torch.no_grad()
 def _compute(
     directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float,
-    batch_size: int, name: str, progress: Callable[[str, float], None],
+    batch_size: int, name: str, progress: Progress,
 ) -> None:  # fmt: skip
     training, done, arrays = teacher.training, 0, {}
     teacher.eval()

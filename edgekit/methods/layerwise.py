@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError
 from edgekit.low_rank import SideLinear, attach
-from edgekit.methods.calibrate import Batch, Group, Progress, groups_of, layer_by_layer
+from edgekit.methods.calibrate import Batch, Group, groups_of, layer_by_layer
 from edgekit.methods.eora import (
     Compensation,
     LowRank,
@@ -31,6 +31,7 @@ from edgekit.methods.fitted_recipe import Option, option_of, weight_bytes
 from edgekit.methods.gptq import Gptq, gptq, rounded
 from edgekit.methods.prune import two_of_four
 from edgekit.methods.ternarize import Planes, Ternary, block_sums, ternarize
+from edgekit.spec.progress import Progress
 
 Rounding = Callable[[Tensor, Tensor], Planes]
 """From a weight [N, K] and its input's moments float64 [K, K] to what it becomes."""

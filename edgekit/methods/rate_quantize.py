@@ -26,6 +26,7 @@ from torch.nn import functional
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
 from edgekit.lowbit.grid import short
 from edgekit.methods.rate import counted, entropy
+from edgekit.spec.progress import Progress
 
 MOST_CODE = 127
 STEPS_AN_OCTAVE = 3
@@ -39,7 +40,6 @@ PROBED, PROBE_NOISE = 8, 0.01
 ROUNDS = 40
 TRIALS = 14  # each of them an evaluation
 MOMENTS = ("full", "diagonal", "none")
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import nn
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.lowbit.formats import FORMATS
-from edgekit.methods.calibrate import Progress
 from edgekit.recipe import VERSION, Recipe, Rule
+from edgekit.spec.progress import Progress
 
 CANDIDATES = (("int8", 64), ("int4", 32), ("int4", 64), ("int4", 128))
 Option = tuple[str, int]

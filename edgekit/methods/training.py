@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.methods.examples import Examples, Objective
+from edgekit.spec.progress import Progress
 
 SCHEDULES = ("constant", "linear", "cosine", "two-stage")
 NEWS = 20
@@ -29,7 +30,6 @@ CURVE = 200
 SEEDS = 2**32
 LARGEST = 1e6
 """Of what multiplies gradients: beyond it numbers overflow whatever they are."""
-Progress = Callable[[str, float], None]
 
 
 class Constraint(Protocol):

@@ -16,12 +16,13 @@ from edgekit.bundle import Bundle
 from edgekit.devices.connection import Connection
 from edgekit.devices.deploy import deploy
 from edgekit.devices.job import isa_of, packed
-from edgekit.devices.transfer import Item, Progress, push
+from edgekit.devices.transfer import Item, push
 from edgekit.errors import RuntimeUnavailable
 from edgekit.metrics import Arrays
 from edgekit.runtime.kernels import describe, from_nodes, kernels
 from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
 from edgekit.runtime.session import Session, graph_with_outputs, onnxruntime
+from edgekit.spec.progress import Progress
 
 COMPRESSED, ORIGINAL = "compressed", "original"
 REFERENCES = (COMPRESSED, ORIGINAL)

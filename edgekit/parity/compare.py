@@ -18,7 +18,8 @@ from edgekit.parity.backends import Place
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
 from edgekit.parity.report import SCHEMA_VERSION, LayerDistance, Report, Section, finite, layer_lines
-from edgekit.parity.verification import Golden, Progress, judge_place, open_place, section
+from edgekit.parity.verification import Golden, judge_place, open_place, section
+from edgekit.spec.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,12 @@ from edgekit.parity.report import TextPerplexity
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import replay_text
 from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.spec.progress import Progress
 
 WINDOW = 512
 """Tokens of context at most; windows do not overlap."""
 MOST_TOKENS = 16 * WINDOW
 """Enough for perplexity to within a few percent; a longer text is cut."""
-
-Progress = Callable[[str, float], None]
 
 
 def text_perplexity(

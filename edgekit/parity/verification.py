@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,9 +18,7 @@ from edgekit.parity.measure import Measured, measure
 from edgekit.parity.original import Original
 from edgekit.parity.report import LayerDistance, Report, Section
 from edgekit.recipe import Limits, Recipe
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and how much of that is done, 0 to 1."""
+from edgekit.spec.progress import Progress
 
 
 def verify(

@@ -11,8 +11,8 @@ from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
 from edgekit.recipe import Recipe, Rule
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 SMALLEST_BLOCK = 16  # of MatMulNBits and GatherBlockQuantized
 BREAK_EVEN: dict[str, tuple[str, float]] = {
     # one token, weights from memory: measured at 25 and 23 %, and a margin (benchmarks/sparse.py, docs/kernels.md)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-MICROSOFT = "com.microsoft"
+from edgekit.spec.names import MICROSOFT
 
 
 class FoldRope(ir.passes.InPlacePass):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-MICROSOFT = "com.microsoft"
+from edgekit.spec.names import MICROSOFT
+
 FUSED = {
     "SimplifiedLayerNormalization": "SkipSimplifiedLayerNormalization",
     "LayerNormalization": "SkipLayerNormalization",

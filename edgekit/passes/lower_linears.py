@@ -21,24 +21,27 @@ from edgekit.lowbit.formats import (
     sparse_facts,
 )
 from edgekit.lowbit.functions import (
-    DOMAIN,
-    INT8,
-    MICROSOFT,
-    SPARSE,
-    TERNARY,
     int8_function,
     sparse_function,
     ternary_function,
 )
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
+from edgekit.spec.names import (
+    EDGEKIT,
+    GATHER_QUANTIZED,
+    INT8_MATMUL,
+    MATMUL_NBITS,
+    MICROSOFT,
+    SPARSE_MATMUL,
+    STORAGE,
+    TERNARY_MATMUL,
+)
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 ROW_SCALES = ("int8-channel", *SPARSE_BITS)
 """Formats with one scale a row."""
-OPERATORS = {"t2": TERNARY, "int8-channel": INT8, **dict.fromkeys(SPARSE_BITS, SPARSE)}
-STORAGE = "edgekit.storage"
-"""Key in a tensor's ``meta``: tensors with equal values are the same bytes and are written once."""
+OPERATORS = {"t2": TERNARY_MATMUL, "int8-channel": INT8_MATMUL, **dict.fromkeys(SPARSE_BITS, SPARSE_MATMUL)}
 
 
 class LowerLinears(ir.passes.InPlacePass):
@@ -50,10 +53,14 @@ class LowerLinears(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         lowering = _Lowering(model.graph)
-        nodes = [n for n in model.graph if n.domain == DOMAIN and n.op_type in ("Linear", "Embedding")]
+        nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
         for node in nodes:
             lowering.lower(node)
-        for op, make in ((TERNARY, ternary_function), (INT8, int8_function), (SPARSE, sparse_function)):
+        for op, make in (
+            (TERNARY_MATMUL, ternary_function),
+            (INT8_MATMUL, int8_function),
+            (SPARSE_MATMUL, sparse_function),
+        ):
             if any(n.op_type == op for n in model.graph):
                 function = make()
                 model.functions[function.identifier()] = function
@@ -253,7 +260,7 @@ class _Lowering:
     def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         sizes = {"K": weight.columns, "N": weight.rows, "bits": FORMATS[weight.format].bits, "block_size": weight.block}
         inputs = [self._activations(node), data, scales]
-        return self._biased(node, self._node(node, "MatMulNBits", inputs, MICROSOFT, **sizes, accuracy_level=4))
+        return self._biased(node, self._node(node, MATMUL_NBITS, inputs, MICROSOFT, **sizes, accuracy_level=4))
 
     def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         bits = FORMATS[weight.format].bits
@@ -262,7 +269,7 @@ class _Lowering:
         inputs = [table, node.inputs[0], scales]
         return self._node(
             node,
-            "GatherBlockQuantized",
+            GATHER_QUANTIZED,
             inputs,
             MICROSOFT,
             bits=bits,
@@ -295,7 +302,7 @@ class _Lowering:
             node,
             OPERATORS[weight.format],
             inputs,
-            DOMAIN,
+            EDGEKIT,
             K=weight.columns,
             N=weight.rows,
             **more,

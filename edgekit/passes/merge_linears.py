@@ -16,8 +16,8 @@ import onnx_ir as ir
 from edgekit.lowbit.initializers import WeightTensor, weight_of
 from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.lowbit.weights import stacked
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 Key = tuple[int, str, str, int]
 
 

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.passes.merge_linears import Key, key_of, merge, mergeable, split_rows
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 Terms = tuple[ir.Node, ...]
 
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
 from edgekit.runtime.decoder import Decoder, decoder_info
+from edgekit.spec.names import DATA, GRAPH
 
 VERSION = "1"
 Messages = list[dict[str, str]]
@@ -131,7 +132,7 @@ def _header(file: Any, name: str, path: Path) -> tuple[str, list[int]]:
 
 def _identity(bundle: Bundle) -> str:
     """The sha256 of graph and weights."""
-    return " ".join(f.sha256 for f in bundle.manifest.files if f.path in ("model.onnx", "model.onnx.data"))
+    return " ".join(f.sha256 for f in bundle.manifest.files if f.path in (GRAPH, DATA))
 
 
 def _open(path: Path) -> Any:

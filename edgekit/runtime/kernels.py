@@ -14,10 +14,10 @@ from edgekit.bundle import Bundle
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session
+from edgekit.spec.names import GATHER_QUANTIZED, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
 
-NATIVE = ("TernaryMatMul", "Int8MatMul", "SparseMatMul")
 HEAVY = (
-    *NATIVE, "MatMulNBits", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", "GatherBlockQuantized", "Conv", "FusedConv",
+    *NATIVE_OPERATORS, MATMUL_NBITS, "FusedMatMul", "MatMul", "Gemm", "FusedGemm", GATHER_QUANTIZED, "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 )  # fmt: skip
@@ -41,8 +41,8 @@ class Kernel:
         text = f"{self.op}({self.settings})" if self.settings else self.op
         if self.body_of:
             return f"{self.body_of}: function body ({text})×{self.count}"
-        if self.op in NATIVE:
-            slow = self.op == "SparseMatMul" and self.settings != SPARSE_ISA
+        if self.op in NATIVE_OPERATORS:
+            slow = self.op == SPARSE_MATMUL and self.settings != SPARSE_ISA
             note = f", slower than dense without {SPARSE_ISA}" if slow else ""
             return f"{self.op}: native operator ({self.settings}{note})×{self.count}"
         return f"{text}×{self.count}"
@@ -89,7 +89,7 @@ def from_nodes(bundle: Bundle, nodes: Sequence[tuple[str, str]], isa: str) -> tu
             continue
         # ONNX Runtime names what it inlines "_inlfunc_<function>_...".
         body = next((f for f in bodies if name.startswith(f"_inlfunc_{f}_")), "")
-        shown = isa if op in NATIVE else settings.get(name, "")
+        shown = isa if op in NATIVE_OPERATORS else settings.get(name, "")
         ran[op, bodies[body].get(op, "") if body else shown, body] += 1
     return tuple(Kernel(*key, count) for key, count in ran.most_common())
 

@@ -14,11 +14,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.lowbit.library import Library, load_library, register_library
-
-OLDEST = (1, 28)
-"""The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
-SPIN_MICROSECONDS = 50
-"""How long an idle worker stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
+from edgekit.spec.names import OLDEST_RUNTIME, SPIN_MICROSECONDS
 
 
 @functools.cache
@@ -30,12 +26,12 @@ def onnxruntime() -> Any:
         import onnxruntime as ort
     except ImportError as error:
         raise RuntimeUnavailable(
-            f"onnxruntime cannot be imported ({error}); pip install 'onnxruntime>={OLDEST[0]}.{OLDEST[1]}'"
+            f"onnxruntime cannot be imported ({error}); pip install 'onnxruntime>={OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]}'"
         ) from error
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
-    if version < OLDEST:
+    if version < OLDEST_RUNTIME:
         raise RuntimeUnavailable(
-            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; "
+            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]} or newer; "
             "pip install --upgrade onnxruntime"
         )
     ort.disable_telemetry_events()

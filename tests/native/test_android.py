@@ -11,8 +11,8 @@ import pytest
 
 from edgekit.lowbit import sparse
 from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, pack_t2
-from edgekit.lowbit.functions import DOMAIN
 from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.spec.names import EDGEKIT
 from tests.native.test_arm import FORCED
 from tests.support.bionic import harness
 from tests.support.tooling import require
@@ -107,12 +107,12 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
         attributes = {"K": case.k, "N": N, "activation_block_size": case.block}
         attributes |= {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
         integers = [ir.AttrInt64(name, number) for name, number in attributes.items()]
-        nodes.append(ir.Node(DOMAIN, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
+        nodes.append(ir.Node(EDGEKIT, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
         nodes[i].outputs[0].name = f"Y{i}"
         nodes[i].outputs[0].type = ir.TensorType(ir.DataType.FLOAT16 if case.half else ir.DataType.FLOAT)
     graph = ir.Graph(
         inputs, [node.outputs[0] for node in nodes], nodes=nodes, initializers=constants,
-        opset_imports={"": 21, DOMAIN: 1}, name="g",
+        opset_imports={"": 21, EDGEKIT: 1}, name="g",
     )  # fmt: skip
     (folder / "model.onnx").write_bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
 

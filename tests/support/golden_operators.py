@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.lowbit.functions import DOMAIN
+from edgekit.spec.names import EDGEKIT
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors" / "operators"
 
@@ -43,7 +43,9 @@ def write_model(directory: Path) -> None:
     nodes, constants, expected = [], [], {}
     for index, case in enumerate(golden()):
         inputs = [_constant(f"{name}{index}", array) for name, array in case.arrays.items() if name != "Y"]
-        node = ir.Node(DOMAIN, case.op, inputs, [ir.AttrInt64(n, v) for n, v in case.attributes.items()], num_outputs=1)
+        node = ir.Node(
+            EDGEKIT, case.op, inputs, [ir.AttrInt64(n, v) for n, v in case.attributes.items()], num_outputs=1
+        )
         node.name, node.outputs[0].name = case.name, f"Y{index}"
         node.outputs[0].type = ir.TensorType(ir.tensor(case.arrays["Y"]).dtype)
         nodes.append(node)
@@ -51,7 +53,7 @@ def write_model(directory: Path) -> None:
         expected[f"Y{index}"] = case.arrays["Y"]
     graph = ir.Graph(
         [], [n.outputs[0] for n in nodes], nodes=nodes, initializers=constants,
-        opset_imports={"": 21, DOMAIN: 1}, name="golden",
+        opset_imports={"": 21, EDGEKIT: 1}, name="golden",
     )  # fmt: skip
     (directory / "model.onnx").write_bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
     np.savez(directory / "expected.npz", **expected)

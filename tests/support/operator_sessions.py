@@ -10,8 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor
-from edgekit.lowbit.functions import DOMAIN, MICROSOFT
 from edgekit.lowbit.library import load_library
+from edgekit.spec.names import EDGEKIT, MICROSOFT
 
 THREADS = 2
 """Work is shared out wherever it can be; results must not depend on it."""
@@ -41,7 +41,7 @@ def one_node(
     graph = ir.Graph(
         [v for v in values if v is not None and v.const_value is None], node.outputs, nodes=[node],
         initializers=[v for v in values if v is not None and v.const_value is not None],
-        opset_imports={"": 21, MICROSOFT: 1, DOMAIN: 1}, name="g",
+        opset_imports={"": 21, MICROSOFT: 1, EDGEKIT: 1}, name="g",
     )  # fmt: skip
     model = ir.Model(graph, ir_version=10, functions=functions)
     options = onnxruntime.SessionOptions()
@@ -63,7 +63,7 @@ def native(
     kind = ir.DataType.FLOAT16 if x.dtype == np.float16 else ir.DataType.FLOAT
     inputs: list[Input] = [graph_input(kind, x.ndim), ("W", weight.data), ("scales", weight.scales)]
     inputs += [("bias", bias)] if bias is not None else []
-    return one_node(DOMAIN, op, inputs, library=library.path, **_sizes(weight), activation_block_size=block)
+    return one_node(EDGEKIT, op, inputs, library=library.path, **_sizes(weight), activation_block_size=block)
 
 
 def _sizes(weight: PackedTensor) -> dict[str, int]:
@@ -85,7 +85,7 @@ def of_function(
     if bias is not None:
         inputs.append(("bias", bias))
     return one_node(
-        DOMAIN, function.name, inputs, [function], **_sizes(weight), activation_block_size=activation_block_size
+        EDGEKIT, function.name, inputs, [function], **_sizes(weight), activation_block_size=activation_block_size
     )
 
 

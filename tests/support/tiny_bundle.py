@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
 from edgekit.recipe import Recipe
+from edgekit.spec.names import MICROSOFT
 
-MICROSOFT = "com.microsoft"
 LAYERS, HEADS, KV_HEADS, DIM, HIDDEN, MAX_LENGTH = 3, 2, 1, 16, 32, 64
 SPECIAL = ("<bos>", "<eos>", "<user>")
 VOCABULARY = 256 + len(SPECIAL)

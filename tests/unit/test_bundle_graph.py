@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from edgekit.bundle import write_graph
-from edgekit.bundle.reading import DATA, GRAPH
 from edgekit.bundle.tensors import Stored, initializers
 from edgekit.errors import CheckFailed
+from edgekit.spec.names import DATA, GRAPH
 
 FLOAT = ir.DataType.FLOAT
 

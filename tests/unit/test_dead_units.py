@@ -16,10 +16,10 @@ from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.dead_units.weights import CHUNK, Alive, Scans
+from edgekit.spec.names import EDGEKIT
 from tests.support.dead_units import Net, kept, removed, rewritten, same, widths
 from tests.support.tiny_bundle import MICROSOFT
 
-EDGEKIT = "ai.edgekit"
 ACTIVATIONS: dict[str, dict[str, object]] = {
     "Relu": {}, "Sigmoid": {}, "Tanh": {}, "Gelu": {}, "HardSwish": {}, "Softplus": {}, "Elu": {}, "Erf": {},
     "LeakyRelu": {"alpha": 0.2}, "QuickGelu": {"domain": MICROSOFT, "alpha": 1.0}, "FastGelu": {"domain": MICROSOFT},

@@ -18,8 +18,8 @@ from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe, Rule
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((2, 3, 64)).astype(np.float32)
 

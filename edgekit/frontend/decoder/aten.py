@@ -12,9 +12,7 @@ import torch
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.emit import (
-    EDGEKIT,
     INT64_MAX,
-    MICROSOFT,
     Constant,
     Emitter,
     Handler,
@@ -23,6 +21,7 @@ from edgekit.frontend.decoder.emit import (
     shape_of,
 )
 from edgekit.frontend.decoder.pending_views import Shape, View
+from edgekit.spec.names import EDGEKIT, MICROSOFT
 
 Args = list[Any]
 Node = torch.fx.Node

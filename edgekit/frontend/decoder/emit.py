@@ -16,8 +16,6 @@ from edgekit.frontend.decoder.pending_views import Dim, Shape, View, apply
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 
-MICROSOFT = "com.microsoft"
-EDGEKIT = "ai.edgekit"
 INT64_MAX = 2**63 - 1
 
 

@@ -13,10 +13,11 @@ from torch.export.graph_signature import InputKind
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.aten import HANDLERS
-from edgekit.frontend.decoder.emit import EDGEKIT, MICROSOFT, Constant, Emitter, onnx_type, shape_of
+from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.trace import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.names import EDGEKIT, MICROSOFT
 
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.dead_units.channels import Attention, Channels, Flow, Rule, varying
-from edgekit.passes.dead_units.constants import MICROSOFT, Floats
+from edgekit.passes.dead_units.constants import Floats
 from edgekit.passes.dead_units.cuts import CountCut
 from edgekit.passes.dead_units.weights import Ints
+from edgekit.spec.names import MICROSOFT
 
 
 def split_heads(x: Channels, start: int, stop: int) -> tuple[Ints, Floats]:

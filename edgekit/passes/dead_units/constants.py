@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-MICROSOFT = "com.microsoft"
+from edgekit.spec.names import MICROSOFT
+
 Floats = NDArray[np.float64]
 Function = Callable[[Floats], Floats]
 

@@ -12,8 +12,7 @@ from edgekit.passes.dead_units.attention import product_of_heads
 from edgekit.passes.dead_units.channels import Channels, Flow, Product, Rule, array_of, called, constant_of
 from edgekit.passes.dead_units.constants import applied, number, text, whole
 from edgekit.passes.dead_units.cuts import CountCut, ParameterCut
-
-EDGEKIT = "ai.edgekit"
+from edgekit.spec.names import EDGEKIT
 
 
 def _product(flow: Flow, node: ir.Node, x: Channels, axis: int, **facts: Any) -> None:

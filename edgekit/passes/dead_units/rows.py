@@ -13,8 +13,8 @@ from edgekit.passes.dead_units.channels import called, constant_of
 from edgekit.passes.dead_units.removal import KEPT, REPORT
 from edgekit.passes.dead_units.verdict import Row
 from edgekit.passes.dead_units.weights import Bools, Scans, sliced
+from edgekit.spec.names import EDGEKIT
 
-EDGEKIT = "ai.edgekit"
 UNIT = "embedding row"
 
 

@@ -1,0 +1,40 @@
+"""Names, limits and settings that the bundle, its readers and the device runners share."""
+
+from __future__ import annotations
+
+TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
+VECTOR_KINDS = ("text", "sample", "random")
+"""What a golden input is; random input proves less and is never called a pass."""
+
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+DATA = "model.onnx.data"
+VECTORS = "vectors"
+"""Directory of the golden vectors."""
+OPERATORS = "ops"
+"""Directory of the operator libraries, one directory an ABI."""
+
+EDGEKIT = "ai.edgekit"
+MICROSOFT = "com.microsoft"
+TERNARY_MATMUL = "TernaryMatMul"
+INT8_MATMUL = "Int8MatMul"
+SPARSE_MATMUL = "SparseMatMul"
+NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL)
+"""Operators of the domain ``ai.edgekit`` that bundles hold."""
+MATMUL_NBITS = "MatMulNBits"
+GATHER_QUANTIZED = "GatherBlockQuantized"
+
+LARGEST_MANIFEST = 64 << 20
+"""Bytes."""
+LARGEST_GRAPH = 256 << 20
+"""Bytes of model.onnx; weights belong into the data file."""
+DECODER_LIMITS = {"kv_heads": 4096, "head_dim": 65_536, "vocab_size": 1 << 27, "max_length": 1 << 27}
+"""The largest numbers that a manifest's decoder may hold: buffers are allocated by them."""
+
+OLDEST_RUNTIME = (1, 28)
+"""The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
+SPIN_MICROSECONDS = 50
+"""How long an idle worker stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
+
+STORAGE = "edgekit.storage"
+"""Key in a tensor's ``meta``: tensors with equal values there are the same bytes, perhaps in another shape."""
