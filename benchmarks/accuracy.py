@@ -5,7 +5,7 @@
 Calibration is on Shakespeare's plays (``sh tools/fetch_shakespeare.sh``), the score on the modern prose that ships with edgekit
 and that no calibration sees: perplexity of SmolLM2-135M-Instruct (its weights are a dequantized Q4_1 file, so plain 4 bits
 look better than they are), mean cosine of MiniLM's sentence embeddings to those of the float model. Weights are rounded,
-activations are not. Bytes are those of the bundle's weights, scales, padding and side paths included: embeddings and head at
+activations are not. Bytes are those of the bundle's weights, scales, padding and low-rank branches included: embeddings and head at
 8 bits in every row but fp32. ``bits_per_weight`` is for the linear layers of the blocks alone.
 
 Each way of rounding stands alone, with a plain decomposition and with EoRA beside it at two ranks (int8), and rows of plain
@@ -56,7 +56,7 @@ class Row:
     """One method on one model. ``perplexity`` for decoders, ``accuracy`` (mean cosine) for encoders.
 
     ``output_error`` is the mean over groups of layers of the share of output energy that is lost, ``below_svd`` the share of
-    groups in which the side path leaves at most what a plain decomposition of its rank does.
+    groups in which the low-rank branch leaves at most what a plain decomposition of its rank does.
     """
 
     model: str
@@ -163,7 +163,7 @@ def loaded(directory: Path) -> nn.Module:
 
 
 def methods(quick: bool) -> Iterator[tuple[str, Method]]:
-    """Every way of rounding, then each with both kinds of side path."""
+    """Every way of rounding, then each with both kinds of low-rank branch."""
     plain = {
         "int4 g64": Method("int4", Gptq(4, 64)),
         "int4 g32": Method("int4", Gptq(4, 32)),

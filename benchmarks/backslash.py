@@ -32,7 +32,7 @@ from torch import nn
 
 from benchmarks.backslash_models import CASES, Case
 from edgekit.benchmark.machine import describe
-from edgekit.compression import coded_bits
+from edgekit.coding.streams import coded_bits
 from edgekit.methods import Backslash, Pruner, Pruning, Rate, RateReport, rate_report
 from edgekit.methods.examples import Examples
 from edgekit.methods.masks import apply, matrices

@@ -1,11 +1,11 @@
-"""Linear layers with more beside their weight: further products of the same input are added to what they give.
+"""Linear layers with branches: further products of the same input, added to what they give.
 
     y = x W^T + bias  +  x S^T  +  (x A^T) B^T
 
 S is the second plane of a ternary weight, B A a low-rank correction or a LoRA adapter. Layers that read the same input (query,
 key and value; gate and up) may share one A, which is then computed once. In a model directory they are the file
-``side_paths.safetensors`` beside the weights: tensors ``LAYER.second``, ``LAYER.lora_A``, ``LAYER.lora_B``, and in its header
-who shares whose A.
+``side_paths.safetensors`` (an older word for branches; the name stays, so that saved models stay readable): tensors
+``LAYER.second``, ``LAYER.lora_A``, ``LAYER.lora_B``, and in its header who shares whose A.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PARTS = ("second", "lora_A", "lora_B")
 VERSION = "1"
 
 
-class SideLinear(nn.Linear):
+class BranchedLinear(nn.Linear):
     """A linear layer [N, K] with ``second`` [N, K], or ``lora_A`` [r, K] and ``lora_B`` [N, r], or all of them."""
 
     second: nn.Linear | None
@@ -54,36 +54,38 @@ class SideLinear(nn.Linear):
         return y
 
 
-def attach(model: nn.Module, name: str, parts: Mapping[str, Tensor]) -> SideLinear:
-    """Puts ``parts`` (some of PARTS) beside the linear layer called ``name``; what it has already and is not given stays.
+def attach(model: nn.Module, name: str, parts: Mapping[str, Tensor]) -> BranchedLinear:
+    """Gives the linear layer called ``name`` branches, some of PARTS; what it has already and is not given stays.
 
     A parameter given as ``lora_A`` is used as it is, so that several layers can share it.
     """
-    found = model.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    layer = found if isinstance(found, SideLinear) else SideLinear(found)
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    layer = linear if isinstance(linear, BranchedLinear) else BranchedLinear(linear)
     for part, tensor in parts.items():
-        inner = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False, device="meta")
-        inner.weight = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-        setattr(layer, part, inner)
+        branch = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False, device="meta")
+        branch.weight = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        setattr(layer, part, branch)
     _put(model, name, layer)
     return layer
 
 
-def side_layers(model: nn.Module) -> dict[str, SideLinear]:
-    """The layers of a model that have something beside their weight, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SideLinear)}
+def branched_layers(model: nn.Module) -> dict[str, BranchedLinear]:
+    """A model's layers with branches, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BranchedLinear)}
 
 
-def side_names(model: nn.Module, parts: Sequence[str] = PARTS) -> set[str]:
-    """The names of the linear layers that stand beside others' weights, those of ``parts``."""
-    return {f"{name}.{part}" for name, layer in side_layers(model).items() for part in parts if getattr(layer, part)}
+def branch_names(model: nn.Module, parts: Sequence[str] = PARTS) -> set[str]:
+    """The names of a model's branches, those of ``parts``."""
+    return {
+        f"{name}.{part}" for name, layer in branched_layers(model).items() for part in parts if getattr(layer, part)
+    }
 
 
 @torch.no_grad()
-def fold_side_paths(model: nn.Module) -> None:
-    """Makes plain linear layers of a model's SideLinears, each with the sum of its weight and all that is beside it."""
-    for name, layer in side_layers(model).items():
+def fold_branches(model: nn.Module) -> None:
+    """Makes plain linear layers of a model's BranchedLinears, each with the sum of its weight and its branches."""
+    for name, layer in branched_layers(model).items():
         weight = layer.weight.detach().float().clone()
         if layer.second is not None:
             weight += layer.second.weight
@@ -92,42 +94,42 @@ def fold_side_paths(model: nn.Module) -> None:
         _put(model, name, _plain(layer, weight))
 
 
-def take_side_paths(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Makes plain linear layers of a model's SideLinears again; gives what was beside them, as :func:`write_side_paths` wants it.
+def take_branches(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Makes plain linear layers of a model's BranchedLinears again; gives their branches, as :func:`write_branches` wants them.
 
     Tensors by name, and for each layer whose A is another's that other one.
     """
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, layer in side_layers(model).items():
+    for name, layer in branched_layers(model).items():
         for part in PARTS:
-            inner = getattr(layer, part)
-            if inner is None:
+            branch = getattr(layer, part)
+            if branch is None:
                 continue
-            owner = first.setdefault(id(inner.weight), name)
+            owner = first.setdefault(id(branch.weight), name)
             if owner == name:
-                tensors[f"{name}.{part}"] = inner.weight.detach().contiguous()
+                tensors[f"{name}.{part}"] = branch.weight.detach().contiguous()
             else:
                 shared[name] = owner
         _put(model, name, _plain(layer, layer.weight))
     return tensors, shared
 
 
-def _plain(layer: SideLinear, weight: Tensor) -> nn.Linear:
+def _plain(layer: BranchedLinear, weight: Tensor) -> nn.Linear:
     plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     plain.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
     plain.bias = layer.bias
     return plain.train(layer.training)
 
 
-def write_side_paths(tensors: dict[str, Tensor], shared: Mapping[str, str], directory: Path) -> None:
-    """Writes what :func:`take_side_paths` gave as ``side_paths.safetensors``; nothing where there is nothing."""
+def write_branches(tensors: dict[str, Tensor], shared: Mapping[str, str], directory: Path) -> None:
+    """Writes what :func:`take_branches` gave as ``side_paths.safetensors``; nothing where there is nothing."""
     if tensors:
         save_file(tensors, directory / FILE, {"edgekit": VERSION, "shared": json.dumps(dict(shared))})
 
 
-def read_side_paths(model: nn.Module, directory: Path) -> None:
+def read_branches(model: nn.Module, directory: Path) -> None:
     """Attaches what ``side_paths.safetensors`` in ``directory`` holds, where there is one.
 
     Raises SourceError when it is damaged or is not this model's.
@@ -174,8 +176,8 @@ def _by_layer(tensors: Mapping[str, Tensor], shared: Mapping[str, Any], path: Pa
 def _check(model: nn.Module, name: str, parts: Mapping[str, Tensor], path: Path) -> None:
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear):
-        found = "nothing" if module is None else f"a {type(module).__name__}"
-        raise SourceError(f"{path}: '{name}' is {found} in {type(model).__name__}, not a linear layer")
+        what = "nothing" if module is None else f"a {type(module).__name__}"
+        raise SourceError(f"{path}: '{name}' is {what} in {type(model).__name__}, not a linear layer")
     rows, columns = module.out_features, module.in_features
     down, up, second = (parts.get(part) for part in ("lora_A", "lora_B", "second"))
     shapes = {part: list(tensor.shape) for part, tensor in parts.items()}

@@ -33,12 +33,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from edgekit.errors import EdgekitError
-from edgekit.methods import checkpoint
 from edgekit.methods.bitnet import BitNet, BitNetTraining, convert
 from edgekit.methods.bitnet_checkpoint import save
 from edgekit.methods.distill import cached
 from edgekit.methods.example_files import digest, tokens
 from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.resume import read_checkpoint, write_checkpoint
 from edgekit.methods.salt import Salt, Staged, Transition, salted
 from edgekit.methods.training import Constraint, History, Run, Training, epoch_order
 
@@ -249,10 +249,10 @@ def trained(
     run = Run(model, objective, examples, plan.training(name), constraint=both, evaluation=judged)
     state, belongs = output / f"{name}.checkpoint", {"plan": asdict(plan), "model": name, "examples": digest(train)}
     if state.is_file():
-        run.load_state_dict(checkpoint.read(state, belongs))
+        run.load_state_dict(read_checkpoint(state, belongs))
     log = Log(output / "log.jsonl", name, run)
     with contextlib.closing(log):
-        history = run.go(keep=lambda found: checkpoint.write(state, found, belongs), progress=log)
+        history = run.go(keep=lambda at: write_checkpoint(state, at, belongs), progress=log)
     save_history(output, name, history, log.seconds)
     part = path.with_suffix(".partial")
     save_file({n: p.detach().clone() for n, p in model.state_dict().items() if n != "lm_head.weight"}, part)

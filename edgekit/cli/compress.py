@@ -57,8 +57,8 @@ def compress(
     quiet_libraries()
     from edgekit.compression import compress as run
     from edgekit.compression import rate_of
-    from edgekit.compression.saving import checkpoint_of
     from edgekit.compression.settings import REPORT_STEP
+    from edgekit.methods.resume import checkpoint_path
 
     if config is None:
         if output or method or resume or force:
@@ -74,7 +74,7 @@ def compress(
                 model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
             )  # fmt: skip
     except KeyboardInterrupt:
-        if checkpoint_of(output).exists():
+        if checkpoint_path(output).exists():
             click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
         raise
     show(found.lines(), found.to_json(), as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.coding import native, portable
 from edgekit.coding.tables import (
@@ -76,6 +77,20 @@ def _model(symbols: Symbols, counts: Counts, width: int, base: Symbols | None) -
 def _cost(by_class: Counts, starts: tuple[int, ...]) -> float:
     stops = [*starts[1:], CLASSES]
     return sum(bits_needed(by_class[a:b].sum(axis=0)) for a, b in zip(starts, stops, strict=True))
+
+
+def coded_bits(numbers: NDArray[np.int32]) -> int | None:
+    """Bits that whole numbers [n] are coded with, tables counted; None beyond 16 bits.
+
+    Numbers that fit no byte are coded as two, high ones apart from low ones.
+    """
+    low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+    if low < -(1 << 15) or high >= 1 << 15:
+        return None
+    if low >= -128 and high < 128:
+        return 8 * len(encode_stream((numbers + 128).astype(np.uint8), 8))
+    halves = np.ascontiguousarray((numbers + (1 << 15)).astype("<u2")).view(np.uint8).reshape(-1, 2)
+    return sum(8 * len(encode_stream(np.ascontiguousarray(halves[:, half]), 8)) for half in (0, 1))
 
 
 def decode_stream(data: memoryview, size: int, width: int, base: Symbols | None = None) -> Symbols:

@@ -16,13 +16,13 @@ from edgekit.compression.settings import Compression
 from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import Source
-from edgekit.low_rank import fold_side_paths, side_names
+from edgekit.low_rank import branch_names, fold_branches
 from edgekit.methods.calibrate import Batch, groups_of
 from edgekit.methods.examples import Examples
-from edgekit.methods.finished import FinishedBlocks
 from edgekit.methods.fitted_recipe import recipe_for
 from edgekit.methods.layerwise import Calibration, compress_layers
 from edgekit.methods.lora import beside, merge, read_adapter
+from edgekit.methods.resume import FinishedBlocks
 from edgekit.methods.sensitivity import choose, scan, to_recipe
 from edgekit.methods.training import History
 from edgekit.recipe import Recipe
@@ -120,8 +120,8 @@ def _weights(name: str, directory: Path, load: Load, model: nn.Module) -> dict[s
     source = near(directory, name)
     other = load(source).module
     assert other is not None
-    fold_side_paths(other)
-    beside = side_names(model)
+    fold_branches(other)
+    beside = branch_names(model)
     mine = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in beside}
     theirs = dict(other.named_modules())
     weights = {}

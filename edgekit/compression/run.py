@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from edgekit.compression.coded import coded_bits
+from edgekit.coding.streams import coded_bits
 from edgekit.compression.material import Material, material
 from edgekit.compression.post_training import post_trained
-from edgekit.compression.saving import RECIPE, checkpoint_path, write
+from edgekit.compression.saving import RECIPE, check_output, write
 from edgekit.compression.settings import POST_TRAINING, TAUGHT, Compression
 from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.frontend.source import Source, load
 from edgekit.frontend.streamed import materialize
-from edgekit.low_rank import fold_side_paths
-from edgekit.methods import Backslash, Pruner, RateReport, checkpoint, rate_report
+from edgekit.low_rank import fold_branches
+from edgekit.methods import Backslash, Pruner, RateReport, rate_report
 from edgekit.methods.bitnet import (
     BitLinear,
     BitNetTraining,
@@ -30,9 +31,15 @@ from edgekit.methods.bitnet import (
 )
 from edgekit.methods.bitnet_checkpoint import check_rows
 from edgekit.methods.example_files import digest
-from edgekit.methods.finished import FinishedBlocks, forget
 from edgekit.methods.masks import matrices
 from edgekit.methods.rate_quantize import RateQuantizer, chosen_report
+from edgekit.methods.resume import (
+    FinishedBlocks,
+    claim_checkpoint,
+    forget_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from edgekit.methods.training import Constraint, History, Run
 from edgekit.spec.progress import Progress
 
@@ -120,12 +127,13 @@ def compress(
     settings = Compression.load(config, method) if isinstance(config, Path) else config.with_method(method)
     if resume and settings.method in NOT_RESUMED:
         raise UsageError(f"--resume: {settings.method} keeps no checkpoint; leave --resume out")
-    state = checkpoint_path(output, resume, force)
+    check_output(output, force)
+    state = claim_checkpoint(output, resume, force)
     progress("load the model", 0.0)
     found = _load(source, allow_pickle)
     assert found.module is not None
     if not settings.keeps_weights:
-        fold_side_paths(found.module)
+        fold_branches(found.module)
     before = _rate(found.module, settings.report_step)
     data = material(found, settings, _directory(config))
     scratch = state.with_name(f".{output.absolute().name}.answers")
@@ -151,8 +159,8 @@ def compress(
     )  # fmt: skip
     progress("write the model", 1.0)
     write(found, result.to_json(), output, recipe, settings.ternary().form)
-    forget(state)
-    forget(scratch)
+    forget_checkpoint(state)
+    shutil.rmtree(scratch, ignore_errors=True)
     return result
 
 
@@ -236,9 +244,9 @@ def _trained(
     )  # fmt: skip
     belongs |= {"teachers": room.digests}
     if resume:
-        run.load_state_dict(checkpoint.read(state, belongs))
+        run.load_state_dict(read_checkpoint(state, belongs))
     room.progress("train", run.step / max(1, settings.training.steps))
-    return found, run.go(keep=lambda kept: checkpoint.write(state, kept, belongs), progress=room.progress)
+    return found, run.go(keep=lambda kept: write_checkpoint(state, kept, belongs), progress=room.progress)
 
 
 def _quantized(

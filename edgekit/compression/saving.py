@@ -1,4 +1,4 @@
-"""Where the result goes: a model directory that appears whole, and a checkpoint beside it until then."""
+"""Where the result goes: a model directory that appears whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgekit.errors import CheckFailed, UsageError
 from edgekit.frontend.huggingface import quiet
 from edgekit.frontend.pooling import TextEncoder, sentence_modules
 from edgekit.frontend.source import Source
-from edgekit.low_rank import take_side_paths, write_side_paths
+from edgekit.low_rank import take_branches, write_branches
 from edgekit.methods import bitnet_checkpoint
 from edgekit.methods.bitnet import BitLinear
 from edgekit.recipe import Recipe
@@ -24,28 +24,12 @@ RECIPE = "recipe.yaml"
 WEIGHTS = "model.safetensors"
 
 
-def checkpoint_of(output: Path) -> Path:
-    """The file that a training to ``output`` keeps its state in."""
-    target = output.absolute()
-    return target.with_name(f".{target.name}.checkpoint")
-
-
-def checkpoint_path(output: Path, resume: bool, force: bool) -> Path:
-    """Where a training's state is kept; refuses to overwrite or to forget anything unasked."""
+def check_output(output: Path, force: bool) -> None:
+    """Raises UsageError where something would be overwritten unasked."""
     if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / REPORT).is_file())):
         raise UsageError(f"{output}: is there and no model that edgekit compress made; give -o another directory")
     if (output / REPORT).is_file() and not force:
         raise UsageError(f"{output}: a compressed model is there already; --force replaces it")
-    path = checkpoint_of(output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be made ({error.strerror}); give -o a place that can be written") from error
-    if path.exists() and not resume and not force:
-        raise UsageError(f"{path}: a run was interrupted here; --resume goes on with it, --force begins anew")
-    if resume and not path.exists():
-        raise UsageError(f"{path}: no checkpoint to resume from; leave --resume out")
-    return path
 
 
 def write(
@@ -90,9 +74,9 @@ def _save(found: Source, directory: Path, form: str) -> None:
     """Weights as safetensors; a Hugging Face model as transformers saves it, with its tokenizer and pooling."""
     model: Any = found.module
     inner: Any = model.model if isinstance(model, TextEncoder) else model
-    sides = take_side_paths(inner)
+    branches = take_branches(inner)
     if found.kind == "factory":
-        write_side_paths(*sides, directory)
+        write_branches(*branches, directory)
         save_model(model, str(directory / WEIGHTS))
         return
     modules = sentence_modules(found.directory) if found.directory is not None else []
@@ -102,7 +86,7 @@ def _save(found: Source, directory: Path, form: str) -> None:
             bitnet_checkpoint.save(inner, files, form)
         else:
             inner.save_pretrained(files)
-    write_side_paths(*sides, files)
+    write_branches(*branches, files)
     for asset in found.assets:
         shutil.copyfile(asset, files / asset.name)
     for name in ("modules.json", *(f"{path}/config.json" for _, path in modules[1:])):

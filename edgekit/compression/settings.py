@@ -122,7 +122,7 @@ class Compression:
             raise RecipeError("compress.quantize: missing; give a budget, such as {bits: 3} or {loss: 0.01}")
         if self.data is None and (self.quantize.loss is not None or self.quantize.moments != "none"):
             raise RecipeError(
-                "compress.data: missing; rate-quantize needs examples for second moments and losses (or a budget of bits with "
+                "compress.data: missing; rate-quantize needs examples for Hessians and losses (or a budget of bits with "
                 "moments: none)"
             )
 

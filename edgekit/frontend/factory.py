@@ -16,7 +16,7 @@ from torch import nn
 
 from edgekit.errors import SourceError
 from edgekit.frontend.source import Source
-from edgekit.low_rank import read_side_paths
+from edgekit.low_rank import read_branches
 
 _EXPECTED = "return an nn.Module and its example inputs: (module, (tensor, ...)) or (module, {'name': tensor})"
 
@@ -78,7 +78,7 @@ def _put_weights(module: nn.Module, path: Path) -> None:
             "that was saved from it"
         ) from error
     if path.is_dir():
-        read_side_paths(module, path)
+        read_branches(module, path)
 
 
 def _find(spec: str) -> Any:

@@ -22,7 +22,7 @@ from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
 from edgekit.frontend.source import Source
 from edgekit.frontend.weights import unpickled
-from edgekit.low_rank import read_side_paths
+from edgekit.low_rank import read_branches
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -66,7 +66,7 @@ def load(
     written_by = str(raw.get("transformers_version", ""))
     rope.check(raw, model, f"{files}/config.json", written_by, transformers.__version__)
     model.eval().requires_grad_(False)
-    read_side_paths(model, files)
+    read_branches(model, files)
     if task != "text-generation":
         streamed.materialize(model)
     text = getattr(model, "main_input_name", "input_ids") == "input_ids"

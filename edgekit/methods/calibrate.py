@@ -2,8 +2,8 @@
 
     layer_by_layer(model, batches, change)
 
-runs the model's repeated blocks one after the other. For each group of linear layers that read one input it sums the second
-moments H = sum x x^T (what GPTQ calls the Hessian), has ``change`` compress them, and feeds the outputs of what they have
+runs the model's repeated blocks one after the other. For each group of linear layers that read one input it sums the
+Hessian H = sum x x^T of their layer-wise squared error, has ``change`` compress them, and feeds the outputs of what they have
 become to what comes next. The structure is found with hooks: any model whose blocks pass one tensor on, such as Llama's or
 BERT's; a model without such blocks is one block.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
-from edgekit.low_rank import side_names
+from edgekit.low_rank import branch_names
 from edgekit.spec.progress import Progress
 
 Batch = Mapping[str, Tensor]
@@ -30,11 +30,11 @@ Batch = Mapping[str, Tensor]
 class Group:
     """Linear layers that read one input, by name in the order they are called.
 
-    ``moments`` float64 [K, K] is the sum of x x^T over ``count`` rows x of that input; padding is left out.
+    ``hessian`` float64 [K, K] is the sum of x x^T over ``count`` rows x of that input; padding is left out.
     """
 
     layers: dict[str, nn.Linear]
-    moments: Tensor
+    hessian: Tensor
     count: int
 
     @property
@@ -62,7 +62,7 @@ def layer_by_layer(
     """Calls ``change`` for every group of linear layers in the model's blocks, in the order they are computed.
 
     ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers. ``sequential``
-    counts the moments of a block's later groups after its earlier ones were changed; otherwise one pass counts them all.
+    takes the Hessians of a block's later groups after its earlier ones were changed; otherwise one pass counts them all.
     ``restore`` is asked first for each block and may make it what an earlier run made of it; ``done`` is told of every other block
     when it is through. ``exclude`` are globs over names. Embeddings, heads and whatever else stands outside the blocks are left alone.
 
@@ -132,7 +132,7 @@ def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequenc
         block: {f"{block}.{name}" if block else name: module for name, module in blocks[block].named_modules()}
         for block in blocks
     }
-    beside = side_names(model)
+    beside = branch_names(model)
     kinds = {
         n: m
         for found in inside.values()
@@ -228,14 +228,14 @@ def _change_block(
     change: Callable[[Group], None], sequential: bool,
 ) -> None:  # fmt: skip
     masks = [batch.get("attention_mask") for batch in batches]
-    groups = _moments(model, block, names, calls, masks)
+    groups = _hessians(model, block, names, calls, masks)
     for index, group in enumerate(groups):
         if sequential and index:
-            group = _moments(model, block, list(group.layers), calls, masks)[0]
+            group = _hessians(model, block, list(group.layers), calls, masks)[0]
         change(group)
 
 
-def _moments(
+def _hessians(
     model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs], masks: Sequence[Tensor | None]
 ) -> list[Group]:
     """Runs a block on all batches; layers that are given the very same tensor are one group."""

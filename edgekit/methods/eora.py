@@ -72,16 +72,16 @@ class LowRank:
         return self.up @ self.down
 
 
-def eora(difference: Tensor, moments: Tensor, rank: int) -> LowRank:
-    """The B A of ``rank`` with the least trace((D - B A) S (D - B A)^T) for D = ``difference`` [N, K], S = ``moments`` [K, K].
+def eora(difference: Tensor, hessian: Tensor, rank: int) -> LowRank:
+    """The B A of ``rank`` with the least trace((D - B A) S (D - B A)^T) for D = ``difference`` [N, K], S = ``hessian`` [K, K].
 
     Directions in which no input has energy beyond rounding are left out, as by a pseudo-inverse.
     """
-    values, vectors = torch.linalg.eigh(moments.double())
-    kept = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
-    if not bool(kept.any()):  # no input at all: any correction is as good
+    values, vectors = torch.linalg.eigh(hessian.double())
+    used = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
+    if not bool(used.any()):  # no input at all: any correction is as good
         return plain_svd(difference, rank)
-    roots, vectors = values[kept].sqrt(), vectors[:, kept]
+    roots, vectors = values[used].sqrt(), vectors[:, used]
     up, singular, down = torch.linalg.svd(difference.double() @ (vectors * roots), full_matrices=False)
     return _parts(up, singular, (down / roots) @ vectors.t(), rank)
 
@@ -98,16 +98,18 @@ def _parts(up: Tensor, singular: Tensor, down: Tensor, rank: int) -> LowRank:
 
 
 def compensated(
-    difference: Tensor, moments: Tensor, settings: Compensation, rank: int, beside: LowRank | None = None
+    difference: Tensor, hessian: Tensor, settings: Compensation, rank: int, beside: LowRank | None = None
 ) -> LowRank:
     """The B A of ``settings`` on the grids of its format; B is fitted again to the A that was rounded.
 
-    ``beside`` is a side path that there is already (``difference`` [N, K] is what it leaves): its A becomes the first rows of the
-    new one, and its B is fitted again with the rest.
+    ``beside`` is the branch of a layer that has one (``difference`` [N, K] is what it leaves): its A becomes the first rows of
+    the new one, and its B is fitted again with the rest.
     """
-    found = (eora if settings.method == "eora" else _without_moments)(difference, moments, rank)
-    down, target = stored(found.down, settings.format), difference
-    weights = moments.double() if settings.method == "eora" else torch.eye(len(moments), dtype=torch.float64)
+    if settings.method == "eora":
+        fitted, weights = eora(difference, hessian, rank), hessian.double()
+    else:
+        fitted, weights = plain_svd(difference, rank), torch.eye(len(hessian), dtype=torch.float64)
+    down, target = stored(fitted.down, settings.format), difference
     if beside is not None:
         down, target = torch.cat([_levelled(beside.down, down, weights), down]), difference + beside.product
     seen = down.double() @ weights
@@ -124,10 +126,6 @@ def _levelled(down: Tensor, other: Tensor, weights: Tensor) -> Tensor:
 
     mine, theirs = energy(down), energy(other)
     return down * 2.0 ** round(math.log2(theirs / mine) / 2) if mine > 0 and theirs > 0 else down
-
-
-def _without_moments(difference: Tensor, moments: Tensor, rank: int) -> LowRank:
-    return plain_svd(difference, rank)
 
 
 def stored(matrix: Tensor, name: str) -> Tensor:
@@ -173,7 +171,7 @@ def rank_within(limit: int, shapes: Sequence[tuple[int, int]], name: str) -> int
     return low
 
 
-def output_error(difference: Tensor, moments: Tensor) -> float:
+def output_error(difference: Tensor, hessian: Tensor) -> float:
     """trace(D S D^T): the squared error that ``difference`` [N, K] makes in the outputs, summed over all inputs."""
     wide = difference.double()
-    return float(((wide @ moments.double()) * wide).sum().clamp(min=0))
+    return float(((wide @ hessian.double()) * wide).sum().clamp(min=0))

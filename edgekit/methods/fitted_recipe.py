@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekit.low_rank import side_names
+from edgekit.low_rank import branch_names
 from edgekit.lowbit.formats import FORMATS, TERNARY_BLOCK, detect_ternary
 from edgekit.methods.calibrate import blocks_of
 from edgekit.methods.eora import block_of
@@ -25,7 +25,7 @@ PARITY = Limits(kl=0.01, sqnr_db=20.0, cosine=0.99, top1=0.99, margin=0.5, perpl
 
 
 def weight_bytes(layers: Iterable[nn.Module], option: Option | None) -> int:
-    """What compressed linear layers take in a bundle, second planes included and low-rank side paths not."""
+    """What compressed linear layers take in a bundle, second planes included and low-rank branches not."""
     total = 0
     for layer in layers:
         assert isinstance(layer, nn.Linear)
@@ -69,8 +69,8 @@ def _keeps(name: str, block: int, array: NDArray[np.float32]) -> bool:
 
 
 def _inside(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the blocks and their second planes, without low-rank side paths."""
-    low_rank = side_names(model, ("lora_A", "lora_B"))
+    """The linear layers of the blocks and their second planes, without low-rank branches."""
+    low_rank = branch_names(model, ("lora_A", "lora_B"))
     return {
         f"{block}.{name}" if block else name: layer
         for block, module in blocks_of(model).items()
@@ -95,7 +95,7 @@ def option_of(model: nn.Module, of: str, group_size: int) -> Option | None:
 def recipe_for(
     model: nn.Module, option: Option | None, name: str, exclude: Sequence[str] = (), side: str = "int8"
 ) -> Recipe:
-    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, side paths in the format ``side``.
+    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, low-rank branches in the format ``side``.
 
     What stands outside the blocks, and what was left out of them by ``exclude``, is stored at 8 bits.
     """

@@ -47,12 +47,12 @@ class Gptq:
             raise UsageError(f"gptq: damping {self.damping} is not above 0 and at most 1")
 
 
-def gptq(weight: Tensor, moments: Tensor, settings: Gptq) -> Tensor:
-    """``weight`` [N, K] on the grid, float32, for inputs whose sum of x x^T is ``moments`` float64 [K, K]."""
+def gptq(weight: Tensor, hessian: Tensor, settings: Gptq) -> Tensor:
+    """``weight`` [N, K] on the grid, float32, for inputs whose sum of x x^T is ``hessian`` float64 [K, K]."""
     columns = weight.shape[1]
     group = settings.group_size or columns
-    order = torch.argsort(torch.diagonal(moments), descending=True) if settings.act_order else torch.arange(columns)
-    factor = inverse_factor(moments[order][:, order], settings.damping)
+    order = torch.argsort(torch.diagonal(hessian), descending=True) if settings.act_order else torch.arange(columns)
+    factor = inverse_factor(hessian[order][:, order], settings.damping)
     work = weight.detach().double()[:, order]
     steps = column_steps(weight, settings.bits, group)  # without act_order each group's are renewed when it is reached
     result = torch.empty_like(work)
@@ -78,12 +78,12 @@ def rounded(weight: Tensor, bits: int, group_size: int) -> Tensor:
     return (codes(weight.detach().double(), steps, bits) * steps).float()
 
 
-def inverse_factor(moments: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """U float64 [K, K], upper triangular, with U^T U = (H + damping * mean(diag H))^-1.
 
     An input that was always zero counts as uncorrelated noise: its column is just rounded.
     """
-    damped = moments.double().clone()
+    damped = hessian.double().clone()
     diagonal = torch.diagonal(damped)
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal == 0] = mean

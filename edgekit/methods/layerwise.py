@@ -1,7 +1,7 @@
 """Compression without training: each linear layer rounded on real text, and what that costs compensated beside it.
 
 One pass over the model (:func:`edgekit.methods.calibrate.layer_by_layer`): a group of layers that read one input is rounded by
-plain rounding, GPTQ, ternary planes or 2:4 pruning, then, if asked, gets a low-rank side path (:mod:`edgekit.methods.eora`);
+plain rounding, GPTQ, ternary planes or 2:4 pruning, then, if asked, gets a low-rank branch (:mod:`edgekit.methods.eora`);
 the outputs of what came of it feed the layers after it.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError
-from edgekit.low_rank import SideLinear, attach
+from edgekit.low_rank import BranchedLinear, attach
 from edgekit.methods.calibrate import Batch, Group, groups_of, layer_by_layer
 from edgekit.methods.eora import (
     Compensation,
@@ -26,15 +26,15 @@ from edgekit.methods.eora import (
     stored,
     stored_bytes,
 )
-from edgekit.methods.finished import FinishedBlocks
 from edgekit.methods.fitted_recipe import Option, option_of, weight_bytes
 from edgekit.methods.gptq import Gptq, gptq, rounded
 from edgekit.methods.prune import two_of_four
+from edgekit.methods.resume import FinishedBlocks
 from edgekit.methods.ternarize import Planes, Ternary, block_sums, ternarize
 from edgekit.spec.progress import Progress
 
 Rounding = Callable[[Tensor, Tensor], Planes]
-"""From a weight [N, K] and its input's moments float64 [K, K] to what it becomes."""
+"""From a weight [N, K] and its input's Hessian float64 [K, K] to what it becomes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Method:
 
     @property
     def damping(self) -> float:
-        """Of the moments where they are inverted."""
+        """Of the Hessian where it is inverted."""
         return self.ternary.damping if self.of == "ternarize" else self.gptq.damping
 
     def option(self, model: nn.Module) -> Option | None:
@@ -91,7 +91,7 @@ def compress_layers(
     """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
 
     Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights alone,
-    ``compensated`` with the side path, ``svd`` with a plain decomposition of the same rank and format instead (both null without).
+    ``compensated`` with the low-rank branch, ``svd`` with a plain decomposition of the same rank and format instead (both null without).
     ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K] by layer before an earlier
     compression, which is then what is compensated. ``finished`` keeps every block that is through, and knows those of an
     interrupted run. Raises what :func:`layer_by_layer` does, UsageError for a budget that is too small.
@@ -138,28 +138,28 @@ def _compress(
     weights = {name: _whole(name, layer) for name, layer in group.layers.items()}
     originals = weights if given is None else {name: given[name] for name in weights}
     try:
-        found = {name: rounding(weight, group.moments) for name, weight in weights.items()}
+        found = {name: rounding(weight, group.hessian) for name, weight in weights.items()}
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckFailed(
-            f"{group.name}: its inputs' moments cannot be inverted with damping {method.damping:g}; raise damping, or "
+            f"{group.name}: the Hessian of its inputs cannot be inverted with damping {method.damping:g}; raise damping, or "
             "calibrate with more examples"
         ) from error
     bare = torch.cat([originals[name] - sum(result.planes) for name, result in found.items()])
-    offsets = _offsets(found, len(group.moments))
+    offsets = _offsets(found, len(group.hessian))
     difference = bare if offsets is None else bare - offsets.product
-    energy = max(output_error(torch.cat(list(originals.values())), group.moments), 1e-30)
+    energy = max(output_error(torch.cat(list(originals.values())), group.hessian), 1e-30)
     row: dict[str, Any] = {
-        "layer": group.name, "shape": list(difference.shape), "error": output_error(difference, group.moments) / energy,
+        "layer": group.name, "shape": list(difference.shape), "error": output_error(difference, group.hessian) / energy,
         "compensated": None, "svd": None, "rank": 0, "bytes": 0,
     }  # fmt: skip
     side, settings = offsets, method.compensation
     if settings is not None:
-        side = compensated(difference, group.moments, settings, rank, offsets)
-        row["compensated"] = output_error(bare - side.product, group.moments) / energy
+        side = compensated(difference, group.hessian, settings, rank, offsets)
+        row["compensated"] = output_error(bare - side.product, group.hessian) / energy
         plain = side
         if settings.method != "svd":
-            plain = compensated(difference, group.moments, replace(settings, method="svd"), rank, offsets)
-        row["svd"] = output_error(bare - plain.product, group.moments) / energy
+            plain = compensated(difference, group.hessian, replace(settings, method="svd"), rank, offsets)
+        row["svd"] = output_error(bare - plain.product, group.hessian) / energy
     if side is not None:
         name = settings.format if settings is not None else "int8"
         row["rank"] = len(side.down)
@@ -171,15 +171,15 @@ def _compress(
 
 def _whole(name: str, layer: nn.Linear) -> Tensor:
     """A layer's weight float32, with a second plane added that it may have already."""
-    if not isinstance(layer, SideLinear):
+    if not isinstance(layer, BranchedLinear):
         return layer.weight.detach().float().clone()
     if layer.lora_A is not None:
-        raise UnsupportedError(f"{name}: has a low-rank side path already; leave it out with exclude, or compress anew")
+        raise UnsupportedError(f"{name}: has a low-rank branch already; leave it out with exclude, or compress anew")
     return layer.weight if layer.second is None else layer.weight + layer.second.weight
 
 
 def _offsets(found: Mapping[str, Planes], columns: int) -> LowRank | None:
-    """The side path that adds each row's mu times the sums of the inputs, as it is stored; nothing without offsets."""
+    """The low-rank branch that adds each row's mu times the sums of the inputs, as it is stored; nothing without offsets."""
     offsets = [result.offset for result in found.values() if result.offset is not None]
     return LowRank(stored(torch.cat(offsets), "int8"), block_sums(columns)) if offsets else None
 
@@ -193,7 +193,7 @@ def _put(model: nn.Module, found: Mapping[str, Planes], side: LowRank | None, ke
         assert isinstance(layer, nn.Linear)
         if not keep:
             layer.weight.copy_(result.planes[0])
-            if isinstance(layer, SideLinear):
+            if isinstance(layer, BranchedLinear):
                 layer.second = None  # its sum with the weight is what was rounded
         parts: dict[str, Tensor] = {"second": result.planes[1]} if len(result.planes) > 1 else {}
         if side is not None and shared is not None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from edgekit.errors import SourceError, UnsupportedError, UsageError
-from edgekit.low_rank import SideLinear, attach
+from edgekit.low_rank import BranchedLinear, attach
 from edgekit.methods.eora import FORMATS, OF, stored
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,7 +35,7 @@ _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[AB])(\.default)?\.weight")
 
 @dataclass(frozen=True)
 class Lora:
-    """``adapter`` is a PEFT directory; ``merge`` adds it to the weights, otherwise it is a side path in ``format``."""
+    """``adapter`` is a PEFT directory; ``merge`` adds it to the weights, otherwise it is a low-rank branch in ``format``."""
 
     adapter: str
     merge: bool = False
@@ -155,11 +155,13 @@ def beside(
     """Puts adapters beside the weights, rounded to the format ``name``.
 
     In each of ``groups`` (layers that read one input) the A of all are stacked and computed once; a layer's B has zeros
-    for the others'. Raises SourceError for a layer that the model does not have or that has a side path.
+    for the others'. Raises SourceError for a layer that the model does not have or that has a low-rank branch.
     """
     for layer, adapter in adapters.items():
-        if isinstance(found := _layer(model, layer, adapter), SideLinear) and found.lora_A is not None:
-            raise SourceError(f"{layer}: has a side path already; merge the adapter before the model is compressed")
+        if isinstance(found := _layer(model, layer, adapter), BranchedLinear) and found.lora_A is not None:
+            raise SourceError(
+                f"{layer}: has a low-rank branch already; merge the adapter before the model is compressed"
+            )
     alone = [{layer: None} for layer in adapters if not any(layer in group for group in groups)]
     for group in [*groups, *alone]:
         members = {layer: adapters[layer] for layer in group if layer in adapters}

@@ -1,6 +1,6 @@
 """Rate-aware quantization: one step for each layer, chosen so that all together cost what a budget allows.
 
-For layer l with weights W [N, K], inputs x and second moments H = E[x x^T], a step and a dead zone give rounded weights
+For layer l with weights W [N, K], inputs x and Hessian H = E[x x^T], a step and a dead zone give rounded weights
 whose rate R is their entropy and whose distortion D is trace(dW H dW^T) / trace(W H W^T), the noise-to-signal ratio of the
 layer's output, times how much of such noise arrives at the model's output, which is measured one layer at a time.
 Minimizing the sum of D + lambda R layer by layer is optimal for the whole at the rate that lambda leads to (Shoham and
@@ -47,7 +47,7 @@ class Budget:
     """One of ``bits`` a weight, ``bytes`` of all weights together (both entropy coded), or ``loss``: how much larger, as a
     share, the loss on held-out examples may become.
 
-    moments: "full" E[x x^T] of each layer's input over ``examples`` of the training data (the diagonal where it has more than
+    moments: "full" H = E[x x^T] of each layer's input over ``examples`` of the training data (the diagonal where it has more than
     4096 inputs), "diagonal", or "none" for plain squared error.
     """
 
@@ -83,15 +83,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight as a matrix [N, K] that multiplies its input from the left, and the moments of that input.
+    """A weight as a matrix [N, K] that multiplies its input from the left, and the Hessian of that input.
 
-    ``moments`` is [K, K], [K], or None for those of white noise; ``uses`` [N] weighs rows (an embedding's), or is None.
+    ``hessian`` is [K, K], its diagonal [K], or None for white noise; ``uses`` [N] weighs rows (an embedding's), or is None.
     """
 
     name: str
     parameter: nn.Parameter
     transposed: bool  # stored as [K, N]
-    moments: Tensor | None
+    hessian: Tensor | None
     uses: Tensor | None
 
     @property
@@ -102,12 +102,12 @@ class Layer:
 
     def energy(self, matrix: Tensor) -> float:
         """trace(M H M^T), rows weighed by their use."""
-        if self.moments is None:
+        if self.hessian is None:
             rows = matrix.square().sum(1)
-        elif self.moments.ndim == 1:
-            rows = matrix.square() @ self.moments
+        elif self.hessian.ndim == 1:
+            rows = matrix.square() @ self.hessian
         else:
-            rows = ((matrix @ self.moments) * matrix).sum(1)
+            rows = ((matrix @ self.hessian) * matrix).sum(1)
         return float((rows if self.uses is None else rows * self.uses).sum(dtype=torch.float64))
 
 
@@ -121,7 +121,7 @@ class RateQuantizer:
         """``inputs`` are batches for ``model(**batch)``; ``answer`` gives what matters of the output for one, to measure how
         much each layer matters. Raises UnsupportedError when there is nothing to quantize.
         """
-        progress("second moments", 0.0)
+        progress("Hessians", 0.0)
         self.layers = layers_of(model, inputs, budget)
         self.count = sum(layer.parameter.numel() for layer in self.layers)
         self.originals = [layer.matrix.clone() for layer in self.layers]
@@ -293,12 +293,12 @@ def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: 
     for name in sorted(modules, key=lambda n: isinstance(modules[n], nn.Embedding)):
         once.setdefault(id(modules[name].weight), name)
     chosen = {name: modules[name] for name in modules if name in once.values()}
-    found = _moments(model, chosen, inputs, budget.moments)
+    hessians = _hessians(model, chosen, inputs, budget.moments)
     return [
         Layer(
             name, module.weight, _is_conv1d(module),
-            None if isinstance(module, nn.Embedding) else found.get(name),
-            found.get(name) if isinstance(module, nn.Embedding) else None,
+            None if isinstance(module, nn.Embedding) else hessians.get(name),
+            hessians.get(name) if isinstance(module, nn.Embedding) else None,
         )
         for name, module in chosen.items()
     ]  # fmt: skip
@@ -309,7 +309,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _moments(
+def _hessians(
     model: nn.Module, modules: Mapping[str, Any], inputs: Iterable[Mapping[str, Tensor]], kind: str
 ) -> dict[str, Tensor]:
     """E[x x^T] (or its diagonal) of what goes into each layer; for embeddings how often each row is used."""

@@ -2,7 +2,7 @@
 
 One plane is PT2-LLM's (arXiv 2510.03267): iterative ternary fitting of T and a for each 128 columns of a row, then a once
 more for the least error of the outputs (activation-aware grid alignment; T stays, or it would fit the calibration text too
-well). With ``offset`` a constant mu for each 128 columns is fitted too; it is kept as a low-rank side path, mu times the sum
+well). With ``offset`` a constant mu for each 128 columns is fitted too; it is kept as a low-rank branch, mu times the sum
 of the inputs. Two planes are PTQTP's (arXiv 2509.16989): a ridge regression for (a1, a2) and, for each weight, the best of
 its nine values, in turns. Either way what a block of 128 columns loses the columns after it make up for, as in GPTQ.
 
@@ -65,15 +65,15 @@ class Planes:
         return total + self.offset.repeat_interleave(TERNARY_BLOCK, 1)[:, : total.shape[1]]
 
 
-def ternarize(weight: Tensor, moments: Tensor, settings: Ternary) -> Planes:
-    """``weight`` [N, K] for inputs whose sum of x x^T is ``moments`` float64 [K, K]."""
+def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
+    """``weight`` [N, K] for inputs whose sum of x x^T is ``hessian`` float64 [K, K]."""
     work = weight.detach().double().clone()
-    factor = inverse_factor(moments, settings.damping) if settings.feedback else None
+    factor = inverse_factor(hessian, settings.damping) if settings.feedback else None
     columns = work.shape[1]
     blocks: list[tuple[list[Tensor], Tensor | None]] = []
     for start in range(0, columns, TERNARY_BLOCK):
         part = slice(start, min(start + TERNARY_BLOCK, columns))
-        planes, offset = _block(work[:, part], moments[part, part], settings)
+        planes, offset = _block(work[:, part], hessian[part, part], settings)
         blocks.append((planes, offset))
         if factor is not None:
             left = work[:, part] - sum(planes) - (0 if offset is None else offset[:, None])
@@ -86,16 +86,16 @@ def ternarize(weight: Tensor, moments: Tensor, settings: Ternary) -> Planes:
 
 
 def block_sums(columns: int) -> Tensor:
-    """The A that makes mu a side path: float32 [ceil(K/128), K], ones where a column belongs to a block."""
+    """The A that makes mu a low-rank branch: float32 [ceil(K/128), K], ones where a column belongs to a block."""
     belongs = torch.arange(columns) // TERNARY_BLOCK
     return (torch.arange(int(belongs[-1]) + 1)[:, None] == belongs).float()
 
 
-def _block(weight: Tensor, moments: Tensor, settings: Ternary) -> tuple[list[Tensor], Tensor | None]:
+def _block(weight: Tensor, hessian: Tensor, settings: Ternary) -> tuple[list[Tensor], Tensor | None]:
     signs = two_planes(weight, settings.ridge) if settings.planes == 2 else fitted(weight, settings.offset)[None]
     bases = torch.cat([signs, torch.ones_like(weight)[None]]) if settings.offset else signs
     scales = regressed(
-        weight, bases, moments if settings.aligned else None, settings.ridge if settings.aligned else 0.0
+        weight, bases, hessian if settings.aligned else None, settings.ridge if settings.aligned else 0.0
     )
     scales = scales.float().double()  # as they are stored
     planes = [signs[i] * scales[:, i, None] for i in range(settings.planes)]
@@ -136,13 +136,13 @@ def two_planes(weight: Tensor, ridge: float) -> Tensor:
     return signs
 
 
-def regressed(weight: Tensor, bases: Tensor, moments: Tensor | None, ridge: float) -> Tensor:
+def regressed(weight: Tensor, bases: Tensor, hessian: Tensor | None, ridge: float) -> Tensor:
     """For each row w of ``weight`` [N, b] the c with the least (w - c B) S (w - c B)^T + ridge: float64 [N, m].
 
-    ``bases`` [m, N, b] are the rows B of each w; S is ``moments`` [b, b], or one.
+    ``bases`` [m, N, b] are the rows B of each w; S is ``hessian`` [b, b], or one.
     """
     rows = bases.permute(1, 0, 2)  # [N, m, b]
-    seen = rows if moments is None else rows @ moments
+    seen = rows if hessian is None else rows @ hessian
     gram, target = seen @ rows.transpose(1, 2), (seen @ weight[:, :, None])[..., 0]
     diagonal = torch.diagonal(gram, dim1=1, dim2=2)
     diagonal += ridge * diagonal  # relative: the scale of S does not matter

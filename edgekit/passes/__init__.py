@@ -15,7 +15,7 @@ from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
-from edgekit.passes.merge_side_paths import MergeSidePaths
+from edgekit.passes.merge_low_rank import MergeLowRank
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe
 
@@ -34,7 +34,7 @@ def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBa
         RemoveDeadRows(recipe.unused_embedding_rows == "drop"),  # likewise
         ChooseFormats(recipe, abis),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
-        MergeSidePaths(),  # before merging: a layer and what stands beside it merge together
+        MergeLowRank(),  # before merging: a layer merges together with its branches
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerLinears(),  # last rewrite: abstract layers become operators

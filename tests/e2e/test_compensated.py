@@ -21,7 +21,7 @@ from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedErr
 from edgekit.exporter import export, packed_weights
 from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
-from edgekit.low_rank import SideLinear, fold_side_paths
+from edgekit.low_rank import BranchedLinear, fold_branches
 from edgekit.lowbit.formats import FORMATS
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
@@ -61,7 +61,7 @@ def operators(bundle: Bundle) -> Counter[str]:
     return Counter(node.op_type for node in ir.load(bundle.directory / "model.onnx").graph)
 
 
-def test_two_planes_and_a_side_path(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
+def test_two_planes_and_a_low_rank_branch(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
     config = settings(
         tmp_path, "eora", eora=Compensation("ternarize", rank=6), ternarize=Ternary(planes=2), text=TEXT * 2
     )
@@ -71,7 +71,7 @@ def test_two_planes_and_a_side_path(tmp_path: Path, decoder: Path) -> None:  # n
     saved = json.loads((tmp_path / "made" / "compress.json").read_text())
     assert saved["settings"]["eora"]["rank"] == 6 and saved["recipe"].endswith("recipe.yaml")
     module: Any = load(str(tmp_path / "made")).module
-    assert isinstance(module.model.layers[0].self_attn.q_proj, SideLinear)
+    assert isinstance(module.model.layers[0].self_attn.q_proj, BranchedLinear)
     bundle = export(str(tmp_path / "made"), saved["recipe"], tmp_path / "bundle", abis=["linux-x86_64"])
     report = verify(bundle)
     assert report.parity.passed, "\n".join(report.lines())
@@ -141,7 +141,7 @@ def test_two_planes_are_kept_and_compensated(tmp_path: Path, decoder: Path) -> N
     down = [layer for layer in bundle.manifest.layers if "down_proj" in layer.name]
     row = next(row for row in result.layers if "down_proj" in row["layer"])
     assert len(down) == 4 and row["bytes"] == sum(layer.bits_per_weight * layer.weights / 8 for layer in down)
-    with pytest.raises(UnsupportedError, match=r"q_proj: has a low-rank side path already"):
+    with pytest.raises(UnsupportedError, match=r"q_proj: has a low-rank branch already"):
         compress(result.exportable, config, tmp_path / "again")
 
 
@@ -149,7 +149,7 @@ def test_compressed_again_from_the_sum_of_all_parts(tmp_path: Path, decoder: Pat
     config = settings(tmp_path, "eora", eora=Compensation("ternarize", rank=4), ternarize=Ternary(planes=2))
     first = compress(str(decoder), config, tmp_path / "first")
     module = materialize(load(first.exportable).module)  # type: ignore[arg-type]
-    fold_side_paths(module)
+    fold_branches(module)
     module.save_pretrained(tmp_path / "sum")  # type: ignore[operator]
     for asset in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(decoder / asset, tmp_path / "sum")
@@ -247,7 +247,7 @@ def test_models_that_give_no_numbers(tmp_path: Path, decoder: Path) -> None:  # 
 
 
 class Duel(nn.Module):
-    """Two heads whose sums broadcast one column over eight: no sums of side paths."""
+    """Two heads whose sums broadcast one column over eight: no sums of low-rank branches."""
 
     def __init__(self, swapped: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calibration: the moments of what really goes in, after what was changed before; models it cannot follow are named."""
+"""Calibration: the Hessians of what really goes in, after what was changed before; models it cannot follow are named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
-from edgekit.low_rank import fold_side_paths, side_layers
+from edgekit.low_rank import branched_layers, fold_branches
 from edgekit.methods.calibrate import Group, blocks_of, groups_of, layer_by_layer
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
@@ -74,13 +74,13 @@ def halve(group: Group) -> None:
 
 
 @pytest.mark.parametrize("sequential", [True, False])
-def test_moments_of_what_goes_in(sequential: bool) -> None:
+def test_the_hessian_of_what_goes_in(sequential: bool) -> None:
     """By running the whole model with everything before a group changed already, and nothing after it."""
     net, seen = Net(), dict[str, Tensor]()
 
     def change(group: Group) -> None:
         assert group.count == 40
-        seen[group.name] = group.moments.clone()
+        seen[group.name] = group.hessian.clone()
         halve(group)
 
     layer_by_layer(net, batches(), change, sequential=sequential)
@@ -137,7 +137,7 @@ def test_decoders(architecture: str) -> None:
         before = model(ids).logits
     assert model.config.use_cache
     rows = compress_layers(model, [{"input_ids": ids}], Method("int4"))
-    assert len(rows) == 8 and not side_layers(model)
+    assert len(rows) == 8 and not branched_layers(model)
     with torch.no_grad():
         assert 0 < float((model(ids).logits - before).square().mean() / before.square().mean()) < 0.5
 
@@ -160,7 +160,7 @@ def test_encoders_and_every_method() -> None:
         if method.compensation is not None:
             assert all(row["compensated"] <= row["svd"] for row in rows)
             assert all(row["compensated"] < row["error"] for row in rows)
-            layers = side_layers(model)
+            layers = branched_layers(model)
             query, key = (next(layer for n, layer in layers.items() if n.endswith(end)) for end in ("query", "key"))
             assert query.lora_A is not None and key.lora_A is not None
             assert query.lora_A.weight is key.lora_A.weight  # computed once
@@ -180,16 +180,16 @@ def test_encoders_and_every_method() -> None:
 def test_reported_errors_are_those_of_what_is_stored(of: str, ternary: Ternary, form: str) -> None:
     """From the layers as they are afterwards, on the inputs that they were compressed for."""
     net, given = Net(), batches((90, 6))
-    before, moments = copy.deepcopy(net), dict[str, Tensor]()
+    before, hessian = copy.deepcopy(net), dict[str, Tensor]()
     layer_by_layer(
-        copy.deepcopy(net), given, lambda group: moments.update({group.name: group.moments}), sequential=False
+        copy.deepcopy(net), given, lambda group: hessian.update({group.name: group.hessian}), sequential=False
     )
     method = Method(of, Gptq(4, 16), ternary, Compensation(of, rank=2, format=form))
     row, *_ = compress_layers(net, given, method, Calibration(exclude=("blocks.0.out", "blocks.1.*", "blocks.2.*")))
     names = ("blocks.0.a", "blocks.0.b")
-    fold_side_paths(net)
+    fold_branches(net)
     old, new = (torch.cat([m.get_submodule(n).weight.detach() for n in names]).double() for m in (before, net))
-    h = moments[row["layer"]]
+    h = hessian[row["layer"]]
     assert float(((old - new) @ h * (old - new)).sum() / (old @ h * old).sum()) == pytest.approx(
         row["compensated"], rel=1e-3
     )
@@ -209,11 +209,11 @@ def test_a_named_input_is_followed() -> None:
     assert seen == [9]
 
 
-def test_moments_that_cannot_be_inverted() -> None:
+def test_a_hessian_that_cannot_be_inverted() -> None:
     net = nn.Sequential(nn.Linear(64, 8))
     x = torch.randn(2, 64).repeat(4, 1) * torch.logspace(-6, 6, 64)
     with pytest.raises(
-        CheckFailed, match=r"^0: its inputs' moments cannot be inverted with damping 1e-16; raise damping"
+        CheckFailed, match=r"^0: the Hessian of its inputs cannot be inverted with damping 1e-16; raise damping"
     ):
         compress_layers(net, [{"input": x}], Method("gptq", Gptq(damping=1e-16)))
 

@@ -18,16 +18,16 @@ GROUPS = st.sampled_from([0, 16, 32, 64, 128, 256])
 
 
 def case(rows: int = 6, columns: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight [N, K], and the moments of correlated inputs."""
+    """A weight [N, K], and the Hessian of correlated inputs."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(300, columns, generator=random) @ torch.randn(columns, columns, generator=random)
     return torch.randn(rows, columns, generator=random), (inputs.t() @ inputs).double()
 
 
-def by_hand(weight: Tensor, moments: Tensor, order: list[int], steps: Tensor) -> Tensor:
+def by_hand(weight: Tensor, hessian: Tensor, order: list[int], steps: Tensor) -> Tensor:
     """Optimal brain surgeon, one column after the other: the inverse of what is left is made anew each time."""
     work, result = weight.double().clone(), torch.zeros(weight.shape, dtype=torch.float64)
-    damped = moments + 0.01 * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     for place, column in enumerate(order):
         left = order[place:]
         inverse = torch.linalg.inv(damped[left][:, left])
@@ -38,25 +38,25 @@ def by_hand(weight: Tensor, moments: Tensor, order: list[int], steps: Tensor) ->
 
 
 def test_the_procedure_by_hand() -> None:
-    weight, moments = case()
+    weight, hessian = case()
     steps = column_steps(weight, 4, 64)  # one group: its step is taken before anything is corrected
-    torch.testing.assert_close(gptq(weight, moments, Gptq(4, 64)), by_hand(weight, moments, list(range(40)), steps))
-    order = torch.argsort(moments.diagonal(), descending=True).tolist()
-    found = gptq(weight, moments, Gptq(4, 16, act_order=True))
-    torch.testing.assert_close(found, by_hand(weight, moments, order, column_steps(weight, 4, 16)))
+    torch.testing.assert_close(gptq(weight, hessian, Gptq(4, 64)), by_hand(weight, hessian, list(range(40)), steps))
+    order = torch.argsort(hessian.diagonal(), descending=True).tolist()
+    found = gptq(weight, hessian, Gptq(4, 16, act_order=True))
+    torch.testing.assert_close(found, by_hand(weight, hessian, order, column_steps(weight, 4, 16)))
 
 
 def test_columns_in_several_batches() -> None:
-    weight, moments = case(3, 150)
+    weight, hessian = case(3, 150)
     steps = column_steps(weight, 4, 256)
-    torch.testing.assert_close(gptq(weight, moments, Gptq(4, 0)), by_hand(weight, moments, list(range(150)), steps))
+    torch.testing.assert_close(gptq(weight, hessian, Gptq(4, 0)), by_hand(weight, hessian, list(range(150)), steps))
 
 
 @pytest.mark.parametrize("how", [Gptq(), Gptq(3), Gptq(4, 0), Gptq(3, 32, act_order=True)])
 def test_less_error_than_rounding(how: Gptq) -> None:
-    weight, moments = case(16, 160)
-    mine = output_error(gptq(weight, moments, how) - weight, moments)
-    plain = output_error(rounded(weight, how.bits, how.group_size) - weight, moments)
+    weight, hessian = case(16, 160)
+    mine = output_error(gptq(weight, hessian, how) - weight, hessian)
+    plain = output_error(rounded(weight, how.bits, how.group_size) - weight, hessian)
     assert mine < 0.7 * plain
 
 
@@ -70,8 +70,8 @@ def test_white_noise_is_plain_rounding() -> None:
 @settings(max_examples=25)
 @given(st.sampled_from([3, 4]), GROUPS, st.integers(1, 140), st.booleans(), st.floats(1e-8, 1e4))
 def test_the_format_keeps_it_exactly(bits: int, group: int, columns: int, ordered: bool, size: float) -> None:
-    weight, moments = case(3, columns, columns)
-    found = gptq(weight * size, moments, Gptq(bits, group, act_order=ordered)).numpy()
+    weight, hessian = case(3, columns, columns)
+    found = gptq(weight * size, hessian, Gptq(bits, group, act_order=ordered)).numpy()
     for block in (16, 32, 64, 128, 256):
         if not group or group % block == 0:
             packed = FORMATS["int4"].quantize(found, block)
@@ -79,17 +79,17 @@ def test_the_format_keeps_it_exactly(bits: int, group: int, columns: int, ordere
 
 
 def test_inputs_that_are_always_zero() -> None:
-    weight, moments = case(4, 32)
-    moments[5], moments[:, 5] = 0, 0
-    found = gptq(weight, moments, Gptq(4, 32, act_order=True))
+    weight, hessian = case(4, 32)
+    hessian[5], hessian[:, 5] = 0, 0
+    found = gptq(weight, hessian, Gptq(4, 32, act_order=True))
     assert torch.equal(found[:, 5], rounded(weight, 4, 32)[:, 5])
     assert torch.equal(gptq(weight, torch.zeros(32, 32, dtype=torch.float64), Gptq()), rounded(weight, 4, 128))
 
 
 def test_the_factor_is_the_inverse() -> None:
-    _, moments = case()
-    factor = inverse_factor(moments, 0.05)
-    damped = moments + 0.05 * moments.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    _, hessian = case()
+    factor = inverse_factor(hessian, 0.05)
+    damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(40, dtype=torch.float64)
     torch.testing.assert_close(factor.t() @ factor @ damped, torch.eye(40, dtype=torch.float64))
     assert torch.equal(factor, factor.triu())
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgekit.errors import EdgekitError, SourceError, UnsupportedError, UsageError
-from edgekit.low_rank import FILE, attach, read_side_paths, side_layers, take_side_paths, write_side_paths
+from edgekit.low_rank import FILE, attach, branched_layers, read_branches, take_branches, write_branches
 from edgekit.methods.calibrate import groups_of
 from edgekit.methods.lora import Lora, beside, merge, read_adapter
 from tests.support.tiny_decoders import build
@@ -73,34 +73,34 @@ def test_beside_is_merged(tmp_path: Path) -> None:
     merge(merged, adapters)
     beside(model, adapters, groups_of(model, {"input_ids": IDS}), "fp16")
     torch.testing.assert_close(logits(model), logits(merged), rtol=0.02, atol=0.02)
-    layers = side_layers(model)
+    layers = branched_layers(model)
     assert set(layers) == set(adapters)
     query, value = (layers[f"model.layers.0.self_attn.{n}_proj"] for n in "qv")
     assert query.lora_A is not None and value.lora_A is not None and query.lora_A.weight is value.lora_A.weight
     assert query.lora_A.weight.shape[0] == 8  # both, one below the other
-    with pytest.raises(SourceError, match=r"down_proj: has a side path already; merge the adapter before"):
+    with pytest.raises(SourceError, match=r"down_proj: has a low-rank branch already; merge the adapter before"):
         beside(model, adapters, [])
 
 
-def test_side_paths_are_saved_and_read(tmp_path: Path) -> None:
+def test_branches_are_saved_and_read(tmp_path: Path) -> None:
     adapter(tmp_path / "lora")
     model = decoder()
     beside(model, read_adapter(tmp_path / "lora"), groups_of(model, {"input_ids": IDS}))
     attach(model, "model.layers.1.mlp.up_proj", {"second": torch.ones(96, 64)})
     expected, base = logits(model), copy.deepcopy(model)
-    write_side_paths(*take_side_paths(base), tmp_path)
-    assert not side_layers(base)
+    write_branches(*take_branches(base), tmp_path)
+    assert not branched_layers(base)
     torch.testing.assert_close(logits(base), logits(decoder()))
-    read_side_paths(base, tmp_path)
+    read_branches(base, tmp_path)
     assert torch.equal(logits(base), expected)
     assert len({id(p) for p in base.parameters()}) == len({id(p) for p in model.parameters()})  # A is shared again
-    read_side_paths(base, tmp_path / "lora")  # none there: nothing happens
+    read_branches(base, tmp_path / "lora")  # none there: nothing happens
 
 
-def test_damaged_side_paths(tmp_path: Path) -> None:
+def test_damaged_branches(tmp_path: Path) -> None:
     def refused(message: str) -> None:
         with pytest.raises(SourceError, match=message):
-            read_side_paths(decoder(), tmp_path)
+            read_branches(decoder(), tmp_path)
 
     def written(tensors: dict[str, Tensor], shared: str = "{}", version: str = "1") -> None:
         save_file(tensors, tmp_path / FILE, {"edgekit": version, "shared": shared})

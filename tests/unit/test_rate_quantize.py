@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from edgekit.compression import coded_bits, compress
+from edgekit.coding.streams import coded_bits
+from edgekit.compression import compress
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, RecipeError, UnsupportedError, UsageError
 from edgekit.lowbit.grid import grid_steps
@@ -93,10 +94,10 @@ def test_moments_can_be_the_diagonal_or_none() -> None:
     layers = {
         kind: layers_of(Everything(), inputs(), Budget(bits=3, moments=kind)) for kind in ("full", "diagonal", "none")
     }
-    full, diagonal, none = (layers[kind][1].moments for kind in layers)
+    full, diagonal, none = (layers[kind][1].hessian for kind in layers)
     assert full is not None and diagonal is not None and none is None
     torch.testing.assert_close(full.diagonal(), diagonal)
-    assert [layer.moments is None for layer in layers["full"]] == [True, False, False, False, True]
+    assert [layer.hessian is None for layer in layers["full"]] == [True, False, False, False, True]
 
 
 def test_the_choice_is_the_best_of_all_combinations() -> None:

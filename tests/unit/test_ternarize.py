@@ -38,15 +38,15 @@ def test_scale_and_offset_of_pt2_llm() -> None:
 
 def test_activation_aware_scales() -> None:
     """The 2 x 2 system of the paper, solved row by row; no other scales leave less error in the outputs."""
-    weight, moments = case()
+    weight, hessian = case()
     w, t, one = weight.double(), signs(8, 200), torch.ones(200, dtype=torch.float64)
-    found = regressed(w, torch.stack([t, torch.ones_like(t)]), moments, 0.0)
+    found = regressed(w, torch.stack([t, torch.ones_like(t)]), hessian, 0.0)
     for row, signed, scales in zip(w, t, found, strict=True):
-        system = torch.stack([torch.stack([a @ moments @ b for b in (signed, one)]) for a in (signed, one)])
-        target = torch.stack([row @ moments @ signed, row @ moments @ one])
+        system = torch.stack([torch.stack([a @ hessian @ b for b in (signed, one)]) for a in (signed, one)])
+        target = torch.stack([row @ hessian @ signed, row @ hessian @ one])
         torch.testing.assert_close(scales, torch.linalg.solve(system, target))
-    scaled = regressed(w, torch.stack([t]), moments * 1e6, 1e-4)
-    torch.testing.assert_close(scaled, regressed(w, torch.stack([t]), moments, 1e-4))
+    scaled = regressed(w, torch.stack([t]), hessian * 1e6, 1e-4)
+    torch.testing.assert_close(scaled, regressed(w, torch.stack([t]), hessian, 1e-4))
 
 
 def test_iterative_fitting_ends_where_nothing_is_better() -> None:
@@ -86,8 +86,8 @@ def test_published_errors_on_gaussian_weights() -> None:
 
 @pytest.mark.parametrize("settings", [Ternary(), Ternary(planes=1), Ternary(planes=1, offset=True)])
 def test_the_format_keeps_each_plane(settings: Ternary) -> None:
-    weight, moments = case(8, 200)
-    found = ternarize(weight, moments, settings)
+    weight, hessian = case(8, 200)
+    found = ternarize(weight, hessian, settings)
     assert len(found.planes) == settings.planes
     for plane in found.planes:
         packed = FORMATS["t2"].quantize(plane.numpy(), 128)
@@ -101,20 +101,20 @@ def test_the_format_keeps_each_plane(settings: Ternary) -> None:
 
 def test_what_a_block_loses_later_ones_make_up_for() -> None:
     """After a block is fixed the best change of all others together, by the normal equations."""
-    weight, moments = case(5, 256)
+    weight, hessian = case(5, 256)
     settings = Ternary(planes=1, damping=1e-9)
-    first = ternarize(weight, moments, settings).weight[:, :128]
+    first = ternarize(weight, hessian, settings).weight[:, :128]
     lost = weight[:, :128].double() - first.double()
     a, b = slice(0, 128), slice(128, 256)
-    best = weight[:, b].double() + lost @ moments[a, b] @ torch.linalg.inv(moments[b, b])
-    alone = ternarize(best.float(), moments[b, b], settings).weight
-    torch.testing.assert_close(ternarize(weight, moments, settings).weight[:, b], alone, rtol=1e-3, atol=1e-4)
+    best = weight[:, b].double() + lost @ hessian[a, b] @ torch.linalg.inv(hessian[b, b])
+    alone = ternarize(best.float(), hessian[b, b], settings).weight
+    torch.testing.assert_close(ternarize(weight, hessian, settings).weight[:, b], alone, rtol=1e-3, atol=1e-4)
 
 
 def test_alignment_and_feedback_help() -> None:
-    weight, moments = case(16, 256)
+    weight, hessian = case(16, 256)
     errors = [
-        output_error(ternarize(weight, moments, Ternary(planes=1, aligned=a, feedback=f)).weight - weight, moments)
+        output_error(ternarize(weight, hessian, Ternary(planes=1, aligned=a, feedback=f)).weight - weight, hessian)
         for a, f in ((False, False), (True, False), (True, True))
     ]
     assert errors[2] < errors[1] < errors[0]

@@ -1,6 +1,6 @@
-"""Side paths of layers that read one input become one side path: q/k/v and gate/up, with the weights they stand beside.
+"""Low-rank branches of layers that read one input become one: q/k/v and gate/up, with the weights they stand beside.
 
-A layer with a side path is a sum of linear layers, Add(Linear(x, W), Linear(Linear(x, A), B)); one of two ternary planes is
+A layer with a branch is a sum of linear layers, Add(Linear(x, W), Linear(Linear(x, A), B)); one of two ternary planes is
 Add(Linear(x, W1), Linear(x, W2)). Layers that share A read one product with it afterwards, and sums whose terms can be
 merged term by term become one sum of merged layers.
 """
@@ -19,7 +19,7 @@ from edgekit.spec.names import EDGEKIT
 Terms = tuple[ir.Node, ...]
 
 
-class MergeSidePaths(ir.passes.InPlacePass):
+class MergeLowRank(ir.passes.InPlacePass):
     """Exact, as merging is: every format works row by row.
 
     Query, key and value that go straight into attention become its packed input; other sums get one Split, but only where
