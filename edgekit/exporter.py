@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.bundle import (
-    Bundle,
-    BundleWriter,
-    DeadUnits,
-    DecoderInfo,
-    Layer,
-    Manifest,
-    TensorInfo,
-    VectorInfo,
-    write_graph,
-)
+from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library
@@ -31,6 +21,7 @@ from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.names import OPERATORS, VECTORS
 from edgekit.spec.progress import Progress
+from edgekit.spec.records import DeadUnits, DecoderInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build as from_dict
 from edgekit.strict import suggest
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.bundle import Bundle, DeadUnits
+from edgekit.bundle import Bundle
 from edgekit.bundle.tensors import read_graph
+from edgekit.spec.records import DeadUnits
 
 MEGA = 1e6
 

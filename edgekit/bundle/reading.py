@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle.confinement import plain_file
-from edgekit.bundle.manifest import Manifest, VectorInfo
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.tensors import Stored, initializers
 from edgekit.errors import BundleError
 from edgekit.spec.names import DATA, GRAPH, LARGEST_MANIFEST, MANIFEST
+from edgekit.spec.records import VectorInfo
 
 
 @dataclass(frozen=True)

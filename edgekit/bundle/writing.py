@@ -19,10 +19,11 @@ from typing import Any
 
 import psutil
 
-from edgekit.bundle.manifest import FileInfo, Manifest
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reading import Bundle, sha256
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.spec.names import MANIFEST
+from edgekit.spec.records import FileInfo
 
 STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that end the process without Python unwinding; not every system has all."""

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
-from edgekit.bundle import Bundle, Layer
+from edgekit.bundle import Bundle
 from edgekit.bundle.reading import sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
@@ -30,6 +30,7 @@ from edgekit.coding.tables import Symbols
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
 from edgekit.spec.names import DATA, MANIFEST
 from edgekit.spec.progress import Progress
+from edgekit.spec.records import Layer
 
 LARGEST_BUNDLE = MOST_CHUNKS // 2 * regions.CHUNK
 """Bytes of a bundle's files: chunks before padding and at tensors' ends are short."""

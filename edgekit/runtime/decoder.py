@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgekit.bundle import Bundle, DecoderInfo
+from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
+from edgekit.spec.records import DecoderInfo
 
 DEFAULT_LENGTH = 2048
 """Tokens of context when none are asked for: a model may reach 128k, its cache would fill the machine."""

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from safetensors.numpy import save_file
 
-from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, Layer, Manifest, TensorInfo, VectorInfo, write_graph
+from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.recipe import Recipe
 from edgekit.spec.names import MICROSOFT
+from edgekit.spec.records import DecoderInfo, Layer, TensorInfo, VectorInfo
 
 LAYERS, HEADS, KV_HEADS, DIM, HIDDEN, MAX_LENGTH = 3, 2, 1, 16, 32, 64
 SPECIAL = ("<bos>", "<eos>", "<user>")

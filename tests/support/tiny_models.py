@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.bundle import Bundle, Layer, VectorInfo
+from edgekit.bundle import Bundle
 from edgekit.lowbit.formats import FORMATS
 from edgekit.lowbit.functions import ternary_function
+from edgekit.spec.records import Layer, VectorInfo
 from tests.support.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
 
 SIZE = 256

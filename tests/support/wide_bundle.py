@@ -7,7 +7,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from edgekit.bundle import Bundle, Layer, VectorInfo
+from edgekit.bundle import Bundle
+from edgekit.spec.records import Layer, VectorInfo
 from tests.support.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_bundle
 
 ROWS = 600

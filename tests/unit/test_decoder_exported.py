@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.bundle import Bundle, BundleWriter, DecoderInfo, write_graph
+from edgekit.bundle import Bundle, BundleWriter, write_graph
 from edgekit.frontend.decoder import build
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
+from edgekit.spec.records import DecoderInfo
 from tests.support.tiny_bundle import manifest, recipe
 from tests.support.tiny_decoders import DECODERS
 from tests.support.tiny_decoders import build as tiny
