@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
-from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
+from edgekit.errors import BundleError, CheckFailed, SourceError, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
@@ -23,7 +23,7 @@ from edgekit.spec.names import OPERATORS, VECTORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DeadUnits, DecoderInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build as from_dict
-from edgekit.strict import suggest
+from edgekit.strict import read_json, suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -169,11 +169,13 @@ def _decoder_info(facts: dict[str, Any], found: Source) -> DecoderInfo:
     settings: dict[str, Any] = {}
     path = next((a for a in found.assets if a.name == "generation_config.json"), None)
     if path is not None:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path, SourceError, "fetch the file again")
     text = found.config.get_text_config() if found.config is not None else None
     bos, eos = (settings.get(key, getattr(text, key, None)) for key in ("bos_token_id", "eos_token_id"))
-    ends = tuple(int(e) for e in eos) if isinstance(eos, list | tuple) else (() if eos is None else (int(eos),))
-    return from_dict(DecoderInfo, {**facts, "bos_token_id": bos, "eos_token_ids": ends}, "edgekit.decoder", BundleError)  # type: ignore[no-any-return]
+    ends = tuple(eos) if isinstance(eos, list | tuple) else (() if eos is None else (eos,))
+    values = {**facts, "bos_token_id": bos, "eos_token_ids": ends}
+    info: DecoderInfo = from_dict(DecoderInfo, values, "config.json and generation_config.json", SourceError)
+    return info
 
 
 def _versions() -> dict[str, str]:

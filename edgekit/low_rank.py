@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.errors import SourceError
+from edgekit.strict import parse_json
 
 FILE = "side_paths.safetensors"
 PARTS = ("second", "lora_A", "lora_B")
@@ -141,7 +142,7 @@ def read_branches(model: nn.Module, directory: Path) -> None:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        shared = json.loads(header.get("shared", "{}"))
+        shared = parse_json(header.get("shared", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         raise SourceError(
             f"{path}: damaged ({' '.join(str(error).split())[:120]}); compress the model again"

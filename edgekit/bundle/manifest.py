@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,7 +11,7 @@ from edgekit.errors import BundleError
 from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.spec.names import DECODER_LIMITS, TASKS
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
-from edgekit.strict import build
+from edgekit.strict import build, parse_json
 
 SCHEMA_VERSION = 1
 
@@ -57,8 +55,8 @@ class Manifest:
     def from_json(text: str, where: str) -> Manifest:
         """Parses manifest.json strictly. Raises BundleError naming the key."""
         try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise BundleError(
                 f"{where}: not valid JSON ({str(error)[:120]}); export or download the bundle again"
             ) from None
@@ -89,22 +87,3 @@ def _check_decoder(info: DecoderInfo, where: str) -> None:
         for size in value if isinstance(value, tuple) else (value,):
             if not 1 <= size <= DECODER_LIMITS[name]:
                 raise BundleError(f"{where}.{name}: {size} is not between 1 and {DECODER_LIMITS[name]:,}")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice[:40]!r} stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is too large a number")
-    return value
-
-
-def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

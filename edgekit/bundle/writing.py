@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from edgekit.bundle.reading import Bundle, sha256
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.records import FileInfo
+from edgekit.strict import parse_json
 
 STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
 """Signals that end the process without Python unwinding; not every system has all."""
@@ -162,7 +162,7 @@ class BundleWriter:
 def _listed(directory: Path) -> set[str]:
     """The files that a bundle's manifest lists, of whatever version; none when it is no bundle."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((directory / MANIFEST).read_bytes())
         return {MANIFEST, *(info["path"] for info in manifest["files"])} if "schema_version" in manifest else set()
     except (OSError, ValueError, TypeError, KeyError):
         return set()

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Set before anything can import onnxruntime, whose builds report home by default since 1.29.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")  # transformers would fetch kernels and import them
     prepare_streams()
     try:
         code = group.main(args=given, prog_name="edgekit", standalone_mode=False)

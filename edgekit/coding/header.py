@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 from edgekit.bundle.confinement import confined
 from edgekit.errors import BundleError
 from edgekit.spec.names import MANIFEST
-from edgekit.strict import build
+from edgekit.strict import build, parse_json
 
 MAGIC = b"EDGEPACK"
 VERSION = 1
@@ -147,8 +147,8 @@ def _inflate(packed: bytes, size: int, where: str) -> bytes:
 
 def _parse(text: bytes, where: str) -> Head:
     try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError):
+        data = parse_json(text)
+    except ValueError:
         raise BundleError(f"{where}: the head is no JSON; download it again") from None
     lists = _take_chunks(data, where)
     head = cast(Head, build(Head, data, f"{where}: head", BundleError))
@@ -210,10 +210,3 @@ def _check_file(file: PackedFile, based: bool, where: str, seen: set[str]) -> No
 def largest_packed(size: int) -> int:
     """Bytes that a chunk of ``size`` bytes is packed into at most."""
     return size + size // 8 + 1024
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found

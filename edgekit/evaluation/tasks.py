@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.progress import Progress
-from edgekit.strict import build
+from edgekit.strict import build, parse_json
 
 WINDOW = 512
 """Tokens of context at most; windows do not overlap."""
@@ -69,8 +68,8 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
         if not line.strip():
             continue
         try:
-            question = build(Question, json.loads(line), f"{file}:{number}", UsageError)
-        except (ValueError, RecursionError) as error:
+            question = build(Question, parse_json(line), f"{file}:{number}", UsageError)
+        except ValueError as error:
             raise UsageError(
                 f"{file}:{number}: not JSON ({str(error)[:80]}); one question stands on each line"
             ) from error

@@ -54,7 +54,9 @@ def _fast_tokenizer(directory: Path) -> TemporaryDirectory[str] | None:
 
     scratch = TemporaryDirectory(prefix="edgekit-tokenizer-", ignore_cleanup_errors=True)
     try:
-        AutoTokenizer.from_pretrained(directory, local_files_only=True, use_fast=True).save_pretrained(scratch.name)
+        AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, use_fast=True
+        ).save_pretrained(scratch.name)
     # A tokenizer is not worth failing an export for, and its loaders raise whatever their libraries do.
     except Exception as error:
         log.warning("%s: no tokenizer.json and none could be made (%s)", directory, " ".join(str(error).split())[:200])

@@ -7,7 +7,6 @@ Format: https://huggingface.co/docs/safetensors (README, "Format").
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import SourceError, UnsupportedError
+from edgekit.strict import parse_json, read_json
 
 # bits of one element
 _BITS = {
@@ -25,6 +25,7 @@ _BITS = {
 }  # fmt: skip
 # torch's name of the floating types in which a model can be loaded
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+AGAIN = "fetch the file again"
 _MAX_HEADER = 100_000_000  # the safetensors library refuses longer ones too
 
 
@@ -87,21 +88,6 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool) -> Checkpoint:
     return Checkpoint(directory, pickles, {}, pickled=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        SourceError: unreadable, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise SourceError(f"{path}: not readable as JSON ({_one_line(error)}); fetch the file again") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{path}: holds a {type(value).__name__}, expected a JSON object; fetch the file again")
-    return value
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Tensors that a safetensors file holds, every stated size checked against the file.
 
@@ -121,9 +107,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         text = file.read(length)
     try:
-        entries = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: header is no valid JSON ({_one_line(error)}); fetch the file again") from error
+        entries = parse_json(text)
+    except ValueError as error:
+        raise SourceError(f"{path}: header is no valid JSON ({error}); fetch the file again") from None
     if not isinstance(entries, dict):
         raise SourceError(f"{path}: header is a {type(entries).__name__}, expected an object; fetch the file again")
     entries.pop("__metadata__", None)
@@ -132,14 +118,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(path, 8 + length + e["data_offsets"][0], e["dtype"], tuple(e["shape"]))
         for name, e in entries.items()
     }
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(n for n in names if names.count(n) > 1)}' twice")
-    return result
 
 
 def _check_layout(path: Path, entries: dict[str, Any], data: int) -> None:
@@ -199,7 +177,7 @@ def _weight_files(directory: Path, name: str) -> tuple[Path, ...] | None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    names = read_json(index).get("weight_map")
+    names = read_json(index, SourceError, AGAIN).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
         raise SourceError(f"{index}: field weight_map is not a table of tensor names and files; fetch it again")
     return names
@@ -220,7 +198,3 @@ def _checked_tensors(directory: Path, files: Iterable[Path]) -> dict[str, Stored
                 f"{tensor.file}: tensor '{name}' is stored as {tensor.dtype}; convert the checkpoint to bfloat16 first"
             )
     return tensors
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from torch.export import ExportedProgram
 
 from edgekit.errors import SourceError
 from edgekit.frontend.source import Source
+from edgekit.strict import parse_json
 
 _AGAIN = "export it again with torch.export.save of torch 2.9 or newer"
 _TARGETS = re.compile(r"torch\.ops\.[\w.]+|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._check\w*")
@@ -43,7 +43,8 @@ def load(path: Path, *, task: str | None = None) -> Source:
     try:
         with zipfile.ZipFile(path) as archive:
             _check(path, archive)
-    except zipfile.BadZipFile as error:
+    # What zipfile says of encrypted, misplaced and otherwise impossible entries.
+    except (zipfile.BadZipFile, RuntimeError, ValueError, OSError, EOFError) as error:
         raise SourceError(f"{path}: truncated or not a .pt2 archive ({error}); {_AGAIN}") from error
     try:
         program = torch.export.load(path)
@@ -68,6 +69,11 @@ def load(path: Path, *, task: str | None = None) -> Source:
 def _check(path: Path, archive: zipfile.ZipFile) -> None:
     """Refuse whatever would make torch run code from the file."""
     names = archive.namelist()
+    squeezed = next((i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
+    if squeezed is not None:
+        raise SourceError(
+            f"{path}: entry '{squeezed}' is compressed, torch.export.save stores them as they are; {_AGAIN}"
+        )
     damaged = archive.testzip()
     if damaged is not None:
         raise SourceError(f"{path}: entry '{damaged}' is damaged; fetch the file again")
@@ -79,17 +85,30 @@ def _check(path: Path, archive: zipfile.ZipFile) -> None:
         if folder.startswith("data/aotinductor"):
             raise SourceError(f"{path}: '{entry}' is compiled code (AOTInductor), which edgekit never runs; {_AGAIN}")
         if folder in ("data/weights", "data/constants") and file.endswith(".json"):
-            _check_payload(path, entry, json.loads(archive.read(name)))
+            _check_payload(path, entry, _json(path, entry, archive.read(name)))
         elif folder in ("data/weights", "data/constants") and not re.fullmatch(r"(weight|tensor)_\d+", file):
             raise SourceError(f"{path}: '{entry}' is a pickled object; keep only tensors in the module; {_AGAIN}")
         elif folder == "data/sample_inputs":
             _check_sample(path, entry, archive.read(name))
         elif folder == "models" and file.endswith(".json"):
-            _check_graph(path, entry, json.loads(archive.read(name)))
+            _check_graph(path, entry, _json(path, entry, archive.read(name)))
 
 
-def _check_payload(path: Path, entry: str, value: Any) -> None:
-    for tensor, meta in value.get("config", {}).items():
+def _json(path: Path, entry: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = parse_json(content, infinite=True)
+    except ValueError as error:
+        raise SourceError(f"{path}: '{entry}' is no valid JSON ({error}); {_AGAIN}") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: '{entry}' holds a {type(value).__name__}, expected an object; {_AGAIN}")
+    return value
+
+
+def _check_payload(path: Path, entry: str, value: dict[str, Any]) -> None:
+    tensors = value.get("config", {})
+    for tensor, meta in tensors.items() if isinstance(tensors, dict) else [("config", None)]:
+        if not isinstance(meta, dict):
+            raise SourceError(f"{path}: '{entry}': '{tensor}' is no description of a tensor; {_AGAIN}")
         if meta.get("use_pickle"):
             raise SourceError(
                 f"{path}: '{entry}': '{tensor}' is pickled (a tensor subclass); turn it into a plain tensor; {_AGAIN}"

@@ -41,11 +41,12 @@ def load(path: Path, *, task: str | None = None) -> Source:
     options: dict[str, Any] = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
+    own: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     folder = Path(tempfile.mkdtemp(prefix="edgekit-gguf-"))
     try:
         with quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
-            transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+            model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **own, **options)
+            transformers.AutoTokenizer.from_pretrained(path.parent, **own).save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
     except Exception as error:  # transformers and gguf raise many kinds
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,8 @@ from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
 from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
-from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, read_json
+from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint
+from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import Source
 from edgekit.frontend.weights import unpickled
 from edgekit.low_rank import read_branches
@@ -30,6 +31,7 @@ _SUFFIX_TASKS = (
     ("ForImageClassification", "image-classification"),
     ("Model", "feature-extraction"),
 )
+SMALL = 1 << 26  # values of a model whose size is not looked at
 _AUTO = {
     "text-generation": "AutoModelForCausalLM",
     "feature-extraction": "AutoModel",
@@ -95,12 +97,12 @@ def _read_config(directory: Path) -> dict[str, Any]:
         onnx = sorted(directory.glob("*.onnx"))
         hint = f"; to start from the ONNX file give {onnx[0]}" if onnx else "; it comes with the checkpoint, fetch it"
         raise SourceError(f"{directory}: no config.json, so this is no Hugging Face checkpoint{hint}")
-    raw = read_json(path)
+    raw = read_config(path)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        own = " and its own code (auto_map) is never run" if "auto_map" in raw else ""
         raise SourceError(
-            f"{path}: model_type {model_type!r} is not known to transformers {transformers.__version__}{own}; "
+            f"{path}: model_type {model_type!r} is not known to transformers {transformers.__version__}, and code that "
+            "comes with a checkpoint is never run; "
             "install a transformers that has it, or build the model in a 'package.module:factory'"
         )
     if raw.get("is_encoder_decoder"):
@@ -139,7 +141,7 @@ def _task_of(architecture: str, directory: Path) -> str:
 def _config(raw: dict[str, Any], directory: Path) -> Any:
     """The configuration object, without quantization_config: the weights arrive dequantized."""
     values = rope.adapt(raw, int(transformers.__version__.split(".")[0]))
-    values = {key: value for key, value in values.items() if key not in ("quantization_config", "auto_map")}
+    values = {key: value for key, value in values.items() if key != "quantization_config"}
     try:
         return transformers.CONFIG_MAPPING[raw["model_type"]].from_dict(values)
     # Every configuration class validates in its own way.
@@ -174,10 +176,12 @@ def _load_model(
     }
     chosen = _model_class(task, architecture)
     try:
+        skeleton = _skeleton(chosen, config)
+        _check_size(skeleton, checkpoint)
         if raw.get("quantization_config") is not None:
-            return bitnet_weights.load(checkpoint, raw["quantization_config"], _skeleton(chosen, config), common)
+            return bitnet_weights.load(checkpoint, raw["quantization_config"], skeleton, common)
         if not checkpoint.pickled:
-            by_rows = task == "text-generation" and _load_streamed(checkpoint, _skeleton(chosen, config), common)
+            by_rows = task == "text-generation" and _load_streamed(checkpoint, skeleton, common)
             return by_rows or chosen.from_pretrained(
                 checkpoint.directory,
                 dtype=getattr(torch, checkpoint.dtype),
@@ -188,8 +192,7 @@ def _load_model(
             )
         state = unpickled(checkpoint.files)
         dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-        kind = type(_skeleton(chosen, config))
-        model, info = kind.from_pretrained(None, state_dict=state, dtype=dtype, **common)
+        model, info = type(skeleton).from_pretrained(None, state_dict=state, dtype=dtype, **common)
         return model, info
     except (SourceError, UnsupportedError):
         raise
@@ -205,6 +208,17 @@ def _skeleton(chosen: Any, config: Any) -> Any:
     """The model without weights, on the meta device."""
     with torch.device("meta"):
         return chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
+
+
+def _check_size(skeleton: Any, checkpoint: Checkpoint) -> None:
+    """What has no weight in the files would be made in memory: a config.json may not ask for far more than there is."""
+    wanted = sum(tensor.numel() for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    given = sum(file.stat().st_size for file in checkpoint.files)
+    if wanted > 8 * given + SMALL:  # ternary weights are four a byte, and a table may be used twice
+        raise SourceError(
+            f"{checkpoint.directory}/config.json: describes a model of {wanted:,} values, the weight files have {given:,} "
+            "bytes; config.json and weights do not belong together"
+        )
 
 
 def _load_streamed(checkpoint: Checkpoint, skeleton: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:

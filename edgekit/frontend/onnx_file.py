@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from edgekit.errors import SourceError
 from edgekit.frontend import assets
-from edgekit.frontend.checkpoint import read_json
+from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import Source
 
 
@@ -39,7 +39,8 @@ def load(path: Path, *, task: str | None = None) -> Source:
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _check_external(path, tensor)
-    raw = read_json(path.parent / "config.json") if (path.parent / "config.json").is_file() else {}
+    config = path.parent / "config.json"
+    raw = read_config(config) if config.is_file() else {}
     names = raw.get("architectures") or [""]
     found, _ = assets.collect(path.parent, text=False)
     return Source(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekit.errors import UnsupportedError
-from edgekit.frontend.checkpoint import read_json
+from edgekit.errors import SourceError, UnsupportedError
+from edgekit.frontend.checkpoint import AGAIN
+from edgekit.strict import read_json
 
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -63,7 +64,7 @@ def declared_pooling(directory: Path) -> tuple[str | None, bool]:
     normalize = False
     for kind, path in sentence_modules(directory):
         if kind == "Pooling":
-            config = read_json(directory / path / "config.json")
+            config = read_json(directory / path / "config.json", SourceError, AGAIN)
             modes = [mode for key, mode in _MODES.items() if config.get(key)]
             unknown = [
                 key for key, on in config.items() if key.startswith("pooling_mode") and on is True and key not in _MODES
@@ -85,13 +86,21 @@ def declared_pooling(directory: Path) -> tuple[str | None, bool]:
 
 def sentence_modules(directory: Path) -> list[tuple[str, str]]:
     """(class name, sub-directory) of each module in modules.json, in order; [] without one."""
-    import json
-
     path = directory / "modules.json"
     if not path.is_file():
         return []
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    return [(str(e["type"]).rsplit(".", 1)[-1], str(e.get("path", ""))) for e in entries]
+    modules = []
+    for entry in read_json(path, SourceError, AGAIN, kind=list):
+        kind, place = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
+        if (
+            not isinstance(kind, str)
+            or not isinstance(place, str)
+            or ".." in Path(place).parts
+            or place.startswith(("/", "\\", "~"))
+        ):
+            raise SourceError(f"{path}: {str(entry)[:80]!r} is no module with a type and a path below it; {AGAIN}")
+        modules.append((kind.rsplit(".", 1)[-1], place))
+    return modules
 
 
 def _pool(hidden: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:

@@ -7,7 +7,6 @@ beside a compressed weight the adapter keeps its own precision.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from edgekit.errors import SourceError, UnsupportedError, UsageError
 from edgekit.low_rank import BranchedLinear, attach
 from edgekit.methods.eora import FORMATS, OF, stored
+from edgekit.strict import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -86,15 +86,11 @@ def read_adapter(directory: Path) -> dict[str, Adapter]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path}: cannot be read ({type(error).__name__}); give a directory that PEFT saved"
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise UnsupportedError(f"{path}: peft_type is {kind!r}, not 'LORA'; only LoRA adapters can be taken over")
+    config: dict[str, Any] = read_json(path, SourceError, "give a directory that PEFT saved")
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedError(
+            f"{path}: peft_type is {config.get('peft_type')!r}, not 'LORA'; only LoRA adapters can be taken over"
+        )
     unsupported = [key for key in OTHER_KINDS if config.get(key)]
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(RESIDUAL):

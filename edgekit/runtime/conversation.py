@@ -23,6 +23,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
 from edgekit.runtime.decoder import Decoder, decoder_info
 from edgekit.spec.names import DATA, GRAPH
+from edgekit.strict import parse_json
 
 VERSION = "1"
 Messages = list[dict[str, str]]
@@ -150,9 +151,9 @@ def _messages(facts: dict[str, str], path: Path) -> Messages | None:
     if "messages" not in facts:
         return None
     try:
-        messages = json.loads(facts["messages"])
+        messages = parse_json(facts["messages"])
         return [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path, "its messages are no chat", "a list of role and content") from error
 
 

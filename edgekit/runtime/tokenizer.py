@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, UnsupportedError
 from edgekit.runtime.chat import render
+from edgekit.strict import read_json
 
 SPECIAL = ("bos", "eos", "pad", "unk")
 
@@ -95,13 +95,8 @@ class Tokenizer:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name
-        if not path.is_file():
-            return {}
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BundleError(f"{path}: not valid JSON ({str(error)[:100]}); export again") from None
-        return data if isinstance(data, dict) else {}
+        found: dict[str, Any] = read_json(path, BundleError, "export again") if path.is_file() else {}
+        return found
 
 
 class Stream:

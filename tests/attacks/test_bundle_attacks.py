@@ -274,6 +274,12 @@ def test_manifest_that_is_too_large(bundle: Path) -> None:
         ("taps", {"layer": 3}, r"manifest\.taps\.layer: expected str, got int"),
         ("evaluation", {"original_perplexity": "low"}, r"manifest\.evaluation\.original_perplexity: expected float"),
         ("layers", [{"name": "a"}], r"manifest\.layers\[0\]: missing key 'format'$"),
+        (
+            "evaluation",
+            {"original_perplexity": 10**399},
+            r"original_perplexity: an integer of 400 digits, 64 bits at most",
+        ),
+        ("nodes", 10**30, r"manifest\.nodes: an integer of 31 digits, 64 bits at most$"),
     ],
 )
 def test_manifest_field(bundle: Path, key: str, value: object, message: str) -> None:

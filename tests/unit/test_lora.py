@@ -146,7 +146,7 @@ def test_refused_adapters(tmp_path: Path) -> None:
     refused(SourceError, "alpha_pattern is a list; expected names with numbers", alpha_pattern=[1])
     refused(SourceError, r"alpha_pattern '\(' is no regular expression", alpha_pattern={"(": 1})
     refused(SourceError, "has rank 0; there is nothing to add", rank=0)
-    with pytest.raises(SourceError, match=r"adapter_config\.json: cannot be read \(FileNotFoundError\)"):
+    with pytest.raises(SourceError, match=r"adapter_config\.json: not readable as JSON \(No such file"):
         read_adapter(tmp_path / "nowhere")
     path = tmp_path / "last"
     adapter(path)
