@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods.selection import without
 from edgekit.methods.training import Training
 
 LEAST = 1e-5
@@ -170,15 +170,10 @@ def convertible(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
                     f"{f'{name}.{key}'.strip('.')}: a {kind} {list(parameter.shape)} is no nn.Linear, which BitNet needs; give a "
                     "Llama-type model, or keep the layers out of training with another method"
                 )
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in linear):
-            raise UsageError(
-                f"exclude: '{pattern}' fits no linear layer; they are named like {', '.join(linear[:3]) or '(none)'}"
-            )
-    found = [name for name in linear if not any(fnmatchcase(name, pattern) for pattern in exclude)]
-    if not found:
+    chosen = without(linear, exclude, "linear layer")
+    if not chosen:
         raise UnsupportedError("model: no linear layer besides the output head; nothing becomes ternary")
-    return found
+    return chosen
 
 
 def with_sub_norms(model: Any) -> nn.Module:
@@ -199,13 +194,13 @@ def with_sub_norms(model: Any) -> nn.Module:
     values = {key: getattr(config, key) for key in BitNetConfig().to_dict() if hasattr(config, key)}
     values = {key: value for key, value in values.items() if key not in ("model_type", "architectures")}
     made: Any = BitNetForCausalLM(BitNetConfig(**values))
-    given, wanted = model.state_dict(), made.state_dict()
-    for name, tensor in given.items():
+    weights, wanted = model.state_dict(), made.state_dict()
+    for name, tensor in weights.items():
         if name not in wanted or wanted[name].shape != tensor.shape:
             raise UnsupportedError(
                 f"{name}: BitNet's blocks have no such parameter of {list(tensor.shape)}; use sub_norms: layer or none"
             )
-    made.load_state_dict({**{k: torch.ones_like(v) for k, v in wanted.items() if "sub_norm" in k}, **given})
+    made.load_state_dict({**{k: torch.ones_like(v) for k, v in wanted.items() if "sub_norm" in k}, **weights})
     made.generation_config = model.generation_config
     ready: nn.Module = made.to(device=model.device, dtype=model.dtype)
     return ready.train(model.training)
@@ -213,10 +208,10 @@ def with_sub_norms(model: Any) -> nn.Module:
 
 def bit_linears(model: nn.Module) -> dict[str, BitLinear]:
     """The ternary layers by name. Raises UsageError when there is none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
-    if not found:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
+    if not layers:
         raise UsageError("model: has no BitLinear; convert it first (edgekit.methods.bitnet.convert)")
-    return found
+    return layers
 
 
 class BitNetTraining:

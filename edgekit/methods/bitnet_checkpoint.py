@@ -60,18 +60,18 @@ def save(model: Any, directory: Path, form: str = "online") -> None:
 def quantization_config(model: nn.Module, form: str) -> dict[str, Any]:
     """The field of config.json that says how the weights are stored."""
     layers = bit_linears(model)
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "quant_method": "bitnet",
         "linear_class": "bitlinear" if form == "bitlinear" else "autobitlinear",
         "quantization_mode": "online" if form == "online" else "offline",
     }
     plain = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
     if plain != ["lm_head"]:
-        found["modules_to_not_convert"] = plain
+        fields["modules_to_not_convert"] = plain
     norms = [layer.rms_norm for layer in layers.values() if layer.rms_norm is not None]
     if norms:
-        found |= {"use_rms_norm": True, "rms_norm_eps": norms[0].variance_epsilon}
-    return found
+        fields |= {"use_rms_norm": True, "rms_norm_eps": norms[0].variance_epsilon}
+    return fields
 
 
 def pack(trits: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def check_rows(layers: Mapping[str, nn.Module], form: str) -> None:
 def _packed(name: str, layer: BitLinear, form: str) -> dict[str, Tensor]:
     inverse = inverse_scale(layer.weight)
     scale = inverse if form == "bitlinear" else 1.0 / inverse
-    found = {f"{name}.weight": pack(codes(layer.weight)), f"{name}.weight_scale": scale.reshape(1)}
+    tensors = {f"{name}.weight": pack(codes(layer.weight)), f"{name}.weight_scale": scale.reshape(1)}
     if form == "autobitlinear" and layer.bias is not None:
-        found[f"{name}.bias"] = layer.bias * inverse  # it is added before the scale, and so multiplied by it
-    return found
+        tensors[f"{name}.bias"] = layer.bias * inverse  # it is added before the scale, and so multiplied by it
+    return tensors

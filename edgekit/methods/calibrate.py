@@ -1,4 +1,4 @@
-"""Calibration on real text, layer by layer: what goes into each linear layer, of the model as it is compressed so far.
+"""Calibration: collects input statistics per layer on real text, on the partly compressed model.
 
     layer_by_layer(model, batches, change)
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
 from edgekit.low_rank import branch_names
+from edgekit.methods.selection import is_conv1d, without
 from edgekit.spec.progress import Progress
 
 Batch = Mapping[str, Tensor]
@@ -96,9 +96,9 @@ def layer_by_layer(
 
 def groups_of(model: nn.Module, batch: Batch, exclude: Sequence[str] = ()) -> list[dict[str, nn.Linear]]:
     """The groups that :func:`layer_by_layer` would give, without changing anything."""
-    found: list[dict[str, nn.Linear]] = []
-    layer_by_layer(model, [batch], lambda group: found.append(group.layers), exclude=exclude, sequential=False)
-    return found
+    groups: list[dict[str, nn.Linear]] = []
+    layer_by_layer(model, [batch], lambda group: groups.append(group.layers), exclude=exclude, sequential=False)
+    return groups
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -109,16 +109,21 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in lists
         if not any(name.startswith(f"{other}.") for other, _ in lists if other != name)
         and len(module) > 0
-        and all(any(isinstance(inner, nn.Linear) or _is_conv1d(inner) for inner in m.modules()) for m in module)
+        and all(any(map(_is_linear, inner.modules())) for inner in module)
     ]
     if not outer:
         return {"": model}
-    name, longest = max(outer, key=lambda found: len(found[1]))
+    name, longest = max(outer, key=lambda entry: len(entry[1]))
     return {f"{name}.{index}": block for index, block in enumerate(longest)}
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # transformers': a linear layer stored as [K, N]
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def _inside(block: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """A block's modules with their names in the model."""
+    return ((f"{block}.{name}" if block else name, inner) for name, inner in module.named_modules())
 
 
 def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequence[str]) -> dict[str, list[str]]:
@@ -128,24 +133,16 @@ def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequenc
         weight = module._parameters.get("weight")
         if weight is not None:
             uses.setdefault(id(weight), []).append(name)
-    inside = {
-        block: {f"{block}.{name}" if block else name: module for name, module in blocks[block].named_modules()}
+    branches = branch_names(model)
+    linears = {
+        block: [name for name, module in _inside(block, blocks[block]) if _is_linear(module) and name not in branches]
         for block in blocks
     }
-    beside = branch_names(model)
-    kinds = {
-        n: m
-        for found in inside.values()
-        for n, m in found.items()
-        if (isinstance(m, nn.Linear) or _is_conv1d(m)) and n not in beside
-    }
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in kinds):
-            raise UsageError(f"exclude: '{pattern}' fits no layer; layers are named like {', '.join(list(kinds)[:3])}")
-    chosen = {n: m for n, m in kinds.items() if not any(fnmatchcase(n, pattern) for pattern in exclude)}
+    chosen = without([name for names in linears.values() for name in names], exclude, "layer")
     if not chosen:
         raise UnsupportedError(f"{type(model).__name__}: no linear layer in its blocks; nothing to compress")
-    for name, layer in chosen.items():
+    for name in chosen:
+        layer = model.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             raise UnsupportedError(
                 f"{name} ({type(layer).__name__}): only nn.Linear layers are calibrated; leave it out with exclude"
@@ -153,7 +150,7 @@ def _targets(model: nn.Module, blocks: Mapping[str, nn.Module], exclude: Sequenc
         others = [other for other in uses[id(layer.weight)] if other != name]
         if others:
             raise UnsupportedError(f"{name}: shares its weight with {others[0]}; leave it out with exclude")
-    return {block: [name for name in found if name in chosen] for block, found in inside.items()}
+    return {block: [name for name in names if name in chosen] for block, names in linears.items()}
 
 
 @contextmanager
@@ -176,7 +173,7 @@ def _first_run(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Seque
     """The arguments of each block in each batch, after a check that a block's input is what the block before it gave."""
     if list(blocks) == [""]:
         return [[_Inputs(None, (), dict(batch)) for batch in batches]]
-    found: list[list[_Inputs]] = [[] for _ in blocks]
+    calls_of: list[list[_Inputs]] = [[] for _ in blocks]
     last: list[Tensor] = []  # the output of the block before
 
     def enter(index: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,7 +184,7 @@ def _first_run(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Seque
             )
         if index:
             call.hidden = None
-        found[index].append(call)
+        calls_of[index].append(call)
 
     handles = []
     for index, (name, block) in enumerate(blocks.items()):
@@ -198,13 +195,13 @@ def _first_run(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Seque
     try:
         for number, batch in enumerate(batches):
             model(**batch)
-            missed = next((n for n, calls in zip(blocks, found, strict=True) if len(calls) != number + 1), None)
+            missed = next((n for n, calls in zip(blocks, calls_of, strict=True) if len(calls) != number + 1), None)
             if missed is not None:
                 raise UnsupportedError(f"{missed}: not run once in a pass; calibration goes block by block")
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return calls_of
 
 
 def _split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Inputs:

@@ -91,19 +91,20 @@ def soft_cross_entropy(logits: Tensor, indices: Tensor, logs: Tensor, temperatur
     all others count as one.
     """
     log_p, q = functional.log_softmax(logits / temperature, dim=-1), logs.exp()
-    found = -(q * log_p.gather(-1, indices)).sum(-1)
+    nats = -(q * log_p.gather(-1, indices)).sum(-1)
     if indices.shape[-1] < logits.shape[-1]:
         others = log_p.scatter(-1, indices, float("-inf")).logsumexp(-1)
-        found = found - (1 - q.sum(-1)).clamp(min=0) * others
-    return found
+        nats = nats - (1 - q.sum(-1)).clamp(min=0) * others
+    return nats
 
 
-def entropy(logs: Tensor, whole: bool = False) -> Tensor:
-    """Of a teacher's distribution [N], its ``logs`` [N, k]; the rest counts as one class unless they are the ``whole``."""
+def entropy(logs: Tensor, complete: bool = False) -> Tensor:
+    """Entropy [N] of a teacher whose ``logs`` [N, k] are given; mass outside its top k counts as one class, unless ``logs`` is
+    ``complete``."""
     q = logs.exp()
-    found = -(q * logs).sum(-1)
+    nats = -(q * logs).sum(-1)
     rest = (1 - q.sum(-1)).clamp(min=0)
-    return found if whole else found - torch.xlogy(rest, rest)
+    return nats if complete else nats - torch.xlogy(rest, rest)
 
 
 def distilled(objective: Objective, settings: Distillation) -> Objective:
@@ -124,15 +125,15 @@ def targets(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def distillation_loss(logits: Tensor, wanted: Tensor, indices: Tensor, logs: Tensor, settings: Distillation) -> Tensor:
     """Mean over [N] of (1 - w) CE + w T^2 KL."""
-    heat, whole = settings.temperature, indices.shape[-1] == logits.shape[-1]
-    divergence = soft_cross_entropy(logits, indices, logs, heat) - entropy(logs, whole)
+    heat, complete = settings.temperature, indices.shape[-1] == logits.shape[-1]
+    divergence = soft_cross_entropy(logits, indices, logs, heat) - entropy(logs, complete)
     hard = functional.cross_entropy(logits, wanted)
     return (1 - settings.weight) * hard + settings.weight * heat**2 * divergence.mean()
 
 
-def with_targets(examples: Examples, found: Mapping[str, Tensor]) -> Examples:
+def with_targets(examples: Examples, answers: Mapping[str, Tensor]) -> Examples:
     """Examples with a teacher's answers beside them."""
-    return Examples({**examples.arrays, **found})
+    return Examples({**examples.arrays, **answers})
 
 
 def cached(
@@ -182,10 +183,10 @@ def weights_digest(model: nn.Module) -> str:
 
 def _matches(directory: Path, belongs: Mapping[str, Any]) -> bool:
     try:
-        found = json.loads((directory / CACHE).read_text(encoding="utf-8"))
+        stored = json.loads((directory / CACHE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == belongs) and all((directory / f"{key}.npy").is_file() for key in (INDICES, LOGS))
+    return bool(stored == belongs) and all((directory / f"{key}.npy").is_file() for key in (INDICES, LOGS))
 
 
 def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -201,7 +202,7 @@ def _compute(
     directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float,
     batch_size: int, name: str, progress: Progress,
 ) -> None:  # fmt: skip
-    training, done, arrays = teacher.training, 0, {}
+    training, done, answers = teacher.training, 0, {}
     teacher.eval()
     for batch in examples.batches(batch_size):
         try:
@@ -214,15 +215,15 @@ def _compute(
                 f"teacher {name or type(teacher).__name__}: does not run on {what}; give one with the same inputs and tokens"
             ) from error
         rows = len(next(iter(batch.values())))
-        kept = min(top, logits.shape[-1])
+        classes = min(top, logits.shape[-1])
         if not done:
-            shape = len(examples), len(wanted) // rows, kept
-            arrays = {key: _mapped(directory / f"{key}.npy", kind, shape) for key, kind in KINDS}
-        values, indices = functional.log_softmax(logits / temperature, dim=-1).topk(kept, dim=-1)
-        arrays[INDICES][done : done + rows] = indices.reshape(rows, -1, kept).numpy()
-        arrays[LOGS][done : done + rows] = values.reshape(rows, -1, kept).numpy()
+            shape = len(examples), len(wanted) // rows, classes
+            answers = {key: _mapped(directory / f"{key}.npy", kind, shape) for key, kind in KINDS}
+        values, indices = functional.log_softmax(logits / temperature, dim=-1).topk(classes, dim=-1)
+        answers[INDICES][done : done + rows] = indices.reshape(rows, -1, classes).numpy()
+        answers[LOGS][done : done + rows] = values.reshape(rows, -1, classes).numpy()
         done += rows
         progress("ask the teacher", done / len(examples))
-    for array in arrays.values():
+    for array in answers.values():
         array.flush()
     teacher.train(training)

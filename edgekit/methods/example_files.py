@@ -23,18 +23,18 @@ EXPECTED = "text files, a directory of them, one .npz, or one package.module:fun
 
 def text_files(paths: Sequence[Path]) -> list[Path]:
     """The given files, and all texts in and below given directories, in the order of their names."""
-    found = []
+    files = []
     for path in paths:
         if path.is_dir():
             inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in TEXTS and f.is_file())
             if not inside:
                 raise SourceError(f"{path}: no file in it ends in {' or '.join(TEXTS)}")
-            found += inside
+            files += inside
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise SourceError(f"{path}: no such file or directory; data are {EXPECTED}")
-    return found
+    return files
 
 
 def tokens(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], length: int) -> Examples:
@@ -54,17 +54,17 @@ def sentences(paths: Sequence[Path], tokenizer: Tokenizer, length: int, names: S
 
     Sentences end at . ! ? or an empty line; those of less than three words are left out, beyond ``length`` tokens cut off.
     """
-    found = [
+    texts = [
         " ".join(sentence.split())
         for text in _read(paths)
         for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)
         if len(sentence.split()) >= 3
     ]
-    if not found:
+    if not texts:
         raise SourceError(f"{paths[0]}: no sentence of three words or more; give texts")
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding()
-    encoded = tokenizer.encode_batch(found)
+    encoded = tokenizer.encode_batch(texts)
     columns = {
         "input_ids": [e.ids for e in encoded],
         "attention_mask": [e.attention_mask for e in encoded],
@@ -87,41 +87,41 @@ def arrays(path: Path, inputs: Sequence[str]) -> Examples:
     """The arrays of an .npz, see :func:`named`. Raises SourceError when it cannot be read without pickle."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+            loaded = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(
             f"{path}: not a readable .npz of plain arrays ({' '.join(str(error).split())[:120]})"
         ) from error
-    return named(found, inputs, str(path))
+    return named(loaded, inputs, str(path))
 
 
-def named(found: Any, inputs: Sequence[str], where: str) -> Examples:
+def named(data: Any, inputs: Sequence[str], where: str) -> Examples:
     """What a file or function gave, as examples for a model whose inputs are called ``inputs``.
 
-    ``found`` is a mapping of arrays, or (inputs, labels). A single input may have any name. Raises SourceError saying what
+    ``data`` is a mapping of arrays, or (inputs, labels). A single input may have any name. Raises SourceError saying what
     is missing.
     """
-    if isinstance(found, tuple) and len(found) == 2:
-        first = found[0] if isinstance(found[0], Mapping) else {inputs[0]: found[0]}
-        found = {**first, LABELS: found[1]}
-    if not isinstance(found, Mapping):
-        raise SourceError(f"{where}: gives a {type(found).__name__}; expected arrays by name, or (inputs, labels)")
-    given = {str(name): _tensor(value, f"{where}: {name}") for name, value in found.items()}
-    others = [name for name in given if name != LABELS]
+    if isinstance(data, tuple) and len(data) == 2:
+        features, labels = data
+        data = {**(features if isinstance(features, Mapping) else {inputs[0]: features}), LABELS: labels}
+    if not isinstance(data, Mapping):
+        raise SourceError(f"{where}: gives a {type(data).__name__}; expected arrays by name, or (inputs, labels)")
+    tensors = {str(name): _tensor(value, f"{where}: {name}") for name, value in data.items()}
+    others = [name for name in tensors if name != LABELS]
     if len(inputs) == 1 and len(others) == 1:
-        given[inputs[0]] = given.pop(others[0])
-    wanted = [name for name in inputs if name in given]
-    unknown = [name for name in given if name not in (*inputs, LABELS)]
+        tensors[inputs[0]] = tensors.pop(others[0])
+    wanted = [name for name in inputs if name in tensors]
+    unknown = [name for name in tensors if name not in (*inputs, LABELS)]
     if not wanted or unknown:
         raise SourceError(
-            f"{where}: holds {', '.join(given) or 'nothing'}; the model's inputs are {', '.join(inputs)}, and classes are called labels"
+            f"{where}: holds {', '.join(tensors) or 'nothing'}; the model's inputs are {', '.join(inputs)}, and classes are called labels"
         )
-    lengths = {name: len(given[name]) for name in given}
+    lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(lengths.values())) > 1 or not next(iter(lengths.values())):
         raise SourceError(f"{where}: arrays of {lengths} rows; all need the same number, at least 1")
-    if LABELS in given:
-        given[LABELS] = _labels(given[LABELS], where)
-    return Examples({name: given[name] for name in (*wanted, LABELS) if name in given})
+    if LABELS in tensors:
+        tensors[LABELS] = _labels(tensors[LABELS], where)
+    return Examples({name: tensors[name] for name in (*wanted, LABELS) if name in tensors})
 
 
 def split(examples: Examples, share: float, shuffle: bool) -> tuple[Examples, Examples]:

@@ -70,8 +70,8 @@ class Objective:
         sums: dict[str, float] = {}
         count = 0
         for batch in examples.batches(batch_size or most_rows(model, examples)):
-            found, size = self.score(model, batch)
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+            scores, size = self.score(model, batch)
+            sums = {name: sums.get(name, 0.0) + value for name, value in scores.items()}
             count += size
         model.train(training)
         return {name: value / count for name, value in sums.items()}
@@ -88,14 +88,14 @@ def most_rows(model: nn.Module, examples: Examples) -> int:
 
 def outputs(model: nn.Module, inputs: Batch) -> Tensor:
     """The logits: a tensor, the entry "logits", or the first of several."""
-    found: Any = model(**inputs)
-    if isinstance(found, Tensor):
-        return found
-    if hasattr(found, "logits"):
-        return found.logits  # type: ignore[no-any-return]
-    first = next(iter(found.values() if isinstance(found, Mapping) else found), None)
+    output: Any = model(**inputs)
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return output.logits  # type: ignore[no-any-return]
+    first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
     if not isinstance(first, Tensor):
-        raise UnsupportedError(f"{type(model).__name__}: returns a {type(found).__name__} without a tensor in it")
+        raise UnsupportedError(f"{type(model).__name__}: returns a {type(output).__name__} without a tensor in it")
     return first
 
 
@@ -120,11 +120,11 @@ def _classes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def embeddings(model: nn.Module, batch: Batch) -> Tensor:
     """The sentence embeddings of an encoder [n, hidden], or the mean of its hidden states over what is no padding."""
-    found: Any = model(**Objective.inputs(batch))
-    if "sentence_embedding" in found:
-        return found["sentence_embedding"]  # type: ignore[no-any-return]
+    output: Any = model(**Objective.inputs(batch))
+    if "sentence_embedding" in output:
+        return output["sentence_embedding"]  # type: ignore[no-any-return]
     mask = batch["attention_mask"].unsqueeze(-1)
-    return (found["last_hidden_state"] * mask).sum(1) / mask.sum(1).clamp(min=1)  # type: ignore[no-any-return]
+    return (output["last_hidden_state"] * mask).sum(1) / mask.sum(1).clamp(min=1)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -132,9 +132,9 @@ def with_reference(model: nn.Module, examples: Examples, batch_size: int = 64) -
     """Examples with what an encoder makes of them now, in eval mode, as ``reference``."""
     training = model.training
     model.eval()
-    found = torch.cat([embeddings(model, batch) for batch in examples.batches(batch_size)])
+    reference = torch.cat([embeddings(model, batch) for batch in examples.batches(batch_size)])
     model.train(training)
-    return Examples({**examples.arrays, REFERENCE: found})
+    return Examples({**examples.arrays, REFERENCE: reference})
 
 
 def _distance(model: nn.Module, batch: Batch) -> Tensor:
@@ -143,8 +143,8 @@ def _distance(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _score_distance(model: nn.Module, batch: Batch) -> tuple[dict[str, float], int]:
-    found = _distance(model, batch)
-    return {"loss": float(found.sum()), "cosine": float((1 - found).sum())}, len(found)
+    distance = _distance(model, batch)
+    return {"loss": float(distance.sum()), "cosine": float((1 - distance).sum())}, len(distance)
 
 
 def _objective(name: str, compare: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]) -> Objective:

@@ -32,7 +32,7 @@ def weight_bytes(layers: Iterable[nn.Module], option: Option | None) -> int:
         rows, columns = layer.weight.shape
         second = getattr(layer, "second", None)
         for part in [layer] if second is None else [layer, second]:
-            name, block = option or kept_format(part.weight)
+            name, block = option or exact_format(part.weight)
             total += _format_bytes(rows, columns, name, block)
     return total
 
@@ -52,7 +52,7 @@ def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
     return min(fitting, key=lambda size: sum(_format_bytes(n, k, "int4", size) for n, k in shapes))
 
 
-def kept_format(weight: Tensor) -> Option:
+def exact_format(weight: Tensor) -> Option:
     """The smallest of t2, int4 and int8 that keeps a weight [N, K] bit for bit; int8 in the usual blocks where none does."""
     array = weight.detach().numpy()
     if detect_ternary(array) is not None:
@@ -93,19 +93,20 @@ def option_of(model: nn.Module, of: str, group_size: int) -> Option | None:
 
 
 def recipe_for(
-    model: nn.Module, option: Option | None, name: str, exclude: Sequence[str] = (), side: str = "int8"
+    model: nn.Module, option: Option | None, name: str, exclude: Sequence[str] = (), branch_format: str = "int8"
 ) -> Recipe:
-    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, low-rank branches in the format ``side``.
+    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, low-rank branches in ``branch_format``.
 
     What stands outside the blocks, and what was left out of them by ``exclude``, is stored at 8 bits.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     rules: list[Rule] = []
     for part in ("lora_A", "lora_B"):
-        found = [m for n, m in linears.items() if n.endswith(f".{part}")]
-        if found:
+        branches = [m for n, m in linears.items() if n.endswith(f".{part}")]
+        if branches:
             # A group's layers differ in N alone, so that their blocks are the same and they can be merged.
-            rules.append(Rule(f"*.{part}", side, 0 if side == "fp16" else block_of(max(m.in_features for m in found))))
+            block = 0 if branch_format == "fp16" else block_of(max(m.in_features for m in branches))
+            rules.append(Rule(f"*.{part}", branch_format, block))
     rules += [Rule(pattern, "int8") for pattern in (exclude if option is not None else ())]
     inside = next(iter(blocks_of(model))).rpartition(".")[0]
     pattern = f"{inside}.*" if inside else "*"
@@ -118,7 +119,7 @@ def recipe_for(
 
 def _rules(model: nn.Module, option: Option | None, pattern: str) -> list[Rule]:
     """Of the blocks' layers: one for all, or one for each where they differ."""
-    kept = {name: option or kept_format(layer.weight) for name, layer in _inside(model).items()}
-    if len(set(kept.values())) == 1:
-        kept = {pattern: next(iter(kept.values()))}
-    return [Rule(name, *found, only="ternary" if found[0] == "t2" else "") for name, found in kept.items()]
+    options = {name: option or exact_format(layer.weight) for name, layer in _inside(model).items()}
+    if len(set(options.values())) == 1:
+        options = {pattern: next(iter(options.values()))}
+    return [Rule(name, *option, only="ternary" if option[0] == "t2" else "") for name, option in options.items()]

@@ -110,10 +110,10 @@ def compress_layers(
 
     def restore(block: str) -> bool:
         nonlocal began
-        found = finished.restore(model, block) if finished is not None else None
-        rows.extend(found or ())
+        earlier = finished.restore(model, block) if finished is not None else None
+        rows.extend(earlier or ())
         began = len(rows)
-        return found is not None
+        return earlier is not None
 
     def done(block: str) -> None:
         if finished is not None:
@@ -132,39 +132,39 @@ def _compress(
     method: Method,
     option: Option | None,
     rank: int,
-    given: Mapping[str, Tensor] | None,
+    uncompressed: Mapping[str, Tensor] | None,
 ) -> dict[str, Any]:
     rounding = method.rounding()
     weights = {name: _whole(name, layer) for name, layer in group.layers.items()}
-    originals = weights if given is None else {name: given[name] for name in weights}
+    originals = weights if uncompressed is None else {name: uncompressed[name] for name in weights}
     try:
-        found = {name: rounding(weight, group.hessian) for name, weight in weights.items()}
+        results = {name: rounding(weight, group.hessian) for name, weight in weights.items()}
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckFailed(
             f"{group.name}: the Hessian of its inputs cannot be inverted with damping {method.damping:g}; raise damping, or "
             "calibrate with more examples"
         ) from error
-    bare = torch.cat([originals[name] - sum(result.planes) for name, result in found.items()])
-    offsets = _offsets(found, len(group.hessian))
+    bare = torch.cat([originals[name] - sum(result.planes) for name, result in results.items()])
+    offsets = _offsets(results, len(group.hessian))
     difference = bare if offsets is None else bare - offsets.product
     energy = max(output_error(torch.cat(list(originals.values())), group.hessian), 1e-30)
     row: dict[str, Any] = {
         "layer": group.name, "shape": list(difference.shape), "error": output_error(difference, group.hessian) / energy,
         "compensated": None, "svd": None, "rank": 0, "bytes": 0,
     }  # fmt: skip
-    side, settings = offsets, method.compensation
+    branch, settings = offsets, method.compensation
     if settings is not None:
-        side = compensated(difference, group.hessian, settings, rank, offsets)
-        row["compensated"] = output_error(bare - side.product, group.hessian) / energy
-        plain = side
+        branch = compensated(difference, group.hessian, settings, rank, offsets)
+        row["compensated"] = output_error(bare - branch.product, group.hessian) / energy
+        plain = branch
         if settings.method != "svd":
             plain = compensated(difference, group.hessian, replace(settings, method="svd"), rank, offsets)
         row["svd"] = output_error(bare - plain.product, group.hessian) / energy
-    if side is not None:
+    if branch is not None:
         name = settings.format if settings is not None else "int8"
-        row["rank"] = len(side.down)
-        row["bytes"] = sum(stored_bytes(len(part), part.shape[1], name) for part in (side.down, side.up))
-    _put(model, found, side, keep=method.of == "none")
+        row["rank"] = len(branch.down)
+        row["bytes"] = sum(stored_bytes(len(part), part.shape[1], name) for part in (branch.down, branch.up))
+    _put(model, results, branch, keep=method.of == "none")
     row["bytes"] += weight_bytes(map(model.get_submodule, group.layers), option)
     return row
 
@@ -178,17 +178,17 @@ def _whole(name: str, layer: nn.Linear) -> Tensor:
     return layer.weight if layer.second is None else layer.weight + layer.second.weight
 
 
-def _offsets(found: Mapping[str, Planes], columns: int) -> LowRank | None:
+def _offsets(results: Mapping[str, Planes], columns: int) -> LowRank | None:
     """The low-rank branch that adds each row's mu times the sums of the inputs, as it is stored; nothing without offsets."""
-    offsets = [result.offset for result in found.values() if result.offset is not None]
+    offsets = [result.offset for result in results.values() if result.offset is not None]
     return LowRank(stored(torch.cat(offsets), "int8"), block_sums(columns)) if offsets else None
 
 
-def _put(model: nn.Module, found: Mapping[str, Planes], side: LowRank | None, keep: bool) -> None:
-    """Writes what became of a group's weights (``keep``: they stay) and what is beside them."""
-    shared = nn.Parameter(side.down, requires_grad=False) if side is not None else None
+def _put(model: nn.Module, results: Mapping[str, Planes], branch: LowRank | None, keep: bool) -> None:
+    """Writes what became of a group's weights (``keep``: they stay), and gives the layers their branches."""
+    shared = nn.Parameter(branch.down, requires_grad=False) if branch is not None else None
     start = 0
-    for name, result in found.items():
+    for name, result in results.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         if not keep:
@@ -196,8 +196,8 @@ def _put(model: nn.Module, found: Mapping[str, Planes], side: LowRank | None, ke
             if isinstance(layer, BranchedLinear):
                 layer.second = None  # its sum with the weight is what was rounded
         parts: dict[str, Tensor] = {"second": result.planes[1]} if len(result.planes) > 1 else {}
-        if side is not None and shared is not None:
-            parts |= {"lora_A": shared, "lora_B": side.up[start : start + layer.out_features].clone()}
+        if branch is not None and shared is not None:
+            parts |= {"lora_A": shared, "lora_B": branch.up[start : start + layer.out_features].clone()}
         start += layer.out_features
         if parts:
             attach(model, name, parts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.methods.selection import without
 
 Masks = dict[str, Tensor]
 """By parameter name, bool tensors of the weight's shape; False where a weight is held at zero."""
@@ -20,16 +20,11 @@ def matrices(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Para
     Norms, biases and other vectors are left alone: they are few and not sparse. ``exclude`` are globs over names, such as
     "*embed*". Raises UnsupportedError when none is left, UsageError for a pattern that fits no name.
     """
-    found = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            raise UsageError(
-                f"exclude: '{pattern}' fits no weight; weights are named like {', '.join(list(found)[:3]) or '(none)'}"
-            )
-    found = {name: p for name, p in found.items() if not any(fnmatchcase(name, pattern) for pattern in exclude)}
-    if not found:
+    weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
+    chosen = {name: weights[name] for name in without(weights, exclude, "weight")}
+    if not chosen:
         raise UnsupportedError("model: no trainable matrix or convolution; nothing to constrain")
-    return found
+    return chosen
 
 
 def nonzero(weights: Mapping[str, Tensor]) -> Masks:

@@ -106,9 +106,9 @@ class Pruner:
 def largest(weights: Mapping[str, Tensor], sparsity: float) -> masks.Masks:
     """Masks that drop ``sparsity`` of all ``weights`` together (rounded to whole weights), the smallest magnitudes."""
     magnitudes = torch.cat([w.detach().abs().flatten() for w in weights.values()])
-    kept = torch.ones(len(magnitudes), dtype=torch.bool, device=magnitudes.device)
-    kept[torch.topk(magnitudes, round(sparsity * len(magnitudes)), largest=False, sorted=False).indices] = False
-    parts = torch.split(kept, [w.numel() for w in weights.values()])
+    mask = torch.ones(len(magnitudes), dtype=torch.bool, device=magnitudes.device)
+    mask[torch.topk(magnitudes, round(sparsity * len(magnitudes)), largest=False, sorted=False).indices] = False
+    parts = torch.split(mask, [w.numel() for w in weights.values()])
     return {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
 
 

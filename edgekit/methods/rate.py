@@ -137,8 +137,8 @@ def _table(codes: Codes) -> Table:
 def _merged(tables: Iterable[Table]) -> Table:
     """One table of several."""
     values, numbers = (np.concatenate(column) for column in zip(*tables, strict=True))
-    found, places = np.unique(values, return_inverse=True)
-    return found, np.bincount(places, numbers, len(found)).astype(np.int64)
+    distinct, places = np.unique(values, return_inverse=True)
+    return distinct, np.bincount(places, numbers, len(distinct)).astype(np.int64)
 
 
 def _layer(name: str, moments: Sequence[float], step: float, table: Table, bits: int | None) -> LayerRate:

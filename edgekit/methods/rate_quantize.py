@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch.nn import functional
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
 from edgekit.lowbit.grid import short
 from edgekit.methods.rate import counted, entropy
+from edgekit.methods.selection import is_conv1d, without
 from edgekit.spec.progress import Progress
 
 MOST_CODE = 127
@@ -59,8 +59,8 @@ class Budget:
     exclude: tuple[str, ...] = ()  # globs over the names of modules
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.bits, self.bytes, self.loss) if value is not None]
-        if len(given) != 1 or not given[0] > 0:
+        limits = [limit for limit in (self.bits, self.bytes, self.loss) if limit is not None]
+        if len(limits) != 1 or not limits[0] > 0:
             raise UsageError(
                 f"bits {self.bits}, bytes {self.bytes}, loss {self.loss}: give exactly one of them, above 0"
             )
@@ -135,7 +135,7 @@ class RateQuantizer:
 
     def choose(self, lam: float) -> list[Choice]:
         """For each layer what minimizes distortion + ``lam`` times bits a weight of the model."""
-        return [min(found, key=lambda c: c.distortion + lam * c.bits / self.count) for found in self.choices]
+        return [min(candidates, key=lambda c: c.distortion + lam * c.bits / self.count) for candidates in self.choices]
 
     def bits(self, chosen: Sequence[Choice]) -> float:
         """Bits of all weights together."""
@@ -203,12 +203,12 @@ class RateQuantizer:
     def _filled(self, chosen: list[Choice], limit: float) -> list[Choice]:
         """What bisection leaves over, spent where it lowers distortion most for each bit."""
         while True:
-            left = limit - self.bits(chosen)
+            remaining = limit - self.bits(chosen)
             gains = [
                 ((now.distortion - c.distortion) / (c.bits - now.bits), index, c)
-                for index, (now, found) in enumerate(zip(chosen, self.choices, strict=True))
-                for c in found
-                if c.distortion < now.distortion and 0 < c.bits - now.bits <= left
+                for index, (now, candidates) in enumerate(zip(chosen, self.choices, strict=True))
+                for c in candidates
+                if c.distortion < now.distortion and 0 < c.bits - now.bits <= remaining
             ]
             if not gains:
                 return chosen
@@ -279,14 +279,9 @@ def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: 
     Raises UnsupportedError when there is none, UsageError for a pattern that fits none.
     """
     modules = {
-        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d) or _is_conv1d(m)
+        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding | nn.Conv2d) or is_conv1d(m)
     }
-    for pattern in budget.exclude:
-        if not any(fnmatchcase(name, pattern) for name in modules):
-            raise UsageError(
-                f"exclude: '{pattern}' fits no layer; layers are named like {', '.join(list(modules)[:3])}"
-            )
-    modules = {n: m for n, m in modules.items() if not any(fnmatchcase(n, p) for p in budget.exclude)}
+    modules = {name: modules[name] for name in without(modules, budget.exclude, "layer")}
     if not modules:
         raise UnsupportedError("model: no linear, convolution or embedding layer; nothing to quantize")
     once: dict[int, str] = {}
@@ -296,16 +291,12 @@ def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: 
     hessians = _hessians(model, chosen, inputs, budget.moments)
     return [
         Layer(
-            name, module.weight, _is_conv1d(module),
+            name, module.weight, is_conv1d(module),
             None if isinstance(module, nn.Embedding) else hessians.get(name),
             hessians.get(name) if isinstance(module, nn.Embedding) else None,
         )
         for name, module in chosen.items()
     ]  # fmt: skip
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # transformers': a linear layer stored as [K, N]
 
 
 @torch.no_grad()
@@ -318,14 +309,14 @@ def _hessians(
 
     def add(name: str, module: Any, x: Tensor) -> None:
         if isinstance(module, nn.Embedding):
-            found = torch.bincount(x.flatten(), minlength=module.num_embeddings).float()
+            products = torch.bincount(x.flatten(), minlength=module.num_embeddings).float()
             rows = x.numel()
         else:
             columns = _columns(module, x)
             full = kind == "full" and columns.shape[1] <= COLUMNS_OF_FULL
-            found = columns.t() @ columns if full else columns.square().sum(0)
+            products = columns.t() @ columns if full else columns.square().sum(0)
             rows = len(columns)
-        sums[name] = sums[name] + found if name in sums else found
+        sums[name] = sums[name] + products if name in sums else products
         counts[name] = counts.get(name, 0) + rows
 
     if kind == "none":

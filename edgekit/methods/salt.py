@@ -131,7 +131,7 @@ def challenge(
     """SALT_DS's score of each sequence, float32 [n]: the median over its tokens of m l, l the token's loss and m 1 where the
     token is among the model's ``within`` most probable ones, else 0 (or the token is left out; with none left, 0).
     """
-    training, found = model.training, []
+    training, medians = model.training, []
     model.eval()
     for batch in examples.batches(min(batch_size, most_rows(model, examples))):
         logits, wanted = predictions(objective, model, batch)
@@ -141,9 +141,9 @@ def challenge(
         rows = len(next(iter(batch.values())))
         for loss, mask in zip(losses.view(rows, -1), inside.view(rows, -1), strict=True):
             some = loss[mask] if unlearnable == "dropped" else loss * mask
-            found.append(some.quantile(0.5) if len(some) else loss.new_zeros(()))
+            medians.append(some.quantile(0.5) if len(some) else loss.new_zeros(()))
     model.train(training)
-    return torch.stack(found)
+    return torch.stack(medians)
 
 
 def hardest(scores: Tensor, share: float) -> Tensor:

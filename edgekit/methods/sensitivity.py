@@ -99,9 +99,9 @@ def choose(table: Table, budget: int) -> dict[str, Option]:
     """
     ladders = {name: _hull(costs) for name, costs in table.items()}
     at = dict.fromkeys(table, 0)
-    left = budget - sum(ladder[0][1].bytes for ladder in ladders.values())
-    if left < 0:
-        raise UsageError(f"sensitivity: {budget} bytes; the smallest formats take {budget - left}; allow more")
+    remaining = budget - sum(ladder[0][1].bytes for ladder in ladders.values())
+    if remaining < 0:
+        raise UsageError(f"sensitivity: {budget} bytes; the smallest formats take {budget - remaining}; allow more")
     steps = [
         ((ladder[i][1].loss - ladder[i + 1][1].loss) / (ladder[i + 1][1].bytes - ladder[i][1].bytes), name, i)
         for name, ladder in ladders.items()
@@ -109,15 +109,15 @@ def choose(table: Table, budget: int) -> dict[str, Option]:
     ]
     for _, name, i in sorted(steps, key=lambda step: (-step[0], step[2])):
         more = ladders[name][i + 1][1].bytes - ladders[name][i][1].bytes
-        if at[name] == i and more <= left:  # a step that was too dear closes those above it
-            at[name], left = i + 1, left - more
+        if at[name] == i and more <= remaining:  # a step that was too dear closes those above it
+            at[name], remaining = i + 1, remaining - more
     return {name: ladders[name][i][0] for name, i in at.items()}
 
 
 def _hull(costs: Mapping[Option, Cost]) -> list[tuple[Option, Cost]]:
     """From the fewest bytes on, the options whose loss falls with each byte more, ever more slowly."""
     hull: list[tuple[Option, Cost]] = []
-    for option, cost in sorted(costs.items(), key=lambda found: (found[1].bytes, found[1].loss)):
+    for option, cost in sorted(costs.items(), key=lambda item: (item[1].bytes, item[1].loss)):
         if hull and cost.loss >= hull[-1][1].loss:
             continue
         while len(hull) > 1 and _slope(hull[-1][1], cost) >= _slope(hull[-2][1], hull[-1][1]):

@@ -31,10 +31,10 @@ class SoftTargetTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Of a batch, at the Trainer's step."""
-        found = model(input_ids=inputs["input_ids"])
-        logits, wanted = found.logits[:, :-1].flatten(0, 1).float(), inputs["input_ids"][:, 1:].flatten()
+        output = model(input_ids=inputs["input_ids"])
+        logits, wanted = output.logits[:, :-1].flatten(0, 1).float(), inputs["input_ids"][:, 1:].flatten()
         loss = self.loss_at(self.state.global_step, logits, wanted, *targets(inputs))
-        return (loss, found) if return_outputs else loss
+        return (loss, output) if return_outputs else loss
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

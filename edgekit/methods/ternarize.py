@@ -76,9 +76,9 @@ def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
         planes, offset = _block(work[:, part], hessian[part, part], settings)
         blocks.append((planes, offset))
         if factor is not None:
-            left = work[:, part] - sum(planes) - (0 if offset is None else offset[:, None])
+            residual = work[:, part] - sum(planes) - (0 if offset is None else offset[:, None])
             # Solving with the block of U gives the errors that GPTQ would have column by column.
-            errors = torch.linalg.solve_triangular(factor[part, part], left, upper=True, left=False)
+            errors = torch.linalg.solve_triangular(factor[part, part], residual, upper=True, left=False)
             work[:, part.stop :] -= errors @ factor[part, part.stop :]
     whole = tuple(torch.cat([planes[i] for planes, _ in blocks], 1).float() for i in range(settings.planes))
     offsets = [offset for _, offset in blocks if offset is not None]
@@ -123,8 +123,8 @@ def fitted(weight: Tensor, offset: bool) -> Tensor:
 def two_planes(weight: Tensor, ridge: float) -> Tensor:
     """T1 and T2 float64 [2, N, b] of rows [N, b]: regression and the best of nine values in turns, until nothing changes."""
     first = fitted(weight, False)
-    left = weight - first * regressed(weight, first[None], None, ridge)[:, :1]
-    signs = torch.stack([first, fitted(left, False)])
+    residual = weight - first * regressed(weight, first[None], None, ridge)[:, :1]
+    signs = torch.stack([first, fitted(residual, False)])
     for _ in range(ROUNDS):
         scales = regressed(weight, signs, None, ridge)
         values = scales @ NINE.t()  # [N, 9]
@@ -153,8 +153,8 @@ def _solved(gram: Tensor, target: Tensor) -> Tensor:
     """x [N, m] with ``gram`` [N, m, m] x = ``target`` [N, m], m 1 or 2; the least one where it is not unique: a plane of zeros,
     or two equal ones."""
     if gram.shape[1] == 1:
-        found = gram[:, 0, 0]
-        return torch.where(found[:, None] > 0, target / torch.where(found > 0, found, 1.0)[:, None], 0.0)
+        square = gram[:, 0, 0]
+        return torch.where(square[:, None] > 0, target / torch.where(square > 0, square, 1.0)[:, None], 0.0)
     a, b, c = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
     determinant = a * c - b * b
     singular = determinant <= 1e-10 * a * c

@@ -90,8 +90,8 @@ class Training:
         ``second_learning_rate``; weight decay ends there too.
         """
         rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        left = max(0.0, 1.0 - max(0, step - self.warmup) / max(1, self.steps - self.warmup))
-        falling = left if self.schedule in ("linear", "two-stage") else 0.5 - 0.5 * math.cos(math.pi * left)
+        remaining = max(0.0, 1.0 - max(0, step - self.warmup) / max(1, self.steps - self.warmup))
+        falling = remaining if self.schedule in ("linear", "two-stage") else 0.5 - 0.5 * math.cos(math.pi * remaining)
         peak = (self.second_learning_rate or 2 / 3 * self.learning_rate) if self._second(step) else self.learning_rate
         return peak * rising * (1.0 if self.schedule == "constant" else falling)
 

@@ -165,7 +165,9 @@ def test_other_refusals(tmp_path: Path) -> None:
     model = convert(build("Llama", SIZES), BitNet())
     with pytest.raises(UnsupportedError, match=r"layers\.0\.self_attn\.q_proj: is ternary already"):
         convert(model, BitNet())
-    with pytest.raises(UsageError, match=r"exclude: '\*gate' fits no linear layer; they are named like model\.layers"):
+    with pytest.raises(
+        UsageError, match=r"exclude: '\*gate' fits no linear layer; linear layers are named like model\.layers"
+    ):
         convert(build("Llama", SIZES), BitNet(exclude=("*gate",)))
     with pytest.raises(UsageError, match="has no BitLinear; convert it first"):
         bit_linears(nn.Linear(2, 2))
