@@ -38,11 +38,11 @@ PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime"
 
 
 def export(
-    source: str,
-    recipe: str | Recipe,
-    output: Path | str,
+    source: str | Path,
+    recipe: str | Path | Recipe,
+    output: str | Path,
     *,
-    samples: Path | None = None,
+    samples: str | Path | None = None,
     task: str | None = None,
     force: bool = False,
     allow_pickle: bool = False,
@@ -62,7 +62,8 @@ def export(
     for an unknown ABI; RuntimeUnavailable when an operator library is not there.
     """
     _check_abis(abis)
-    chosen = Recipe.load(recipe) if isinstance(recipe, str) else recipe
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    source, samples = str(source), None if samples is None else Path(samples)
     with BundleWriter(Path(output), force=force) as writer:
         from edgekit.frontend.source import load
 

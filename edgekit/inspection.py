@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.bundle.tensors import read_graph
 from edgekit.spec.records import DeadUnits
 
@@ -117,7 +117,8 @@ def _kind(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def inspect(bundle: Bundle) -> Inspection:
+def inspect(bundle: BundleLike) -> Inspection:
     """Reads the graph (not the weights) and counts its nodes. Raises BundleError when it cannot be read."""
-    graph = read_graph(bundle.graph_path).graph
-    return Inspection(bundle, dict(Counter(node.op_type for node in graph.node).most_common()))
+    opened = Bundle.open(bundle)
+    graph = read_graph(opened.graph_path).graph
+    return Inspection(opened, dict(Counter(node.op_type for node in graph.node).most_common()))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from edgekit.benchmark.device import Measured, Plan, bench_devices
 from edgekit.benchmark.machine import describe, usable_cores
 from edgekit.benchmark.protocol import Worker, measure
 from edgekit.benchmark.results import BenchResult, Ratio, Row
 from edgekit.benchmark.rows import compare, row
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.runtime.session import onnxruntime
@@ -23,7 +22,7 @@ MOST_THREADS = 1024
 
 
 def bench(
-    bundles: Sequence[Bundle | Path | str],
+    bundles: BundleLike | Sequence[BundleLike],
     *,
     targets: Sequence[str] = (LOCAL,),
     threads: Sequence[int] = (1,),
@@ -43,7 +42,7 @@ def bench(
 
     Raises UsageError for a call that cannot be measured, BundleError for a bundle that cannot be opened or run.
     """
-    opened = [b if isinstance(b, Bundle) else Bundle.open(b) for b in bundles]
+    opened = [Bundle.open(b) for b in ([bundles] if isinstance(bundles, BundleLike) else bundles)]
     parsed = [Target.parse(target) for target in targets]
     _check(opened, parsed, threads, prompt_tokens, new_tokens, rounds)
     plan = Plan(tuple(opened), tuple(threads), prompt_tokens, new_tokens, rounds)

@@ -2,7 +2,7 @@
 
 from edgekit.bundle.graph import write_graph
 from edgekit.bundle.manifest import Manifest
-from edgekit.bundle.reading import Bundle
+from edgekit.bundle.reading import Bundle, BundleLike
 from edgekit.bundle.writing import BundleWriter
 
-__all__ = ["Bundle", "BundleWriter", "Manifest", "write_graph"]
+__all__ = ["Bundle", "BundleLike", "BundleWriter", "Manifest", "write_graph"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,9 +26,14 @@ class Bundle:
     _tensors: dict[str, Stored | np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def open(path: Path | str) -> Bundle:
-        """Opens and validates a bundle; hashes are checked by :meth:`check_hashes`. Raises BundleError."""
-        directory = Path(path)
+    def open(bundle: BundleLike) -> Bundle:
+        """Opens and validates a directory, or gives back what is open already. Raises BundleError.
+
+        Hashes are checked by :meth:`check_hashes`.
+        """
+        if isinstance(bundle, Bundle):
+            return bundle
+        directory = Path(bundle)
         if not directory.is_dir():
             raise BundleError(f"{directory}: no such directory; give a bundle that `edgekit export -o` made")
         manifest = Manifest.from_json(_manifest_text(directory), str(directory / MANIFEST))
@@ -96,6 +102,10 @@ class Bundle:
             return np.memmap(self.directory / stored.file, stored.dtype, "r", stored.offset, stored.shape)
         except (OSError, ValueError) as error:
             raise BundleError(f"{self.directory / stored.file}: cannot be mapped ({error})") from None
+
+
+BundleLike: TypeAlias = Bundle | Path | str
+"""What every function takes for a bundle: an opened one, or its directory."""
 
 
 def _manifest_text(directory: Path) -> str:

@@ -1,5 +1,5 @@
 """The command line: one file a verb, each calling one library function."""
 
-from edgekit.cli.main import main
+from edgekit.cli.verbs import main
 
 __all__ = ["main"]

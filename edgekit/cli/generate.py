@@ -52,7 +52,7 @@ def generate(
     """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
     quiet_libraries()
     from edgekit.bundle import Bundle
-    from edgekit.cli.main import INTERRUPTED
+    from edgekit.cli.verbs import INTERRUPTED
     from edgekit.devices import LOCAL, Target
     from edgekit.runtime.generation import GREEDY, interruptible
     from edgekit.runtime.generation import generate as run

@@ -17,8 +17,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
     Size, operators, and every layer's format and bits per weight, or why it is not what the recipe said.
     """
-    from edgekit.bundle import Bundle
     from edgekit.inspection import inspect as run
 
-    found = run(Bundle.open(bundle))
+    found = run(bundle)
     show(found.lines(), found.to_json(), as_json)

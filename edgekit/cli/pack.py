@@ -33,13 +33,11 @@ def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force
 
     `edgekit unpack` and apps with edgekit's Android library make the bundle of it again, byte for byte.
     """
-    from edgekit.bundle import Bundle
     from edgekit.coding import pack as run
 
     _say_if_slow()
     with progress_bar() as progress:
-        opened = None if base is None else Bundle.open(base)
-        made = run(Bundle.open(bundle), output, base=opened, sign=sign, force=force, progress=progress)
+        made = run(bundle, output, base=base, sign=sign, force=force, progress=progress)
     show(made.lines(), made.to_json(), as_json)
 
 
@@ -62,15 +60,11 @@ def unpack(
 
     Every file is checked with the manifest's sha256 before any is seen under its name. With --resume exit code 1 says that more is to come.
     """
-    from edgekit.bundle import Bundle
     from edgekit.coding import unpack as run
 
     source = sys.stdin.buffer if str(pack) == "-" else pack
     _say_if_slow()
     with progress_bar() as progress:
-        opened = None if base is None else Bundle.open(base)
-        made = run(
-            source, output, base=opened, verify_key=verify_key, resume=resume, force=force, progress=progress
-        )  # fmt: skip
+        made = run(source, output, base=base, verify_key=verify_key, resume=resume, force=force, progress=progress)
     facts = {"bundle": str(made.directory), "files": len(made.manifest.files) + 1, "bytes": made.nbytes}
     show([f"{made.directory}: {facts['files']} files, {facts['bytes']:,} bytes, as the manifest says"], facts, as_json)

@@ -39,7 +39,7 @@ def verify(
     found: Report | Comparison
     with progress_bar() as progress:
         if len(targets) == 1:
-            found = run(bundle, targets=targets, threads=threads, original=original, text=text, progress=progress)
+            found = run(bundle, target=targets[0], threads=threads, original=original, text=text, progress=progress)
         elif original is None and text is None:
             found = verify_on(bundle, targets, threads=threads, progress=progress)
         else:

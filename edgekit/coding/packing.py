@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.bundle.reading import sha256
 from edgekit.bundle.writing import is_disk_full
 from edgekit.coding import regions
@@ -73,11 +73,11 @@ class Packed:
 
 
 def pack(
-    bundle: Bundle,
-    output: Path,
+    bundle: BundleLike,
+    output: str | Path,
     *,
-    base: Bundle | None = None,
-    sign: Path | None = None,
+    base: BundleLike | None = None,
+    sign: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Packed:
@@ -87,7 +87,9 @@ def pack(
     Ed25519 private key. Raises BundleError when a file is not what the manifest says, UsageError when ``output`` exists
     (``force`` replaces a pack) or cannot be written, CheckFailed when the disk is full; nothing is left then.
     """
-    signature = None if sign is None else signer(sign)
+    bundle, output = Bundle.open(bundle), Path(output)
+    base = None if base is None else Bundle.open(base)
+    signature = None if sign is None else signer(Path(sign))
     if bundle.nbytes > LARGEST_BUNDLE:
         raise UnsupportedError(f"{bundle.directory}: {bundle.nbytes:,} bytes, a pack holds {LARGEST_BUNDLE:,} at most")
     with _atomic(output, force) as file, tempfile.TemporaryFile(dir=output.parent) as body:

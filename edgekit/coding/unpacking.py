@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from edgekit.bundle import Bundle, BundleWriter, Manifest
+from edgekit.bundle import Bundle, BundleLike, BundleWriter, Manifest
 from edgekit.bundle.confinement import plain_file
 from edgekit.bundle.graph import check_room
 from edgekit.bundle.reading import sha256
@@ -30,11 +30,11 @@ from edgekit.spec.progress import Progress
 
 
 def unpack(
-    pack: Path | IO[bytes],
-    target: Path,
+    pack: str | Path | IO[bytes],
+    output: str | Path,
     *,
-    base: Bundle | None = None,
-    verify_key: Path | None = None,
+    base: BundleLike | None = None,
+    verify_key: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Progress = lambda what, share: None,
@@ -43,18 +43,19 @@ def unpack(
 
     ``base`` is the older version that a delta pack needs. With ``verify_key``, the file of an Ed25519 public key, the
     pack must be signed by its owner. With ``resume`` what a download has brought so far is unpacked and kept beside
-    ``target``, CheckFailed says at which byte the download has to go on, and the next call goes on there.
-    Raises BundleError for a pack that is damaged or does not fit, UsageError when ``target`` exists (``force`` replaces a
+    ``output``, CheckFailed says at which byte the download has to go on, and the next call goes on there.
+    Raises BundleError for a pack that is damaged or does not fit, UsageError when ``output`` exists (``force`` replaces a
     bundle), CheckFailed when the disk is too small; except for what ``resume`` keeps, nothing is left then.
     """
-    with _opened(pack) as (file, where):
+    base = None if base is None else Bundle.open(base)
+    with _opened(Path(pack) if isinstance(pack, str) else pack) as (file, where):
         front = read_front(file, where)
         if verify_key is not None:
-            check_signature(front, verify_key, where)
+            check_signature(front, Path(verify_key), where)
         _check_base(front, base, where)
         if not resume:
             _check_size(file, front, where)
-        return _unpack(file, where, front, target, base, resume, force, progress)
+        return _unpack(file, where, front, Path(output), base, resume, force, progress)
 
 
 def _unpack(

@@ -104,9 +104,9 @@ class Compressed:
 
 
 def compress(
-    source: str,
-    config: Path | Compression,
-    output: Path,
+    source: str | Path,
+    config: str | Path | Compression,
+    output: str | Path,
     *,
     method: str | None = None,
     resume: bool = False,
@@ -124,6 +124,8 @@ def compress(
     CheckFailed when training diverges or a budget cannot be kept, KeyboardInterrupt when it is interrupted.
     """
     began = time.perf_counter()
+    source, output = str(source), Path(output)
+    config = Path(config) if isinstance(config, str) else config
     settings = Compression.load(config, method) if isinstance(config, Path) else config.with_method(method)
     if resume and settings.method in NOT_RESUMED:
         raise UsageError(f"--resume: {settings.method} keeps no checkpoint; leave --resume out")

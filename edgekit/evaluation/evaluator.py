@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.evaluation.scorers import BundleScorer, Scorer
 from edgekit.evaluation.tasks import (
@@ -89,10 +90,10 @@ class Evaluation:
 
 
 def evaluate(
-    models: Sequence[str],
+    models: BundleLike | Sequence[BundleLike],
     *,
-    texts: Sequence[Path] = (),
-    choices: Sequence[Path] = (),
+    texts: Sequence[str | Path] = (),
+    choices: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
     threads: int = 1,
     most_tokens: int = MOST_TOKENS,
@@ -111,15 +112,16 @@ def evaluate(
     Raises UsageError for files that cannot be used, UnsupportedError for what is no language model, BundleError, SourceError,
     RuntimeUnavailable without torch or lm-eval where they are needed.
     """
+    models = [models] if isinstance(models, BundleLike) else models
     if not models or not (texts or choices or tasks):
         raise UsageError("evaluate: nothing to do; give at least one model, and --text, --choices or --tasks")
     if window < 2:
         raise UsageError(f"window: {window} is less than 2 tokens")
-    read = [(file, read_text(file)) for file in texts]
-    asked = [(file, read_questions(file, most_questions)) for file in choices]
+    read = [(file, read_text(file)) for file in map(Path, texts)]
+    asked = [(file, read_questions(file, most_questions)) for file in map(Path, choices)]
     rows = []
     for model in models:
-        progress(f"load {model}", 0.0)
+        progress(f"load {model.directory if isinstance(model, Bundle) else model}", 0.0)
         scorer = open_scorer(model, threads)
         rows.append(
             Row(
@@ -133,18 +135,17 @@ def evaluate(
     return Evaluation(tuple(rows))
 
 
-def open_scorer(model: str, threads: int = 1) -> Scorer:
-    """A bundle's directory, or a PyTorch model."""
-    path = Path(model)
-    if (path / MANIFEST).is_file():
-        return BundleScorer(path, threads)
+def open_scorer(model: BundleLike, threads: int = 1) -> Scorer:
+    """A bundle, or a PyTorch model as `edgekit export` takes it."""
+    if isinstance(model, Bundle) or (Path(model) / MANIFEST).is_file():
+        return BundleScorer(model, threads)
     try:
         from edgekit.evaluation.torch_scorer import TorchScorer
     except ImportError as error:
         raise RuntimeUnavailable(
             f"{model}: is no bundle, and a PyTorch model needs PyTorch and transformers ({error}); install them"
         ) from error
-    return TorchScorer(model)
+    return TorchScorer(str(model))
 
 
 def _tasks(scorer: Scorer, tasks: Sequence[str], most: int) -> dict[str, dict[str, float]]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import UnsupportedError
 from edgekit.inspection import inspect
 from edgekit.metrics import summarize
@@ -51,10 +50,10 @@ class Scorer(Protocol):
 class BundleScorer:
     """A bundle in ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, model: BundleLike, threads: int = 1) -> None:
         """Raises BundleError, UnsupportedError for a bundle that is no language model or has no tokenizer."""
-        bundle = Bundle.open(path)
-        info = bundle.manifest.decoder
+        bundle = Bundle.open(model)
+        path, info = bundle.directory, bundle.manifest.decoder
         if info is None:
             raise UnsupportedError(f"{path}: {bundle.manifest.task} is no language model; evaluate is for those")
         self.tokenizer = Tokenizer(bundle)

@@ -7,10 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Arrays
@@ -98,7 +97,7 @@ class Comparison:
 
 
 def verify_on(
-    bundle: Bundle | Path | str,
+    bundle: BundleLike,
     targets: Sequence[str],
     *,
     threads: int = 1,
@@ -112,7 +111,7 @@ def verify_on(
     parsed = [Target.parse(text) for text in targets]
     if len({target.text for target in parsed}) != len(parsed):
         raise UsageError(f"targets {', '.join(targets)}: one is given twice")
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = Bundle.open(bundle)
     progress("check hashes", 0.0)
     opened.check_hashes()
     golden = Golden.of(opened)

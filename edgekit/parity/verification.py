@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target, open_connection
 from edgekit.errors import UsageError
 from edgekit.metrics import LOWER, UPPER, Arrays, judge
@@ -22,39 +21,38 @@ from edgekit.spec.progress import Progress
 
 
 def verify(
-    bundle: Bundle | Path | str,
+    bundle: BundleLike,
     *,
-    targets: Sequence[str] = (LOCAL,),
+    target: str = LOCAL,
     threads: int = 1,
-    original: str | None = None,
-    text: Path | None = None,
+    original: str | Path | None = None,
+    text: str | Path | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Report:
     """Replays a bundle's golden vectors and compares them with what the PyTorch models answered.
 
     *Parity* is against the compressed PyTorch model, *accuracy* against the original; limits are the recipe's. Needs no
     PyTorch unless ``original`` names the model to compute its answers (and, with ``text``, its perplexity) afresh.
-    ``text`` is a text of the user's to compute perplexity over. ``targets`` holds one target, ``local`` or
-    ``ssh:[user@]host[:port]``; a device gets the bundle, and its answers are compared here.
+    ``text`` is a text of the user's to compute perplexity over. ``target`` is ``local``,
+    ``ssh:[user@]host[:port]`` or ``adb:SERIAL``; a device gets the bundle, and its answers are compared here.
 
     A missed limit is in the report and not an error. Raises BundleError for a damaged bundle or one that ONNX Runtime
     refuses, UsageError and UnsupportedError for what cannot be asked of it, RuntimeUnavailable for a device that is out of
     reach or not set up.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    target = _single(targets)
-    if target.kind != LOCAL and (original is not None or text is not None):
-        raise UsageError(f"target {target.text}: --original and --text are for 'local' only; leave them out")
+    opened, chosen = Bundle.open(bundle), Target.parse(target)
+    if chosen.kind != LOCAL and (original is not None or text is not None):
+        raise UsageError(f"target {target}: --original and --text are for 'local' only; leave them out")
     progress("check hashes", 0.0)
     opened.check_hashes()
-    model = Original(opened, original) if original is not None else None
+    model = Original(opened, str(original)) if original is not None else None
     golden = Golden.of(opened, model)
     with contextlib.ExitStack() as stack:
-        place = open_place(stack, target, opened, threads, progress)
-        report, _ = judge_place(golden, target, place, threads, progress)
+        place = open_place(stack, chosen, opened, threads, progress)
+        report, _ = judge_place(golden, chosen, place, threads, progress)
     if text is None:
         return report
-    return replace(report, text=text_perplexity(opened, text, threads, model, progress))
+    return replace(report, text=text_perplexity(opened, Path(text), threads, model, progress))
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,6 @@ def judge_place(
         parity=parity, accuracy=accuracy, layers=layers, versions=place.versions,
     )  # fmt: skip
     return report, answers
-
-
-def _single(targets: Sequence[str]) -> Target:
-    if len(targets) != 1:
-        raise UsageError(f"targets: {len(targets)} given; verify_on compares several")
-    return Target.parse(targets[0])
 
 
 def section(against: str, measured: Measured, limits: Limits) -> Section:

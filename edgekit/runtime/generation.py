@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import UsageError
 from edgekit.runtime.conversation import Messages, Saved, read
 from edgekit.runtime.decoder import Decoder, decoder_info
@@ -69,7 +69,7 @@ class Generation:
 
 
 def generate(
-    model: Bundle | Decoder,
+    model: BundleLike | Decoder,
     prompt: str,
     *,
     max_new_tokens: int = 256,
@@ -79,13 +79,13 @@ def generate(
     sampling: Sampling = GREEDY,
     threads: int = 1,
     lookup: int = 0,
-    session: Path | None = None,
+    session: str | Path | None = None,
 ) -> Generation:
     """Continues ``prompt``, or answers it where the model has a chat template (``chat`` None decides by that).
 
     Generation ends at an end-of-text token of the model, at one of ``stop`` (not given out), or after
     ``max_new_tokens`` or the end of the context. Leaving the iteration ends it at once. A Decoder given is reset and
-    keeps its own threads; a Bundle is loaded with ``threads`` and a cache of just the length that is needed.
+    keeps its own threads; a bundle is loaded with ``threads`` and a cache of just the length that is needed.
 
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
     the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there, its
@@ -95,7 +95,8 @@ def generate(
     Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
     decoder or tokenizer.
     """
-    bundle = model.bundle if isinstance(model, Decoder) else model
+    bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
+    session = None if session is None else Path(session)
     check_request(prompt, max_new_tokens, stop)
     _check_choices(sampling, lookup)
     tokenizer = Tokenizer(bundle)

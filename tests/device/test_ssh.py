@@ -104,7 +104,7 @@ def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_before_setup_it_says_so(home: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable) as failure:
-        verify(linear_bundle(tmp_path / "b"), targets=["ssh:pi"])
+        verify(linear_bundle(tmp_path / "b"), target="ssh:pi")
     assert str(failure.value) == ("ssh:pi: ONNX Runtime is not set up there; run `edgekit devices setup ssh:pi` once")
     assert list(home.iterdir()) == []
 
@@ -118,19 +118,19 @@ def test_a_device_says_what_it_is(home: Path) -> None:
 
 
 def test_a_good_bundle_passes_there(pi: str, tmp_path: Path) -> None:
-    report = verify(decoder_bundle(tmp_path / "b"), targets=[pi])
+    report = verify(decoder_bundle(tmp_path / "b"), target=pi)
     assert report.passed and report.target == pi
     assert report.versions["device"].startswith("onnxruntime 1.29.0")
     assert report.kernel.startswith("FusedMatMul")
 
 
 def test_the_operator_runs_there(pi: str, tmp_path: Path) -> None:
-    report = verify(linear_bundle(tmp_path / "b", "t2"), targets=[pi])
+    report = verify(linear_bundle(tmp_path / "b", "t2"), target=pi)
     assert report.passed and "TernaryMatMul: native operator" in report.kernel
 
 
 def test_a_fault_is_traced_to_its_layer_there(pi: str, tmp_path: Path) -> None:
-    report = verify(decoder_bundle(tmp_path / "b", graph_weights=faulty(1)), targets=[pi])
+    report = verify(decoder_bundle(tmp_path / "b", graph_weights=faulty(1)), target=pi)
     assert not report.passed
     assert [layer.layer for layer in report.layers if layer.first] == ["layers.1"]
 
@@ -200,7 +200,7 @@ def test_generation_there_can_be_left(pi: str, tmp_path: Path) -> None:
 
 def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b", shift=1e-6)
-    verify(bundle, targets=[pi])
+    verify(bundle, target=pi)
     (graph,) = (
         g for g in home.glob(".edgekit-device/bundles/*/model.onnx") if g.read_bytes() == bundle.graph_path.read_bytes()
     )
@@ -208,9 +208,9 @@ def test_a_file_that_changed_there_is_found(pi: str, home: Path, tmp_path: Path)
     data[-1] ^= 1
     graph.write_bytes(data)
     with pytest.raises(BundleError, match=r"ssh:pi: model.onnx: FAILED: the file on the device is not the bundle's"):
-        verify(bundle, targets=[pi])
+        verify(bundle, target=pi)
     graph.unlink()
-    assert verify(bundle, targets=[pi]).parity.count
+    assert verify(bundle, target=pi).parity.count
 
 
 def test_an_instruction_set_that_it_lacks(pi: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_an_instruction_set_that_it_lacks(pi: str, tmp_path: Path, monkeypatch: 
     with pytest.raises(
         RuntimeUnavailable, match="ssh:pi: EDGEKIT_ISA=neon_i8mm: this processor cannot run it; it has "
     ):
-        verify(bundle, targets=[pi])
+        verify(bundle, target=pi)
 
 
 def test_a_host_that_refuses_or_is_not_there(home: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_host_that_refuses_or_is_not_there(home: Path) -> None:
 def test_what_is_for_this_machine_only(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
     with pytest.raises(UsageError, match="target ssh:pi: --original and --text are for 'local' only"):
-        verify(bundle, targets=["ssh:pi"], text=tmp_path / "t.txt")
+        verify(bundle, target="ssh:pi", text=tmp_path / "t.txt")
 
 
 def test_cleaning_leaves_nothing(pi: str, home: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import edgekit.inspection
 from edgekit import __version__
 from edgekit.cli import main
-from edgekit.cli.main import VERBS
+from edgekit.cli.verbs import VERBS
 from edgekit.errors import CheckFailed
 from tests.support.tiny_bundle import Weights, decoder_bundle
 from tests.support.tiny_models import linear_bundle

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from edgekit.cli.main import main
+from edgekit.cli.verbs import main
 from edgekit.compression import compress, rate_of
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, RecipeError, SourceError, UnsupportedError, UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.cli.main import main
+from edgekit.cli.verbs import main
 from edgekit.devices import Target, open_connection
 from edgekit.devices.connection import attached_phones
 from edgekit.devices.job import Job

@@ -15,7 +15,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.cli.main import main
+from edgekit.cli.verbs import main
 from edgekit.errors import CheckFailed, EdgekitError, RuntimeUnavailable, UnsupportedError, UsageError
 from edgekit.evaluation import Evaluation, Row, evaluate
 from edgekit.evaluation.harness import adapter, run_tasks

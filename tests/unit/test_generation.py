@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
-from edgekit.cli.main import main
+from edgekit.cli.verbs import main
 from edgekit.errors import BundleError, UnsupportedError, UsageError
 from edgekit.runtime.chat import render
 from edgekit.runtime.decoder import Decoder

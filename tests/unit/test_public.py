@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import edgekit
 from edgekit import errors
 
 NAMES = [
-    "Bundle", "Decoder", "EdgekitError", "Recipe", "Rule", "Session", "__version__", "bench", "export", "generate", "verify",
+    "BenchResult", "Bundle", "BundleLike", "Comparison", "Compressed", "Compression", "Decoder", "EdgekitError",
+    "Evaluation", "Generation", "Inspection", "Limits", "Packed", "Recipe", "Report", "Rule", "Sampling", "Session",
+    "__version__", "bench", "compress", "evaluate", "export", "generate", "inspect", "pack", "unpack", "verify", "verify_on",
 ]  # fmt: skip
+PACKAGE = Path(edgekit.__file__).parent
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy")
 
 
@@ -25,12 +29,49 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_names() -> None:
-    assert edgekit.__all__ == NAMES
-    assert dir(edgekit) == sorted(NAMES)
+    assert sorted(edgekit.__all__) == dir(edgekit) == NAMES
     for name in NAMES:
         assert getattr(edgekit, name) is not None
     with pytest.raises(AttributeError, match="module 'edgekit' has no attribute 'exprot'"):
         edgekit.exprot  # noqa: B018
+
+
+def test_a_name_that_a_package_gives_is_none_of_its_submodules() -> None:
+    """Else ``from package import name`` gives the function or the module, whichever was imported last."""
+    clashes = []
+    for init in PACKAGE.rglob("__init__.py"):
+        tree = ast.walk(ast.parse(init.read_text(encoding="utf-8")))
+        imported = {
+            alias.asname or alias.name for node in tree if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        submodules = {path.stem for path in init.parent.iterdir()} - {"__init__"}
+        clashes += [f"{init.parent.name}.{name}" for name in sorted(imported & submodules)]
+    assert clashes == []
+
+
+def test_functions_stay_functions_whatever_is_imported() -> None:
+    """In a process of its own: importing a submodule sets an attribute of its package."""
+    modules = (
+        "import edgekit.benchmark, edgekit.cli.bench, edgekit.exporter, edgekit.inspection, edgekit.coding.packing"
+    )
+    verbs = "bench, export, inspect, pack, unpack, verify, generate, compress, evaluate"
+    names = f"from edgekit import {verbs}; import edgekit; assert all(callable(f) for _ in range(2) for f in [{verbs}])"
+    again = "; ".join(f"assert edgekit.{name} is {name}" for name in verbs.split(", "))
+    program = f"{names}\n{modules}\n{names}\n{again}"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_type_checker_sees_the_types(tmp_path: Path) -> None:
+    """``py.typed`` is there, and ``edgekit.export`` is no Any."""
+    program = tmp_path / "program.py"
+    program.write_text("import edgekit\nreveal_type(edgekit.export('m', 'int8', 'b'))\nreveal_type(edgekit.verify)\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}", str(program)],
+        capture_output=True, text=True, check=False, cwd=PACKAGE.parent,
+    )  # fmt: skip
+    assert 'Revealed type is "edgekit.bundle.reading.Bundle"' in run.stdout, run.stdout
+    assert "-> edgekit.parity.report.Report" in run.stdout
+    assert (PACKAGE / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("code", ["import edgekit", "import edgekit.cli", "import edgekit.doctor"])
@@ -47,7 +88,7 @@ def test_running_needs_no_torch() -> None:
 
 
 def test_changelog_has_this_version() -> None:
-    text = (Path(edgekit.__file__).parent.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\n## [{edgekit.__version__}] - " in text
 
 

@@ -160,12 +160,10 @@ def test_vectors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         verify(empty)
 
 
-def test_targets_are_checked(tmp_path: Path) -> None:
+def test_a_target_is_checked(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
     with pytest.raises(UsageError, match="target 'pi': is none of local, ssh:"):
-        verify(bundle, targets=["pi"])
-    with pytest.raises(UsageError, match="2 given; verify_on compares several"):
-        verify(bundle, targets=["local", "local"])
+        verify(bundle, target="pi")
 
 
 def test_verifying_needs_no_torch(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edgekit.frontend.decoder.trace import decoder_layers, trace
+from edgekit.frontend.decoder.tracing import decoder_layers, trace
 from edgekit.frontend.decoder.translate import to_onnx
 from edgekit.frontend.streamed import stored_weights
 

@@ -15,7 +15,7 @@ from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.aten import HANDLERS
 from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
-from edgekit.frontend.decoder.trace import TracedDecoder
+from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 
