@@ -32,8 +32,8 @@ from torch import nn
 from benchmarks.accuracy_plot import draw
 from benchmarks.backslash_models import PLAYS
 from edgekit.benchmark.machine import describe
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
-from edgekit.frontend.source import load
 from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import FORMATS
 from edgekit.methods.calibrate import Batch, groups_of
@@ -141,7 +141,7 @@ def language(examples: int) -> Subject:
 def encoder(examples: int, quick: bool) -> Subject:
     """MiniLM with its pooling."""
     directory = minilm()
-    found = load(str(directory))
+    found = load_module(str(directory))
     module = materialize(found.module).float()
     if quick:
         del module.model.encoder.layer[2:]
@@ -157,7 +157,7 @@ def encoder(examples: int, quick: bool) -> Subject:
 
 
 def loaded(directory: Path) -> nn.Module:
-    module = load(str(directory)).module
+    module = load_module(str(directory)).module
     assert module is not None
     return materialize(module).float()
 

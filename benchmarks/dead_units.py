@@ -35,7 +35,8 @@ from benchmarks.backslash_models import Images, cnn, fashion, mlp
 from edgekit.benchmark.machine import describe
 from edgekit.bundle import write_graph
 from edgekit.frontend import decoder, generic
-from edgekit.frontend.source import Source, load
+from edgekit.frontend.loading import load_module
+from edgekit.frontend.source import ModuleSource
 from edgekit.frontend.streamed import widen
 from edgekit.methods import Backslash, Rate
 from edgekit.methods.examples import CLASSES, LABELS, Examples
@@ -107,8 +108,7 @@ def _save(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _cost(directory: Path, rounds: int) -> dict[str, Any]:
     """Processor seconds of the search in a model's dense graph, and of the rest of compiling and writing."""
-    found, start = load(str(directory)), time.process_time()
-    assert found.module is not None
+    found, start = load_module(str(directory)), time.process_time()
     model, searches = decoder.build(widen(found.module)), list[float]()
     for step in pipeline(Recipe.load("int4")):
         if isinstance(step, RemoveDeadUnits):
@@ -153,7 +153,7 @@ def _trained(name: str, data: Examples, strength: float) -> nn.Module:
 
 
 def _compiled(module: nn.Module, recipe: str, remove: bool) -> ir.Model:
-    source = Source(
+    source = ModuleSource(
         "factory", "net", "generic", "", module=module, example_inputs={"images": torch.zeros(2, 1, 28, 28)}
     )
     model = generic.build(source)

@@ -24,10 +24,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from edgekit.bundle import Bundle
-from edgekit.exporter import export, packed_weights
+from edgekit.exporter import export
 from edgekit.frontend.compressed import compressed, native_activations
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
-from edgekit.frontend.source import load
+from edgekit.golden import packed_weights
 from edgekit.runtime.decoder import Decoder
 
 PROMPTS = ("The ", "It was ", "In the ", "A ")
@@ -136,7 +137,7 @@ def _compare(source: Path, bundle: Bundle, count: int) -> list[Outcome]:
     """Against the model as it was trained, and against the compressed one, which has the bundle's 8-bit vocabulary."""
     decoder = Decoder(bundle, 2, max_length=count + 16)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    module = load(str(source)).module
+    module = load_module(str(source)).module
     assert module is not None
     outcomes = []
     with native_activations(module):

@@ -22,10 +22,11 @@ from edgekit.benchmark import bench
 from edgekit.benchmark.machine import describe
 from edgekit.bundle import Bundle
 from edgekit.evaluation import evaluate
-from edgekit.exporter import export, packed_weights
+from edgekit.exporter import export
 from edgekit.frontend.compressed import compressed
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
+from edgekit.golden import packed_weights
 from edgekit.parity import verify
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.tokenizer import Tokenizer
@@ -86,7 +87,7 @@ def main() -> None:
 
 def compare(source: Path, path: Path, count: int) -> list[Text]:
     """Greedy texts of a bundle and of PyTorch."""
-    model: Any = materialize(load(str(source)).module)  # type: ignore[arg-type]
+    model: Any = materialize(load_module(str(source)).module)
     bundle = Bundle.open(path)
     tokenizer, decoder, weights = Tokenizer(bundle), Decoder(bundle), packed_weights(bundle)
     found = []

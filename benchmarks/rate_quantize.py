@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.backslash_models import PLAYS
 from edgekit.benchmark.machine import describe
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
-from edgekit.frontend.source import load
 from edgekit.lowbit.formats import FORMATS
 from edgekit.methods.example_files import sentences
 from edgekit.methods.examples import EMBEDDINGS, Examples, embeddings
@@ -58,8 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/rate_quantize.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = load(str(minilm()))
-    assert found.module is not None
+    found = load_module(str(minilm()))
     read = Tokenizer.from_file(str(next(p for p in found.assets if p.name == "tokenizer.json")))
     names = ["input_ids", "attention_mask", "token_type_ids"]
     inputs = sentences([PLAYS / "hamlet_gut.txt"], read, LENGTH, names)

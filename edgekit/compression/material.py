@@ -13,7 +13,7 @@ from edgekit.compression.settings import Compression, Data
 from edgekit.errors import EdgekitError, SourceError
 from edgekit.frontend import factory
 from edgekit.frontend.pooling import TextEncoder
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.methods.example_files import arrays, named, sentences, split, tokens
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LABELS, LANGUAGE, Examples, Objective, with_reference
 
@@ -30,18 +30,17 @@ class Material:
     evaluation: Examples
 
 
-def material(found: Source, settings: Compression, directory: Path) -> Material | None:
+def material(source: ModuleSource, settings: Compression, directory: Path) -> Material | None:
     """The data of ``settings`` for a model; None when they name none. Paths are relative to ``directory``.
 
     Raises SourceError when data and model do not fit each other.
     """
     if settings.data is None:
         return None
-    assert found.module is not None
-    objective = {"text-generation": LANGUAGE, "feature-extraction": EMBEDDINGS}.get(found.task, CLASSES)
-    train = _examples(found, settings.data, settings.data.train, directory)
+    objective = {"text-generation": LANGUAGE, "feature-extraction": EMBEDDINGS}.get(source.task, CLASSES)
+    train = _examples(source, settings.data, settings.data.train, directory)
     if settings.data.evaluate:
-        evaluation = _examples(found, settings.data, settings.data.evaluate, directory)
+        evaluation = _examples(source, settings.data, settings.data.evaluate, directory)
     else:
         train, evaluation = split(train, settings.data.held_out, shuffle=objective is not LANGUAGE)
     if settings.data.most:
@@ -49,15 +48,15 @@ def material(found: Source, settings: Compression, directory: Path) -> Material 
     for which, examples in (("train", train), ("evaluate", evaluation)):
         if objective is CLASSES and LABELS not in examples.arrays:
             raise SourceError(f"compress.data.{which}: has no labels; a classifier learns from an array called labels")
-        _check_ids(found, which, examples)
-        _try(found, objective, examples)
+        _check_ids(source, which, examples)
+        _try(source, objective, examples)
     if objective is EMBEDDINGS:
-        train, evaluation = with_reference(found.module, train), with_reference(found.module, evaluation)
+        train, evaluation = with_reference(source.module, train), with_reference(source.module, evaluation)
     return Material(objective, train, evaluation)
 
 
-def _examples(found: Source, data: Data, given: tuple[str, ...], directory: Path) -> Examples:
-    names = _input_names(found)
+def _examples(source: ModuleSource, data: Data, given: tuple[str, ...], directory: Path) -> Examples:
+    names = _input_names(source)
     first = given[0]
     if len(given) == 1 and _FUNCTION.fullmatch(first) and not (directory / first).exists():
         return named(factory.call(first), names, first)
@@ -66,29 +65,29 @@ def _examples(found: Source, data: Data, given: tuple[str, ...], directory: Path
         if len(paths) > 1:
             raise SourceError(f"{given[0]}: one .npz stands alone; {len(given)} paths are given")
         return arrays(paths[0], names)
-    return _texts(found, data, paths, names)
+    return _texts(source, data, paths, names)
 
 
-def _texts(found: Source, data: Data, paths: list[Path], names: list[str]) -> Examples:
+def _texts(source: ModuleSource, data: Data, paths: list[Path], names: list[str]) -> Examples:
     """Pieces of text for language models, sentences for encoders."""
-    if "input_ids" not in names or found.task not in ("text-generation", "feature-extraction"):
+    if "input_ids" not in names or source.task not in ("text-generation", "feature-extraction"):
         raise SourceError(
-            f"{paths[0]}: texts are for language models and encoders; {found.architecture} takes {', '.join(names)}: "
+            f"{paths[0]}: texts are for language models and encoders; {source.architecture} takes {', '.join(names)}: "
             "give an .npz with those and labels"
         )
-    tokenizer = next((p for p in found.assets if p.name == "tokenizer.json"), None)
+    tokenizer = next((p for p in source.assets if p.name == "tokenizer.json"), None)
     if tokenizer is None:
         raise SourceError(
-            f"{found.name}: has no tokenizer.json to read {paths[0]} with; give an .npz with input_ids [n, T]"
+            f"{source.name}: has no tokenizer.json to read {paths[0]} with; give an .npz with input_ids [n, T]"
         )
-    limit = getattr(found.config, "max_position_embeddings", None)
+    limit = getattr(source.config, "max_position_embeddings", None)
     if limit is not None and data.length > limit:
-        raise SourceError(f"compress.data.length: {data.length} tokens, {found.architecture} takes at most {limit}")
+        raise SourceError(f"compress.data.length: {data.length} tokens, {source.architecture} takes at most {limit}")
     read = read_tokenizer(tokenizer)
     # Some files carry the lengths of their training pipeline.
     read.no_truncation()
     read.no_padding()
-    if found.task == "feature-extraction":
+    if source.task == "feature-extraction":
         return sentences(paths, read, data.length, names)
     return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, data.length)
 
@@ -107,37 +106,35 @@ def near(directory: Path, name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def _input_names(found: Source) -> list[str]:
-    if found.example_inputs is not None:
-        return list(found.example_inputs)
-    if found.task == "text-generation":
+def _input_names(source: ModuleSource) -> list[str]:
+    if source.example_inputs:
+        return list(source.example_inputs)
+    if source.task == "text-generation":
         return ["input_ids"]
-    assert found.module is not None
-    takes = inspect.signature(found.module.forward).parameters
+    takes = inspect.signature(source.module.forward).parameters
     return [name for name in INPUTS if name in takes] or list(takes)
 
 
-def _check_ids(found: Source, which: str, examples: Examples) -> None:
+def _check_ids(source: ModuleSource, which: str, examples: Examples) -> None:
     """Token ids that the model has no row for end in an index error somewhere in a training, or in a wrong row."""
-    ids, inner = examples.arrays.get("input_ids"), found.module
+    ids, inner = examples.arrays.get("input_ids"), source.module
     if isinstance(inner, TextEncoder):
         inner = inner.model
-    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None  # type: ignore[operator, union-attr]
+    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None  # type: ignore[operator]
     count = getattr(table, "num_embeddings", None)
     if ids is None or count is None or (int(ids.min()) >= 0 and int(ids.max()) < count):
         return
     raise SourceError(
-        f"compress.data.{which}: token ids {int(ids.min())} to {int(ids.max())}, {found.architecture} has 0 to {count - 1}; give data "
+        f"compress.data.{which}: token ids {int(ids.min())} to {int(ids.max())}, {source.architecture} has 0 to {count - 1}; give data "
         "of its own tokenizer"
     )
 
 
-def _try(found: Source, objective: Objective, examples: Examples) -> None:
+def _try(source: ModuleSource, objective: Objective, examples: Examples) -> None:
     """Two examples, before anything takes long."""
-    assert found.module is not None
     try:
         two = Examples(examples.select(slice(0, 2)))
-        objective.evaluate(found.module, with_reference(found.module, two) if objective is EMBEDDINGS else two)
+        objective.evaluate(source.module, with_reference(source.module, two) if objective is EMBEDDINGS else two)
     except EdgekitError:
         raise
     except Exception as error:  # a model fails on wrong input in any way
@@ -145,5 +142,5 @@ def _try(found: Source, objective: Objective, examples: Examples) -> None:
             f"{n} {str(a.dtype).removeprefix('torch.')}{list(a.shape[1:])}" for n, a in examples.arrays.items()
         )
         raise SourceError(
-            f"{found.name}: {found.architecture} does not run on the data ({shapes}): {' '.join(str(error).split())[:200]}"
+            f"{source.name}: {source.architecture} does not run on the data ({shapes}): {' '.join(str(error).split())[:200]}"
         ) from error

@@ -15,7 +15,7 @@ from edgekit.compression.material import Material, near
 from edgekit.compression.settings import Compression
 from edgekit.errors import CheckFailed, SourceError
 from edgekit.frontend.pooling import TextEncoder
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import branch_names, fold_branches
 from edgekit.methods.calibrate import Batch, groups_of
 from edgekit.methods.examples import Examples
@@ -28,11 +28,11 @@ from edgekit.methods.training import History
 from edgekit.recipe import Recipe
 from edgekit.spec.progress import Progress
 
-Load = Callable[[str], Source]
+Load = Callable[[str], ModuleSource]
 
 
 def post_trained(
-    found: Source, settings: Compression, data: Material | None, directory: Path, load: Load, finished: FinishedBlocks,
+    source: ModuleSource, settings: Compression, data: Material | None, directory: Path, load: Load, finished: FinishedBlocks,
     progress: Progress,
 ) -> tuple[History, list[dict[str, Any]], Recipe]:  # fmt: skip
     """Compresses a model in place: scores before and after, a row for each group of layers, and the recipe that stores it.
@@ -40,12 +40,11 @@ def post_trained(
     Paths in ``settings`` are relative to ``directory``; ``load`` reads an original. Raises what :func:`compress_layers` does, SourceError for an
     adapter or original that does not fit the model.
     """
-    assert found.module is not None
-    model, method = found.module, settings.post_training()
+    model, method = source.module, settings.post_training()
     calibration = settings.calibration or Calibration()
     history, rows = History(), list[dict[str, Any]]()
     if data is not None:
-        history.evaluations.append(_scores(found.name, model, data))
+        history.evaluations.append(_scores(source.name, model, data))
     if settings.method == "sensitivity":
         rows, recipe = _scanned(model, settings, data, calibration, progress)
         return history, rows, recipe
@@ -60,10 +59,10 @@ def post_trained(
             originals=_weights(original, directory, load, model) if original else None,
         )  # fmt: skip
     if lora is not None and not lora.merge:
-        groups = groups_of(_inner(model), _one_batch(found, data))
+        groups = groups_of(_inner(model), _one_batch(source, data))
         beside(_inner(model), adapters, groups, lora.format)
     if data is not None:
-        history.evaluations.append(_scores(f"{found.name}, compressed", model, data))
+        history.evaluations.append(_scores(f"{source.name}, compressed", model, data))
     side = (
         method.compensation.format if method.compensation is not None else lora.format if lora is not None else "int8"
     )
@@ -95,11 +94,11 @@ def _batches(data: Material | None, calibration: Calibration) -> list[Batch]:
     return [data.objective.inputs(batch) for batch in some.batches(calibration.batch)]
 
 
-def _one_batch(found: Source, data: Material | None) -> Batch:
+def _one_batch(source: ModuleSource, data: Material | None) -> Batch:
     """Anything that runs through the model: which layers read the same input does not depend on it."""
     if data is not None:
         return data.objective.inputs(data.train.select(slice(0, 1)))
-    return found.example_inputs or {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
+    return source.example_inputs or {"input_ids": torch.ones(1, 4, dtype=torch.int64)}
 
 
 def _inner(model: nn.Module) -> nn.Module:

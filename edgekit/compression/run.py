@@ -17,7 +17,8 @@ from edgekit.compression.saving import RECIPE, check_output, write
 from edgekit.compression.settings import POST_TRAINING, TAUGHT, Compression
 from edgekit.compression.teaching import Classroom, check_ternary, with_teacher
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.frontend.source import Source, load
+from edgekit.frontend.loading import load_module
+from edgekit.frontend.source import ModuleSource
 from edgekit.frontend.streamed import materialize
 from edgekit.low_rank import fold_branches
 from edgekit.methods import Backslash, Pruner, RateReport, rate_report
@@ -132,35 +133,33 @@ def compress(
     check_output(output, force)
     state = claim_checkpoint(output, resume, force)
     progress("load the model", 0.0)
-    found = _load(source, allow_pickle)
-    assert found.module is not None
+    opened = _load(source, allow_pickle)
     if not settings.keeps_weights:
-        fold_branches(found.module)
-    before = _rate(found.module, settings.report_step)
-    data = material(found, settings, _directory(config))
+        fold_branches(opened.module)
+    before = _rate(opened.module, settings.report_step)
+    data = material(opened, settings, _directory(config))
     scratch = state.with_name(f".{output.absolute().name}.answers")
     layers: list[dict[str, Any]] = []
     after = recipe = None
     if settings.method == "rate-quantize":
-        history, after, layers = _quantized(found.module, settings, data, progress)
+        history, after, layers = _quantized(opened.module, settings, data, progress)
     elif settings.method in POST_TRAINING:
         finished = FinishedBlocks(state, _belongs(source, settings, data), resume)
         history, layers, recipe = post_trained(
-            found, settings, data, _directory(config), lambda name: _load(name, allow_pickle), finished, progress
+            opened, settings, data, _directory(config), lambda name: _load(name, allow_pickle), finished, progress
         )
     else:
         room = Classroom(_directory(config), scratch, lambda name: _load(name, allow_pickle), progress)
-        found, history = _trained(found, settings, data, source, state, resume, room)
-    assert found.module is not None
-    after = after or _rate(found.module, settings.report_step)
-    exportable = f"{source.partition('@')[0]}@{output}" if found.kind == "factory" else str(output)
+        opened, history = _trained(opened, settings, data, source, state, resume, room)
+    after = after or _rate(opened.module, settings.report_step)
+    exportable = f"{source.partition('@')[0]}@{output}" if opened.kind == "factory" else str(output)
     seconds = time.perf_counter() - began
     result = Compressed(
         source, settings.method, settings.to_dict(), before, after, history, seconds, exportable, layers,
         str(output / RECIPE) if recipe is not None else "",
     )  # fmt: skip
     progress("write the model", 1.0)
-    write(found, result.to_json(), output, recipe, settings.ternary().form)
+    write(opened, result.to_json(), output, recipe, settings.ternary().form)
     forget_checkpoint(state)
     shutil.rmtree(scratch, ignore_errors=True)
     return result
@@ -184,23 +183,18 @@ def _directory(config: Path | Compression) -> Path:
 def rate_of(source: str, step: float, *, allow_pickle: bool = False) -> RateReport:
     """The rate of a model's matrices and convolutions as they are, rounded to multiples of ``step``."""
     model = _load(source, allow_pickle).module
-    assert model is not None
     return _rate(model, step)
 
 
-def _load(source: str, allow_pickle: bool) -> Source:
+def _load(source: str, allow_pickle: bool) -> ModuleSource:
     """The model in memory, float32 and trainable."""
-    found = load(source, allow_pickle=allow_pickle)
-    if found.module is None or found.kind == "pt2":
-        raise UnsupportedError(
-            f"{source}: a {found.kind} file holds a finished graph; give the PyTorch model (a directory, .gguf or package.module:factory)"
-        )
-    model = materialize(found.module).float().eval()  # a part in training mode would drop inputs at random
+    opened = load_module(source, allow_pickle=allow_pickle)
+    model = materialize(opened.module).float().eval()  # a part in training mode would drop inputs at random
     if any(hasattr(module, "activation_block_size") for module in model.modules()):
-        raise UnsupportedError(f"{source}: {found.architecture} is ternary already; edgekit export takes it as it is")
+        raise UnsupportedError(f"{source}: {opened.architecture} is ternary already; edgekit export takes it as it is")
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return found
+    return opened
 
 
 def _rate(model: nn.Module, step: float) -> RateReport:
@@ -223,23 +217,28 @@ def _constraint(model: nn.Module, settings: Compression) -> Constraint | None:
 
 
 def _trained(
-    found: Source, settings: Compression, data: Material | None, source: str, state: Path, resume: bool, room: Classroom
-) -> tuple[Source, History]:
+    opened: ModuleSource,
+    settings: Compression,
+    data: Material | None,
+    source: str,
+    state: Path,
+    resume: bool,
+    room: Classroom,
+) -> tuple[ModuleSource, History]:
     """The trained model, which may be another module, and how it went."""
-    assert found.module is not None
-    model, transition, belongs = found.module, None, _belongs(source, settings, data)
+    model, transition, belongs = opened.module, None, _belongs(source, settings, data)
     if settings.student == "bitnet":
-        check_ternary(found)
+        check_ternary(opened)
         names = convertible(model, settings.ternary().exclude)
         check_rows({name: model.get_submodule(name) for name in names}, settings.ternary().form)
     if settings.method in TAUGHT and data is not None:
-        data, transition = with_teacher(found, settings, data, room)
+        data, transition = with_teacher(opened, settings, data, room)
     if settings.student == "bitnet":
         model = convert(model, settings.ternary())
-        found = replace(found, module=model)
+        opened = replace(opened, module=model)
     constraint = transition or _constraint(model, settings)
     if data is None:
-        return found, History()
+        return opened, History()
     run = Run(
         model, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
         hold_after=settings.rating().steps if settings.student == "backslash" else None,
@@ -248,7 +247,7 @@ def _trained(
     if resume:
         run.load_state_dict(read_checkpoint(state, belongs))
     room.progress("train", run.step / max(1, settings.training.steps))
-    return found, run.go(keep=lambda kept: write_checkpoint(state, kept, belongs), progress=room.progress)
+    return opened, run.go(keep=lambda kept: write_checkpoint(state, kept, belongs), progress=room.progress)
 
 
 def _quantized(

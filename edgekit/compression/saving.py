@@ -13,7 +13,7 @@ from safetensors.torch import save_model
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.frontend.huggingface import quiet
 from edgekit.frontend.pooling import TextEncoder, sentence_modules
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import take_branches, write_branches
 from edgekit.methods import bitnet_checkpoint
 from edgekit.methods.bitnet import BitLinear
@@ -33,7 +33,7 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def write(
-    found: Source, report: dict[str, Any], output: Path, recipe: Recipe | None = None, form: str = "online"
+    source: ModuleSource, report: dict[str, Any], output: Path, recipe: Recipe | None = None, form: str = "online"
 ) -> None:
     """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own.
 
@@ -45,7 +45,7 @@ def write(
     _put_back(old, target)  # a process may have died between the two renames
     try:
         part.mkdir()
-        _save(found, part, form)
+        _save(source, part, form)
         if recipe is not None:
             (part / RECIPE).write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
         (part / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -70,16 +70,16 @@ def _plain(recipe: Recipe) -> Any:
     return json.loads(json.dumps(recipe.to_dict()))  # YAML without tuples
 
 
-def _save(found: Source, directory: Path, form: str) -> None:
+def _save(source: ModuleSource, directory: Path, form: str) -> None:
     """Weights as safetensors; a Hugging Face model as transformers saves it, with its tokenizer and pooling."""
-    model: Any = found.module
+    model: Any = source.module
     inner: Any = model.model if isinstance(model, TextEncoder) else model
     branches = take_branches(inner)
-    if found.kind == "factory":
+    if source.kind == "factory":
         write_branches(*branches, directory)
         save_model(model, str(directory / WEIGHTS))
         return
-    modules = sentence_modules(found.directory) if found.directory is not None else []
+    modules = sentence_modules(source.directory) if source.directory is not None else []
     files = directory / modules[0][1] if modules else directory
     with quiet():
         if any(isinstance(module, BitLinear) for module in inner.modules()):
@@ -87,10 +87,10 @@ def _save(found: Source, directory: Path, form: str) -> None:
         else:
             inner.save_pretrained(files)
     write_branches(*branches, files)
-    for asset in found.assets:
+    for asset in source.assets:
         shutil.copyfile(asset, files / asset.name)
     for name in ("modules.json", *(f"{path}/config.json" for _, path in modules[1:])):
-        given = found.directory / name if modules and found.directory is not None else None
+        given = source.directory / name if modules and source.directory is not None else None
         if given is not None and given.is_file():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(given, directory / name)

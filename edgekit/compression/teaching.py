@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from edgekit.compression.material import Material, near, read_tokenizer
 from edgekit.compression.settings import Compression
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.methods.distill import INDICES, cached, distilled, predictions, weights_digest, with_targets
 from edgekit.methods.examples import Examples
 from edgekit.methods.salt import Staged, Transition, challenge, hardest, salted
 from edgekit.methods.training import epoch_order
 from edgekit.spec.progress import Progress
 
-Load = Callable[[str], Source]
+Load = Callable[[str], ModuleSource]
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,20 @@ class Classroom:
     progress: Progress
     digests: dict[str, str] = field(default_factory=dict)
 
-    def teacher(self, name: str, pupil: Source) -> nn.Module:
+    def teacher(self, name: str, pupil: ModuleSource) -> nn.Module:
         """The teacher's model in memory. Raises SourceError, or UsageError for another vocabulary than the pupil's."""
-        found = self.load(near(self.directory, name))
-        assert found.module is not None
-        if found.task != pupil.task:
-            raise UsageError(f"{name}: a model for {found.task} cannot teach one for {pupil.task}")
-        ours, theirs = vocabulary(pupil), vocabulary(found)
+        teacher = self.load(near(self.directory, name))
+        if teacher.task != pupil.task:
+            raise UsageError(f"{name}: a model for {teacher.task} cannot teach one for {pupil.task}")
+        ours, theirs = vocabulary(pupil), vocabulary(teacher)
         if ours is not None and theirs is not None and ours != theirs:
             other = next((t for t in theirs if ours.get(t) != theirs[t]), next(iter(ours)))
             raise UsageError(
                 f"{name}: its vocabulary is another one ({len(theirs)} tokens against {len(ours)}, {other!r} for example); give a "
                 "teacher with the same tokenizer"
             )
-        self.digests[name] = weights_digest(found.module)
-        return found.module.eval()
+        self.digests[name] = weights_digest(teacher.module)
+        return teacher.module.eval()
 
     def cache(self, given: str) -> Path:
         """Where answers go."""
@@ -58,79 +57,77 @@ class Classroom:
 
 
 def with_teacher(
-    found: Source, settings: Compression, data: Material, room: Classroom
+    source: ModuleSource, settings: Compression, data: Material, room: Classroom
 ) -> tuple[Material, Transition | None]:
     """What there is to learn, with a teacher's answers; and for SALT what counts its two stages."""
-    assert found.module is not None
     if settings.method == "distill":
-        return _distilled(found, settings, data, room), None
-    return _salted(found, settings, data, room)
+        return _distilled(source, settings, data, room), None
+    return _salted(source, settings, data, room)
 
 
-def _distilled(found: Source, settings: Compression, data: Material, room: Classroom) -> Material:
+def _distilled(source: ModuleSource, settings: Compression, data: Material, room: Classroom) -> Material:
     lesson = settings.distillation()
-    assert found.module is not None
-    teacher = room.teacher(lesson.teacher, found) if lesson.teacher else copy.deepcopy(found.module).eval()
+    teacher = room.teacher(lesson.teacher, source) if lesson.teacher else copy.deepcopy(source.module).eval()
     answers = cached(
         room.cache(lesson.cache), teacher, data.objective, data.train, lesson.top, lesson.temperature,
         name=lesson.teacher, progress=room.progress,
     )  # fmt: skip
-    _check_width(found, answers, data)
+    _check_width(source, answers, data)
     return replace(data, objective=distilled(data.objective, lesson), train=with_targets(data.train, answers))
 
 
-def _salted(found: Source, settings: Compression, data: Material, room: Classroom) -> tuple[Material, Transition]:
+def _salted(
+    source: ModuleSource, settings: Compression, data: Material, room: Classroom
+) -> tuple[Material, Transition]:
     salt = settings.salting()
-    assert found.module is not None
-    teacher = room.teacher(salt.teacher, found)
-    rows = _rows(settings, data, room, found, teacher)
+    teacher = room.teacher(salt.teacher, source)
+    rows = _rows(settings, data, room, source, teacher)
     some = Examples(data.train.select(rows))
     answers = cached(
         room.cache(salt.cache), teacher, data.objective, some, salt.top, salt.temperature, name=salt.teacher,
         progress=room.progress,
     )  # fmt: skip
-    _check_width(found, answers, data)
-    transition = Transition(found.module, salt.steps)
+    _check_width(source, answers, data)
+    transition = Transition(source.module, salt.steps)
     train = Staged(data.train.arrays, chosen=rows, answers=answers, transition=transition)
     return replace(data, objective=salted(data.objective, salt, transition), train=train), transition
 
 
-def _rows(settings: Compression, data: Material, room: Classroom, found: Source, teacher: nn.Module) -> Tensor:
+def _rows(settings: Compression, data: Material, room: Classroom, source: ModuleSource, teacher: nn.Module) -> Tensor:
     """The examples of the first stage in their order: SALT_DS's choice, or what plain training would see in its first epoch."""
     salt, count = settings.salting(), len(data.train)
     order = epoch_order(settings.training.seed, count, 0)
     if salt.share < 1:
         room.progress("choose examples", 0.0)
-        scorer = room.teacher(salt.scorer, found) if salt.scorer else teacher
+        scorer = room.teacher(salt.scorer, source) if salt.scorer else teacher
         scores = challenge(scorer, data.objective, data.train, salt.within, salt.unlearnable)
         return order[torch.isin(order, hardest(scores, salt.share))]
     return order[: salt.steps * min(settings.training.batch_size, count)]
 
 
-def _check_width(found: Source, answers: dict[str, Tensor], data: Material) -> None:
+def _check_width(source: ModuleSource, answers: dict[str, Tensor], data: Material) -> None:
     """A teacher that knows more classes than the pupil has asks for the impossible."""
-    assert found.module is not None
     with torch.no_grad():
-        width = predictions(data.objective, found.module, data.evaluation.select(slice(0, 1)))[0].shape[-1]
+        width = predictions(data.objective, source.module, data.evaluation.select(slice(0, 1)))[0].shape[-1]
     largest = int(answers[INDICES].max())
     if largest >= width:
         raise UsageError(
-            f"{found.name}: has {width} classes, its teacher answers {largest}; give a teacher with the same ones"
+            f"{source.name}: has {width} classes, its teacher answers {largest}; give a teacher with the same ones"
         )
 
 
-def vocabulary(found: Source) -> dict[str, int] | None:
+def vocabulary(source: ModuleSource) -> dict[str, int] | None:
     """A model's tokens with their numbers; None where it has no tokenizer."""
-    file = next((asset for asset in found.assets if asset.name == "tokenizer.json"), None)
+    file = next((asset for asset in source.assets if asset.name == "tokenizer.json"), None)
     if file is None:
         return None
     return dict(read_tokenizer(file).get_vocab())
 
 
-def check_ternary(found: Source) -> None:
+def check_ternary(source: ModuleSource) -> None:
     """Raises UnsupportedError for what the bitnet format cannot hold."""
-    if found.kind not in ("hf", "gguf") or found.task != "text-generation":
+    if source.kind not in ("hf", "gguf") or source.task != "text-generation":
         raise UnsupportedError(
-            f"{found.name}: bitnet saves Hugging Face causal language models, this is {found.kind}, {found.task}; train other "
+            f"{source.name}: bitnet saves Hugging Face causal language models, this is {source.kind}, {source.task}; train other "
             "models with edgekit.methods.bitnet in your own loop"
         )

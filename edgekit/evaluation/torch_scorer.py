@@ -10,9 +10,9 @@ import torch
 from edgekit.errors import UnsupportedError
 from edgekit.evaluation.scorers import Likelihood, likelihood
 from edgekit.frontend.compressed import native_activations
-from edgekit.frontend.golden import text_vector
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import widen
+from edgekit.golden import text_vector
 from edgekit.runtime.decoder import DEFAULT_LENGTH
 from edgekit.runtime.tokenizer import Tokenizer
 
@@ -22,20 +22,20 @@ class TorchScorer:
 
     def __init__(self, source: str) -> None:
         """Raises SourceError, UnsupportedError for what is no language model or has no tokenizer."""
-        found = load(source)
-        if found.module is None or found.task != "text-generation":
-            raise UnsupportedError(f"{source}: {found.task} is no language model; evaluate is for those")
-        file = next((asset for asset in found.assets if asset.name == "tokenizer.json"), None)
+        opened = load_module(source)
+        if opened.task != "text-generation":
+            raise UnsupportedError(f"{source}: {opened.task} is no language model; evaluate is for those")
+        file = next((asset for asset in opened.assets if asset.name == "tokenizer.json"), None)
         if file is None:
             raise UnsupportedError(f"{source}: no tokenizer.json beside it; evaluate reads texts with it")
         self.tokenizer = Tokenizer(file.parent)
-        self.name, self.method = found.name, "PyTorch"
-        sizes = {p.data_ptr() or id(p): p.numel() * p.element_size() for p in found.module.parameters()}
-        stored = sorted(found.directory.glob("*.safetensors")) if found.directory is not None else []
+        self.name, self.method = opened.name, "PyTorch"
+        sizes = {p.data_ptr() or id(p): p.numel() * p.element_size() for p in opened.module.parameters()}
+        stored = sorted(opened.directory.glob("*.safetensors")) if opened.directory is not None else []
         self.bytes = sum(f.stat().st_size for f in stored) or sum(sizes.values())
         self.bits_per_weight = float("nan")
-        self.limit = min(int(getattr(found.config, "max_position_embeddings", DEFAULT_LENGTH)), DEFAULT_LENGTH)
-        self._found, self._model = found, widen(found.module).eval()  # its assets live as long as the source
+        self.limit = min(int(getattr(opened.config, "max_position_embeddings", DEFAULT_LENGTH)), DEFAULT_LENGTH)
+        self._opened, self._model = opened, widen(opened.module).eval()  # its assets live as long as the source
 
     def text(self, ids: Sequence[int]) -> np.ndarray:
         """See ``Scorer``."""

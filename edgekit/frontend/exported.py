@@ -12,15 +12,16 @@ import ast
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from edgekit.errors import SourceError
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ExportedSource
 from edgekit.strict import parse_json
 
 _AGAIN = "export it again with torch.export.save of torch 2.9 or newer"
@@ -32,7 +33,7 @@ _NODES = (
 )  # fmt: skip
 
 
-def load(path: Path, *, task: str | None = None) -> Source:
+def load(path: Path, *, task: str | None = None) -> ExportedSource:
     """Open an ExportedProgram.
 
     Its inputs get the names of the exported forward's arguments; the batch is dynamic if it was exported so.
@@ -54,16 +55,24 @@ def load(path: Path, *, task: str | None = None) -> Source:
             f"{' '.join(str(error).split())[:200]}); {_AGAIN}"
         ) from error
     program._guards_code = []  # module() would exec them
-    return Source(
-        kind="pt2",
-        name=path.stem,
-        task=task or "generic",
-        architecture="ExportedProgram",
-        module=program.module(),
-        exported_program=program,
-        example_inputs=_example_inputs(path, program),
-        directory=path.parent,
-    )
+    inputs = _example_inputs(path, program)
+    module = _ByName(program, list(inputs))
+    return ExportedSource(path.stem, task or "generic", program, module, inputs)
+
+
+class _ByName(nn.Module):
+    """A program that takes each input by its name in the graph, however it was exported: by position, by keyword or both."""
+
+    def __init__(self, program: ExportedProgram, names: Sequence[str]) -> None:
+        super().__init__()
+        assert program.example_inputs is not None
+        args, kwargs = program.example_inputs
+        self._program = program.module()
+        self._positional, self._keywords = names[: len(args)], dict(zip(kwargs, names[len(args) :], strict=True))
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        keywords = {keyword: inputs[name] for keyword, name in self._keywords.items()}
+        return self._program(*(inputs[name] for name in self._positional), **keywords)
 
 
 def _check(path: Path, archive: zipfile.ZipFile) -> None:

@@ -15,13 +15,13 @@ from safetensors.torch import load_model
 from torch import nn
 
 from edgekit.errors import SourceError
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
 
 _EXPECTED = "return an nn.Module and its example inputs: (module, (tensor, ...)) or (module, {'name': tensor})"
 
 
-def load(spec: str, *, task: str | None = None) -> Source:
+def load(spec: str, *, task: str | None = None) -> ModuleSource:
     """Import ``module:factory`` and call the factory without arguments.
 
     The current directory can be imported from, as with ``python -m``. The factory returns
@@ -47,11 +47,11 @@ def load(spec: str, *, task: str | None = None) -> Source:
     if inputs is None:
         if not is_decoder:
             raise SourceError(f"{spec}: returned a {architecture} without example inputs; {_EXPECTED}")
-        named = None
+        named = {}
     else:
         named = _named(spec, module, inputs)
         _try(spec, module, named)
-    return Source(
+    return ModuleSource(
         kind="factory",
         name=spec.rpartition(":")[2],
         task=task or ("text-generation" if is_decoder else "generic"),

@@ -17,32 +17,31 @@ from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
 from edgekit.frontend.samples import Inputs, arrays, photos, sentence_batches
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ExportedSource, OnnxSource, Source
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 IR_VERSION = 10
 
 
-def build(found: Source, samples: Path | None = None) -> ir.Model:
+def build(source: Source, samples: Path | None = None) -> ir.Model:
     """The graph of a module, an ExportedProgram or an ONNX file, before any pass; the batch is dynamic.
 
     Raises SourceError when there is no input to trace with, UnsupportedError with torch's own words when tracing fails.
     """
-    if found.onnx_path is not None:
-        model = ir.load(found.onnx_path)
-    elif found.exported_program is not None:
-        model = _export(found, found.exported_program, (), {})
+    if isinstance(source, OnnxSource):
+        model = ir.load(source.path)
+    elif isinstance(source, ExportedSource):
+        model = _export(source, source.program, (), {})
     else:
-        assert found.module is not None
-        module = found.module.float()
-        inputs = {name: torch.from_numpy(array) for name, array in example(found, samples).items()}
+        module = source.module.float()
+        inputs = {name: torch.from_numpy(array) for name, array in example(source, samples).items()}
         names = _output_names(module, inputs)
-        model = _export(found, module, names, inputs)
+        model = _export(source, module, names, inputs)
     model.ir_version = min(model.ir_version, IR_VERSION) if model.ir_version > IR_VERSION else model.ir_version
     return model
 
 
-def _export(found: Source, module: Any, names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> ir.Model:
+def _export(source: Source, module: Any, names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> ir.Model:
     options: dict[str, Any] = {"dynamo": True, "verbose": False, "external_data": False}
     if inputs:
         options.update(kwargs=dict(inputs), dynamic_shapes=_dynamic(inputs), output_names=list(names))
@@ -54,7 +53,7 @@ def _export(found: Source, module: Any, names: Sequence[str], inputs: Mapping[st
             program = torch.onnx.export(module, (), **options)
     except Exception as error:  # torch raises many kinds
         words = str(error).strip().splitlines() or [type(error).__name__]
-        raise UnsupportedError(f"{found.name}: torch.onnx cannot export it: {words[0][:200]}") from error
+        raise UnsupportedError(f"{source.name}: torch.onnx cannot export it: {words[0][:200]}") from error
     assert program is not None
     return program.model
 
@@ -79,11 +78,11 @@ def _output_names(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list
     return [f"output_{i}" for i in range(len(out))]
 
 
-def example(found: Source, samples: Path | None) -> Inputs:
+def example(source: Source, samples: Path | None) -> Inputs:
     """One batch to trace with: the user's own inputs, or real ones of the model's kind; at least 2 in the batch."""
-    if found.example_inputs is not None:
-        return {name: _two(tensor.numpy()) for name, tensor in found.example_inputs.items()}
-    return {name: _two(array) for name, array in batches(found, samples)[0].items()}
+    if not isinstance(source, OnnxSource) and source.example_inputs:
+        return {name: _two(tensor.numpy()) for name, tensor in source.example_inputs.items()}
+    return {name: _two(array) for name, array in batches(source, samples)[0].items()}
 
 
 def _two(array: np.ndarray) -> np.ndarray:
@@ -91,28 +90,28 @@ def _two(array: np.ndarray) -> np.ndarray:
     return np.concatenate([array, array]) if array.ndim and array.shape[0] == 1 else array
 
 
-def batches(found: Source, samples: Path | None) -> list[Inputs]:
+def batches(source: Source, samples: Path | None) -> list[Inputs]:
     """Real inputs for golden vectors and calibration. Raises SourceError when none can be made."""
     if samples is not None and samples.suffix == ".npz":
         return arrays(samples)
-    names = _input_names(found)
+    names = _input_names(source)
     if "input_ids" in names:
-        return sentence_batches(found.assets, samples, names)
-    images = [name for name, shape in _shapes(found).items() if len(shape) == 4 and shape[1] == 3]
+        return sentence_batches(source.assets, samples, names)
+    images = [name for name, shape in _shapes(source).items() if len(shape) == 4 and shape[1] == 3]
     if len(images) == 1:
-        size = _shapes(found)[images[0]][2:]
-        pixels = photos(samples, (int(size[0]), int(size[1])), found.directory)
+        size = _shapes(source)[images[0]][2:]
+        pixels = photos(samples, (int(size[0]), int(size[1])), _directory(source))
         return [{images[0]: pixels[i : i + 1]} for i in range(len(pixels))]
-    if found.example_inputs is not None:
-        return [{name: tensor.numpy() for name, tensor in found.example_inputs.items()}]
+    if not isinstance(source, OnnxSource) and source.example_inputs:
+        return [{name: tensor.numpy() for name, tensor in source.example_inputs.items()}]
     raise SourceError(
-        f"{found.name}: no real input is known for inputs {', '.join(names)}; give --samples inputs.npz with arrays of these names"
+        f"{source.name}: no real input is known for inputs {', '.join(names)}; give --samples inputs.npz with arrays of these names"
     )
 
 
-def calibration(found: Source, samples: Path | None, count: int) -> list[Inputs]:
+def calibration(source: Source, samples: Path | None, count: int) -> list[Inputs]:
     """Up to ``count`` inputs to find activation ranges with; pictures also mirrored and cropped, for there are few."""
-    given = batches(found, samples)
+    given = batches(source, samples)
     pictures = all(len(a.shape) == 4 and a.dtype == np.float32 for one in given for a in one.values())
     if pictures:
         given = [*given, *({n: variant(a) for n, a in one.items()} for variant in VARIANTS for one in given)]
@@ -138,38 +137,43 @@ VARIANTS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 )
 
 
-def kind(found: Source, samples: Path | None) -> str:
+def kind(source: Source, samples: Path | None) -> str:
     """ "sample" for real input; "random" when only a factory's example input was there."""
     real = (
         samples is not None
-        or "input_ids" in _input_names(found)
-        or any(len(s) == 4 and s[1] == 3 for s in _shapes(found).values())
+        or "input_ids" in _input_names(source)
+        or any(len(s) == 4 and s[1] == 3 for s in _shapes(source).values())
     )
     return "sample" if real else "random"
 
 
-def _input_names(found: Source) -> list[str]:
-    if found.example_inputs is not None:
-        return list(found.example_inputs)
-    if found.onnx_path is not None:
-        return list(_shapes(found))
-    assert found.module is not None
-    parameters = inspect.signature(found.module.forward).parameters
+def _input_names(source: Source) -> list[str]:
+    if isinstance(source, OnnxSource):
+        return list(_shapes(source))
+    if source.example_inputs or isinstance(source, ExportedSource):
+        return list(source.example_inputs)
+    parameters = inspect.signature(source.module.forward).parameters
     if "input_ids" in parameters:
-        kinds = int(getattr(found.config, "type_vocab_size", 0) or 0)
+        kinds = int(getattr(source.config, "type_vocab_size", 0) or 0)
         return [n for n in TEXT_INPUTS if n in parameters and (n != "token_type_ids" or kinds > 1)]
     return ["pixel_values"] if "pixel_values" in parameters else list(parameters)
 
 
-def _shapes(found: Source) -> dict[str, tuple[int, ...]]:
+def _shapes(source: Source) -> dict[str, tuple[int, ...]]:
     """Input shapes where they are known; symbolic sizes count as 0."""
-    if found.example_inputs is not None:
-        return {name: tuple(tensor.shape) for name, tensor in found.example_inputs.items()}
-    if found.onnx_path is not None:
-        graph = ir.load(found.onnx_path).graph
+    if isinstance(source, OnnxSource):
+        graph = ir.load(source.path).graph
         return {str(v.name): tuple(d if isinstance(d, int) else 0 for d in v.shape or ()) for v in graph.inputs}
-    size = getattr(found.config, "image_size", None)
+    if source.example_inputs or isinstance(source, ExportedSource):
+        return {name: tuple(tensor.shape) for name, tensor in source.example_inputs.items()}
+    size = getattr(source.config, "image_size", None)
     if size is None:
         return {}
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    return {"pixel_values": (1, int(getattr(found.config, "num_channels", 3)), int(height), int(width))}
+    return {"pixel_values": (1, int(getattr(source.config, "num_channels", 3)), int(height), int(width))}
+
+
+def _directory(source: Source) -> Path | None:
+    if isinstance(source, OnnxSource):
+        return source.path.parent
+    return source.directory if not isinstance(source, ExportedSource) else None

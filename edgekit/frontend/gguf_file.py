@@ -14,13 +14,13 @@ from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
 from edgekit.frontend import assets
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 
 MAGIC = b"GGUF"
 NEEDED = ("gguf", "accelerate")
 
 
-def load(path: Path, *, task: str | None = None) -> Source:
+def load(path: Path, *, task: str | None = None) -> ModuleSource:
     """Load the language model in a GGUF file; weights become float32 in memory.
 
     Raises:
@@ -56,8 +56,8 @@ def load(path: Path, *, task: str | None = None) -> Source:
     module: nn.Module = model
     module.eval().requires_grad_(False)
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    found, _ = assets.collect(folder, text=True)
-    return Source(
+    files, _ = assets.collect(folder, text=True)
+    return ModuleSource(
         kind="gguf", name=path.stem, task="text-generation", architecture=type(model).__name__, module=model, config=model.config,
-        assets=found, directory=folder,
+        assets=files, directory=folder,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A Hugging Face directory -> ``Source``.
+"""A Hugging Face directory -> ``ModuleSource``.
 
 transformers does the loading; a decoder's large weights stay in the files and are read by rows (``streamed``). What it only warns about is an error here: keys without weights, weights without keys, other shapes, a rope
 that is not the one in config.json. Code from a checkpoint is never run.
@@ -21,7 +21,7 @@ from edgekit.errors import SourceError, UnsupportedError
 from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint
 from edgekit.frontend.config_file import read_config
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import ModuleSource
 from edgekit.frontend.weights import unpickled
 from edgekit.low_rank import read_branches
 
@@ -41,7 +41,7 @@ _AUTO = {
 
 def load(
     directory: Path, *, allow_pickle: bool = False, task: str | None = None, name: str = "", kind: str = "hf"
-) -> Source:
+) -> ModuleSource:
     """Load the model in ``directory``.
 
     Args:
@@ -75,19 +75,18 @@ def load(
     module: nn.Module = model
     if task == "feature-extraction" and text:
         module = pooling.TextEncoder(model, *pooling.declared_pooling(directory))
-    found, cleanup = assets.collect(files, text=text)
+    carried, cleanup = assets.collect(files, text=text)
     if cleanup is not None:
         weakref.finalize(module, cleanup)
-    return Source(
+    return ModuleSource(
         kind=kind,
         name=name or directory.resolve().name,
         task=task,
         architecture=type(model).__name__,
         module=module,
         config=model.config,
-        assets=found,
+        assets=carried,
         directory=directory,
-        written_by=written_by,
     )
 
 

@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError
 from edgekit.errors import SourceError
 from edgekit.frontend import assets
 from edgekit.frontend.config_file import read_config
-from edgekit.frontend.source import Source
+from edgekit.frontend.source import OnnxSource
 
 
-def load(path: Path, *, task: str | None = None) -> Source:
+def load(path: Path, *, task: str | None = None) -> OnnxSource:
     """Check an ONNX file; its weights are not read.
 
     A config.json beside it (as optimum writes) gives the architecture; tokenizer files beside it are assets.
@@ -42,16 +42,13 @@ def load(path: Path, *, task: str | None = None) -> Source:
     config = path.parent / "config.json"
     raw = read_config(config) if config.is_file() else {}
     names = raw.get("architectures") or [""]
-    found, _ = assets.collect(path.parent, text=False)
-    return Source(
-        kind="onnx",
+    files, _ = assets.collect(path.parent, text=False)
+    return OnnxSource(
         name=path.stem if path.stem != "model" else path.resolve().parent.name,
         task=task or "generic",
         architecture=str(names[0]),
-        onnx_path=path,
-        assets=found,
-        directory=path.parent,
-        written_by=str(raw.get("transformers_version", "")),
+        path=path,
+        assets=files,
     )
 
 

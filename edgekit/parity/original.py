@@ -21,24 +21,25 @@ class Original:
         Raises SourceError when it cannot be read, UsageError for another task, RuntimeUnavailable without torch.
         """
         try:
-            from edgekit.frontend.source import load
+            from edgekit.frontend.loading import load
+            from edgekit.frontend.source import OnnxSource
             from edgekit.frontend.streamed import widen
 
-            found = load(source, task=bundle.manifest.task)
+            opened = load(source, task=bundle.manifest.task)
         except ImportError as error:
             raise RuntimeUnavailable(
                 f"--original needs PyTorch and transformers ({error}); leave it out or install them"
             ) from error
-        if found.module is None or found.task != bundle.manifest.task:
+        if isinstance(opened, OnnxSource) or opened.task != bundle.manifest.task:
             raise UsageError(
                 f"{source}: no PyTorch model for {bundle.manifest.task}; give what the bundle was exported from"
             )
-        self._bundle, self._module = bundle, widen(found.module).eval()
+        self._bundle, self._module = bundle, widen(opened.module).eval()
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """The vectors with ``original.*`` computed now instead of read."""
         from edgekit.frontend.compressed import native_activations
-        from edgekit.frontend.golden import module_outputs
+        from edgekit.golden import module_outputs
 
         names = [output.name for output in self._bundle.manifest.outputs]
         found: list[Arrays] = []
@@ -57,7 +58,7 @@ class Original:
 
     def _text(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         from edgekit.frontend.compressed import native_activations
-        from edgekit.frontend.golden import text_vector
+        from edgekit.golden import text_vector
 
         with native_activations(self._module):
             return text_vector(self._module, ids)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load
 from tests.support.tiny_decoders import build
 
 

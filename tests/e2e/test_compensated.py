@@ -18,9 +18,10 @@ from edgekit.bundle import Bundle
 from edgekit.compression import compress, post_training
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
-from edgekit.exporter import export, packed_weights
-from edgekit.frontend.source import load
+from edgekit.exporter import export
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
+from edgekit.golden import packed_weights
 from edgekit.low_rank import BranchedLinear, fold_branches
 from edgekit.lowbit.formats import FORMATS
 from edgekit.methods.eora import Compensation
@@ -48,7 +49,7 @@ def settings(tmp_path: Path, method: str, **sections: Any) -> Compression:
 
 def exact(bundle: Bundle, directory: Path) -> int:
     """Every stored weight of a linear layer is the compressed model's, bit for bit; how many there are."""
-    module = load(str(directory)).module
+    module = load_module(str(directory)).module
     assert module is not None
     modules = dict(materialize(module).named_modules())
     found = {n: p for n, p in packed_weights(bundle)[0].items() if "embed" not in n and n != "lm_head"}
@@ -70,7 +71,7 @@ def test_two_planes_and_a_low_rank_branch(tmp_path: Path, decoder: Path) -> None
     assert all(row["compensated"] < row["error"] for row in result.layers)
     saved = json.loads((tmp_path / "made" / "compress.json").read_text())
     assert saved["settings"]["eora"]["rank"] == 6 and saved["recipe"].endswith("recipe.yaml")
-    module: Any = load(str(tmp_path / "made")).module
+    module: Any = load_module(str(tmp_path / "made")).module
     assert isinstance(module.model.layers[0].self_attn.q_proj, BranchedLinear)
     bundle = export(str(tmp_path / "made"), saved["recipe"], tmp_path / "bundle", abis=["linux-x86_64"])
     report = verify(bundle)
@@ -108,7 +109,7 @@ def test_an_adapter_beside_rounded_weights(tmp_path: Path) -> None:
     )  # fmt: skip
     ids = torch.arange(3, 19).reshape(2, 8)
     with torch.no_grad():
-        first, second = (materialize(load(r.exportable).module)(ids).logits for r in (result, merged))  # type: ignore[arg-type]
+        first, second = (materialize(load_module(r.exportable).module)(ids).logits for r in (result, merged))
     assert float((first - second).square().mean() / second.square().mean()) < 0.02
     bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
     assert verify(bundle).parity.passed
@@ -124,7 +125,7 @@ def test_compensation_of_an_earlier_compression(tmp_path: Path, decoder: Path) -
 
 
 def weights(path: str | Path) -> dict[str, torch.Tensor]:
-    return materialize(load(str(path)).module).state_dict()  # type: ignore[arg-type]
+    return materialize(load_module(str(path)).module).state_dict()
 
 
 def test_two_planes_are_kept_and_compensated(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
@@ -148,7 +149,7 @@ def test_two_planes_are_kept_and_compensated(tmp_path: Path, decoder: Path) -> N
 def test_compressed_again_from_the_sum_of_all_parts(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
     config = settings(tmp_path, "eora", eora=Compensation("ternarize", rank=4), ternarize=Ternary(planes=2))
     first = compress(str(decoder), config, tmp_path / "first")
-    module = materialize(load(first.exportable).module)  # type: ignore[arg-type]
+    module = materialize(load_module(first.exportable).module)
     fold_branches(module)
     module.save_pretrained(tmp_path / "sum")  # type: ignore[operator]
     for asset in ("tokenizer.json", "tokenizer_config.json"):
@@ -185,7 +186,7 @@ def test_an_adapter_keeps_its_format(tmp_path: Path, form: str) -> None:
     result = compress(str(tmp_path / "model"), config, tmp_path / "made")
     bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
     parts = {n: p for n, p in packed_weights(bundle)[0].items() if "lora" in n}
-    modules = dict(materialize(load(result.exportable).module).named_modules())  # type: ignore[arg-type]
+    modules = dict(materialize(load_module(result.exportable).module).named_modules())
     assert len(parts) == 2 * 3 and {packed.format for packed in parts.values()} == {form}
     for name, packed in parts.items():
         assert np.array_equal(FORMATS[form].dequantize(packed), modules[name].weight.detach().numpy()), name
@@ -231,7 +232,7 @@ def test_resuming_what_another_run_left(tmp_path: Path, decoder: Path) -> None: 
 
 
 def test_models_that_give_no_numbers(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
-    module: Any = materialize(load(str(decoder)).module)  # type: ignore[arg-type]
+    module: Any = materialize(load_module(str(decoder)).module)
     module.model.norm.weight.data[0] = torch.nan
     module.save_pretrained(tmp_path / "nan")
     shutil.copy(decoder / "tokenizer.json", tmp_path / "nan")

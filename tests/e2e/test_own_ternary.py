@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from edgekit.bundle import Bundle
-from edgekit.exporter import export, packed_weights
+from edgekit.exporter import export
 from edgekit.frontend.compressed import compressed, native_activations
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
+from edgekit.golden import packed_weights
 from edgekit.parity import verify
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def test_exports_and_verifies(bundle: Bundle) -> None:
 @pytest.mark.parametrize("rounded", [True, False], ids=["the bundle's weights", "the checkpoint's"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_tokens_are_pytorchs(bundle: Bundle, prompt: str, rounded: bool) -> None:
-    module: Any = materialize(load(str(SHIPPED / "ternary")).module)  # type: ignore[arg-type]
+    module: Any = materialize(load_module(str(SHIPPED / "ternary")).module)
     decoder = Decoder(bundle)
     ids = Tokenizer(bundle).encode(prompt)
     logits = decoder.run(np.array([ids], np.int64))[0, -1]

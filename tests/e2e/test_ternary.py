@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.errors import SourceError
 from edgekit.exporter import export
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
 from edgekit.parity import verify
 from edgekit.parity.report import Report
@@ -90,7 +90,7 @@ def test_every_form_of_bitnet(form: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_forms_hold_the_same_model(tmp_path: Path) -> None:
     modules: list[Any] = [
-        materialize(load(str(checkpoint(tmp_path / form, form))).module)  # type: ignore[arg-type]
+        materialize(load_module(str(checkpoint(tmp_path / form, form))).module)
         for form in ("online", "autobitlinear", "bitlinear")
     ]
     for name in LAYERS[:4]:
@@ -103,7 +103,7 @@ def test_the_forms_hold_the_same_model(tmp_path: Path) -> None:
 def test_wrong_scale_convention_is_refused(form: str, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "model", form, invert=True)
     with pytest.raises(SourceError, match="scale"):
-        load(str(source))
+        load_module(str(source))
 
 
 def test_group_scales_are_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError, UsageError
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
 from edgekit.methods.bitnet import (
     FORMS,
@@ -209,8 +209,7 @@ def test_transformers_and_edgekit_load_what_is_saved(form: str, sub_norms: str, 
         assert torch.equal(found, want)
     else:
         assert (found - want).abs().max() <= CLOSE * want.abs().max()
-    ours = load(str(tmp_path))
-    assert ours.module is not None
+    ours = load_module(str(tmp_path))
     loaded = dict(materialize(ours.module).named_modules())
     for name, layer in bit_linears(model).items():
         inner: Any = loaded.get(f"{name}.linear") or loaded[name]
@@ -428,8 +427,8 @@ def test_edgekit_compress_makes_it_ternary_and_resumes(decoder: Path, tmp_path: 
     inner = [layer for layer in whole.after.layers if "proj" in layer.name]
     assert len(inner) == 14 and all(0.2 < layer.zeros < 0.5 and layer.entropy <= 1.585 for layer in inner)
     assert whole.settings["bitnet"] == {"ramp": 10, "sub_norms": "none", "exclude": (), "form": "bitlinear"}
-    loaded = load(whole.exportable)
-    assert loaded.module is not None and {p.name for p in loaded.assets} >= {"tokenizer.json"}
+    loaded = load_module(whole.exportable)
+    assert {p.name for p in loaded.assets} >= {"tokenizer.json"}
     assert sum(hasattr(m, "activation_block_size") for m in loaded.module.modules()) == 14
     with pytest.raises(UnsupportedError, match="LlamaForCausalLM is ternary already; edgekit export takes it as it is"):
         compress(whole.exportable, config, tmp_path / "again")

@@ -193,7 +193,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_decoder_learns_from_texts(tmp_path: Path, decoder: Path) -> None:
-    from edgekit.frontend.source import load
+    from edgekit.frontend.loading import load_module
 
     texts = tmp_path / "texts" / "deeper"
     texts.mkdir(parents=True)
@@ -211,7 +211,7 @@ def test_a_decoder_learns_from_texts(tmp_path: Path, decoder: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {
         "config.json", "model.safetensors", "tokenizer.json", "compress.json",
     }  # fmt: skip
-    again = load(str(tmp_path / "out"))
+    again = load_module(str(tmp_path / "out"))
     assert again.task == "text-generation" and len(again.assets) >= 2
     zeros = rate_of(str(tmp_path / "out"), 0.01).layers
     assert zeros[0].zeros == 0 and sum(layer.zeros for layer in zeros[1:]) > 0
@@ -394,7 +394,7 @@ SENTENCES = "The quick brown fox. One two three four five! Six seven the lazy do
 
 
 def test_an_encoder_learns_to_keep_its_embeddings_and_its_pooling(tmp_path: Path, encoder: Path) -> None:
-    from edgekit.frontend.source import load
+    from edgekit.frontend.loading import load_module
 
     (tmp_path / "a.txt").write_text(SENTENCES)
     config = Compression(
@@ -403,8 +403,8 @@ def test_an_encoder_learns_to_keep_its_embeddings_and_its_pooling(tmp_path: Path
     result = compress(str(encoder), config, tmp_path / "half")
     first, *_, last = result.history.evaluations
     assert first["cosine"] < last["cosine"] <= 1 and first["zeros"] == last["zeros"] == pytest.approx(0.5, abs=0.01)
-    found = load(str(tmp_path / "half"))
-    assert found.task == "feature-extraction" and found.module.pooling == "mean" and found.module.normalize  # type: ignore[union-attr]
+    found = load_module(str(tmp_path / "half"))
+    assert found.task == "feature-extraction" and found.module.pooling == "mean" and found.module.normalize
 
 
 @pytest.mark.parametrize(

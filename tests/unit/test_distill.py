@@ -323,7 +323,7 @@ def test_edgekit_compress_teaches_a_smaller_or_a_pruned_model(tmp_path: Path) ->
 
 def test_a_language_model_teaches_its_ternary_self(tmp_path: Path) -> None:
     from edgekit.compression import compress
-    from edgekit.frontend.source import load
+    from edgekit.frontend.loading import load_module
     from tests.support.tiny_bundle import write_tokenizer
 
     build("Llama", {"vocab_size": 259}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
@@ -335,4 +335,4 @@ def test_a_language_model_teaches_its_ternary_self(tmp_path: Path) -> None:
     )
     found = compress(str(tmp_path / "model"), tmp_path / "c.yaml", tmp_path / "ternary")
     assert found.history.losses[-1] < found.history.losses[0]  # nearer to itself as it was
-    assert load(found.exportable).architecture == "BitNetForCausalLM"
+    assert load_module(found.exportable).architecture == "BitNetForCausalLM"

@@ -230,7 +230,8 @@ def test_layers_of_zeros_and_unused_ones() -> None:
 
 
 def test_an_accuracy_budget_and_an_exact_export(tmp_path: Path) -> None:
-    from edgekit.exporter import export, packed_weights
+    from edgekit.exporter import export
+    from edgekit.golden import packed_weights
     from edgekit.lowbit.formats import FORMATS
 
     train = Compression(1, Data((POINTS,)), "none", Training(steps=80, learning_rate=0.01))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError, UsageError
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load, load_module
 from edgekit.frontend.streamed import streaming
 from tests.support.tiny_decoders import build
 
@@ -41,9 +41,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_directory(original: Path) -> None:
-    found = load(str(original))
+    found = load_module(str(original))
     assert (found.kind, found.task, found.architecture) == ("hf", "text-generation", "LlamaForCausalLM")
-    assert found.module is not None
     assert not found.module.training
 
 
@@ -51,7 +50,7 @@ def test_weights_are_those_of_transformers(original: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     ids = torch.arange(3, 20)[None]
-    module = load(str(original)).module
+    module = load_module(str(original)).module
     assert module is not None
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(original)(input_ids=ids).logits
@@ -119,7 +118,7 @@ def test_pickles_need_a_flag(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="allow-pickle"):
         load(str(checkpoint))
-    assert load(str(checkpoint), allow_pickle=True).module is not None
+    assert load_module(str(checkpoint), allow_pickle=True).module is not None
 
 
 class Bomb:
@@ -154,7 +153,7 @@ def test_rope_settings_of_an_older_transformers_are_used(checkpoint: Path) -> No
         config.update(rope_theta=12345.0, transformers_version="4.45.0")
 
     edit(checkpoint / "config.json", older)
-    module: Any = load(str(checkpoint)).module
+    module: Any = load_module(str(checkpoint)).module
     frequencies = module.model.rotary_emb.inv_freq
     torch.testing.assert_close(frequencies, 1.0 / 12345.0 ** (torch.arange(0, 16, 2) / 16))
 
@@ -233,9 +232,8 @@ def test_factory_of_a_missing_module() -> None:
 def test_encoder_declares_its_pooling(tmp_path: Path) -> None:
     from tools.demo_models import minilm
 
-    found = load(str(minilm()))
+    found = load_module(str(minilm()))
     assert found.task == "feature-extraction"
-    assert found.module is not None
     ids = torch.tensor([[101, 7592, 102, 0], [101, 2023, 2003, 102]])
     with torch.no_grad():
         out = found.module(input_ids=ids, attention_mask=(ids > 0).long())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from edgekit.frontend.bitnet_weights import unpack
 from edgekit.frontend.checkpoint import open_checkpoint
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import (
     CHUNK,
     attach,
@@ -43,7 +43,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 def module_of(path: Path) -> Any:
-    return load(str(path)).module
+    return load_module(str(path)).module
 
 
 def test_streamed_layers_compute_as_the_loaded_model(llama: Path) -> None:

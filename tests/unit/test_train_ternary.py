@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.frontend.source import load
+from edgekit.frontend.loading import load_module
 from tools import train_ternary
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # the tool sets it too, and does not put it back
@@ -88,8 +88,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert losses[0] < 4.6 and losses[1] < 3.7  # 5.7 untrained; in 20 steps the lower rate of the float twin shows
     assert report["gap_nats"] == pytest.approx(losses[1] - losses[0], abs=1e-3)
     assert (tmp_path / "parts" / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    found = load(str(tmp_path / "parts" / "ternary"))
-    assert found.module is not None and sum(hasattr(m, "activation_block_size") for m in found.module.modules()) == 14
+    found = load_module(str(tmp_path / "parts" / "ternary"))
+    assert sum(hasattr(m, "activation_block_size") for m in found.module.modules()) == 14
     with pytest.raises(SystemExit, match="was begun with --size quick --seed 0 --steps 20 and a teacher; give"):
         run(monkeypatch, texts, tmp_path / "parts", "--seed", "1")
     (texts / train_ternary.HELD_OUT).unlink()

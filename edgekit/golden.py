@@ -1,0 +1,249 @@
+"""Golden vectors: what the original and the compressed PyTorch model answer on real input, written beside the model.
+
+With them a machine without PyTorch can tell whether it computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from edgekit.bundle import Bundle, Manifest
+from edgekit.frontend.allocator import give_back_memory
+from edgekit.frontend.compressed import compressed, native_activations
+from edgekit.frontend.decoder import decoder_layers
+from edgekit.frontend.generic import batches, kind
+from edgekit.frontend.samples import text_ids
+from edgekit.frontend.source import ModuleSource, OnnxSource, Source
+from edgekit.lowbit.formats import PackedTensor, block_count
+from edgekit.lowbit.surviving import Kept
+from edgekit.runtime.session import Session, onnxruntime
+from edgekit.spec.names import VECTORS
+from edgekit.spec.progress import Progress
+from edgekit.spec.records import VectorInfo
+
+TOP = 64
+"""Logits kept for every position: enough for the Kullback-Leibler divergence (the rest counts as one class)."""
+DECODE_STEPS = 8
+"""Tokens at the end of the text that parity feeds one by one, through the cache."""
+ROWS = DECODE_STEPS + 1
+TAP_ROWS = 4
+CHUNK = 32
+MOST_SAMPLES = 16
+
+Arrays = dict[str, np.ndarray]
+
+
+def write_vectors(
+    source: Source, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+) -> Manifest:
+    """Writes the golden vectors into a draft of a bundle and returns its manifest with them listed.
+
+    ``kept`` says what is left of layers whose dead units were removed.
+    """
+    (bundle.directory / VECTORS).mkdir(exist_ok=True)
+    if bundle.manifest.decoder is None:
+        vectors = _samples(source, bundle, samples, kept, progress)
+        return replace(bundle.manifest, vectors=vectors, files=())
+    assert isinstance(source, ModuleSource)
+    vector, evaluation = _text(source, bundle, samples, kept, progress)
+    return replace(bundle.manifest, vectors=(vector,), evaluation=evaluation, files=())
+
+
+def _samples(
+    source: Source, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+) -> tuple[VectorInfo, ...]:
+    """One vector for each batch of input."""
+    inputs = batches(source, samples)[:MOST_SAMPLES]
+    progress("golden vectors: original model", 0.0)
+    originals = _originals(source, bundle, inputs)
+    progress("golden vectors: compressed model", 0.5)
+    references = _references(source, bundle, inputs, kept)
+    listed = []
+    for index, (feeds, original, reference) in enumerate(zip(inputs, originals, references, strict=True)):
+        parts = {"input": feeds, "original": original, "compressed": reference}
+        vector = {f"{part}.{n}": np.ascontiguousarray(a) for part, arrays in parts.items() for n, a in arrays.items()}
+        file = f"{VECTORS}/sample-{index:02}.safetensors"
+        save_file(vector, bundle.directory / file)
+        listed.append(VectorInfo(file, kind(source, samples)))
+    return tuple(listed)
+
+
+def _originals(source: Source, bundle: Bundle, inputs: Sequence[Arrays]) -> list[Arrays]:
+    """What the model answers as it was given; an .onnx file in ONNX Runtime."""
+    if isinstance(source, OnnxSource):
+        session = onnxruntime().InferenceSession(str(source.path), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in inputs]
+    with native_activations(source.module):
+        return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
+
+
+def _references(source: Source, bundle: Bundle, inputs: Sequence[Arrays], kept: Mapping[str, Kept]) -> list[Arrays]:
+    """What the compressed model answers.
+
+    Where no module's layers can be replaced (.onnx and .pt2 files, calibrated quantization) that is the written graph,
+    run node by node without ONNX Runtime's optimizations.
+    """
+    if not isinstance(source, ModuleSource) or bundle.manifest.recipe["static"]:
+        session = Session(bundle, 1, optimize=False)
+        return [session.run(feeds) for feeds in inputs]
+    weights, blocks = packed_weights(bundle)
+    with native_activations(source.module), compressed(source.module, weights, blocks, kept):
+        return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
+
+
+def _outputs(bundle: Bundle) -> list[str]:
+    return [output.name for output in bundle.manifest.outputs]
+
+
+def _text(
+    source: ModuleSource, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+) -> tuple[VectorInfo, dict[str, float]]:
+    """The vector of a decoder, and both models' perplexity on it."""
+    decoder, module = bundle.manifest.decoder, source.module
+    assert decoder is not None
+    ids, kind = text_ids(source.assets, samples, decoder.max_length, decoder.vocab_size)
+    with native_activations(module), _layer_by_layer(module, "golden vectors: original model", progress):
+        original = text_vector(module, ids)
+    give_back_memory()
+    rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
+    weights, blocks = packed_weights(bundle)
+    with (
+        native_activations(module),
+        compressed(module, weights, blocks, kept),
+        _layer_by_layer(module, "golden vectors: compressed model", progress),
+        Taps(module, list(bundle.manifest.taps), rows) as taps,
+    ):
+        reference = text_vector(module, ids)
+    arrays = {"input.input_ids": ids, "tap_rows": rows, **taps.outputs}
+    for who, answers in (("original", original), ("compressed", reference)):
+        arrays.update({f"{who}.{name}": array for name, array in answers.items()})
+    save_file(arrays, bundle.directory / VECTORS / "text.safetensors")
+    evaluation = {
+        "original_perplexity": perplexity(original["nll"]),
+        "compressed_perplexity": perplexity(reference["nll"]),
+    }
+    return VectorInfo(f"{VECTORS}/text.safetensors", kind), evaluation
+
+
+@contextmanager
+def _layer_by_layer(module: nn.Module, what: str, progress: Progress) -> Iterator[None]:
+    """Reports each decoder layer that has run: a large model takes half a minute for a text."""
+    progress(what, 0.0)
+    layers = decoder_layers(module)
+    shares = iter((i + 1) / len(layers) for i in range(len(layers)))
+    hooks = [layer.register_forward_hook(lambda *_: progress(what, next(shares, 1.0))) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, int]]:
+    """The bundle's low-bit layers by name, mapped from its file, and the activation blocks they use."""
+    packed, blocks = {}, {}
+    for layer in bundle.manifest.layers:
+        if not layer.tensor or not layer.rows or layer.format == "fp32":
+            continue  # nothing was rounded
+        data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
+        if layer.format in ("int8", "int8-channel", "int4"):  # an embedding's bytes are listed as a matrix
+            data = data.reshape(len(data), block_count(layer.shape[1], layer.block_size), -1)
+        whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
+        packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])
+        blocks[layer.name] = layer.activation_block_size
+    return packed, blocks
+
+
+def text_vector(model: nn.Module, ids: np.ndarray) -> Arrays:
+    """What a causal language model says about ``ids`` int64 [1, T].
+
+    Returns ``nll`` float32 [T-1] (nats of each next token), ``logsumexp`` float32 [T], ``top_values`` float32 and
+    ``top_indices`` int32 [T, 64] in descending order, and ``logits`` float32 [9, V] of the last positions.
+    """
+    tokens = torch.from_numpy(ids)
+    with torch.no_grad():
+        parts = [_summary(logits, tokens[0, start + 1 :]) for start, logits in _logits(model, tokens)]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole["logits"] = whole["logits"][-ROWS:]
+    return {name: tensor.contiguous().numpy().copy() for name, tensor in whole.items()}
+
+
+def _logits(model: Any, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first position, logits [n, V]) of a text, piece by piece: a whole text's logits can take more than the model.
+
+    The body runs once over the whole text; the head, and what the model does after it, run on pieces of its result.
+    """
+    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    if not isinstance(body, nn.Module) or body is model:
+        yield 0, model(input_ids=tokens, use_cache=False).logits[0]
+        return
+    result = body(input_ids=tokens, use_cache=False, return_dict=True)
+    hidden = result.last_hidden_state
+    for start in range(0, tokens.shape[1], CHUNK):
+        piece = type(result)(last_hidden_state=hidden[:, start : start + CHUNK])
+        body.forward = lambda *args, piece=piece, **kwargs: piece
+        try:
+            yield start, model(input_ids=tokens[:, start : start + CHUNK], use_cache=False).logits[0]
+        finally:
+            del body.forward
+
+
+def _summary(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """What is kept of logits [n, V]; ``targets`` are the tokens that follow each of them, as far as there are any."""
+    logits = logits.float()
+    total, top = logits.logsumexp(-1), logits.topk(min(TOP, logits.shape[-1]), dim=-1)
+    known = min(len(logits), len(targets))
+    nll = total[:known] - logits[:known].gather(1, targets[:known, None])[:, 0]
+    rows = logits[-ROWS:].clone()
+    return {"nll": nll, "logsumexp": total, "top_values": top.values, "top_indices": top.indices.int(), "logits": rows}
+
+
+def perplexity(nll: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood (nats)."""
+    return float(np.exp(np.mean(nll, dtype=np.float64)))
+
+
+class Taps:
+    """Collects outputs of named modules during one forward pass; float32, at ``rows`` of the second axis if given."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], rows: np.ndarray | None = None) -> None:
+        modules = dict(model.named_modules())
+        self.rows = None if rows is None else torch.from_numpy(rows.astype(np.int64))
+        self.outputs: Arrays = {}
+        self._hooks = [modules[n].register_forward_hook(self._hook(n)) for n in names if n in modules]
+
+    def _hook(self, name: str) -> object:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, Tensor):
+                kept = tensor if self.rows is None else tensor[0, self.rows]
+                self.outputs[f"tap.{name}"] = kept.detach().float().contiguous().numpy().copy()
+
+        return hook
+
+    def __enter__(self) -> Taps:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def module_outputs(model: nn.Module, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> Arrays:
+    """Outputs of any module by name: a bare tensor is the first, a tuple follows the order, a mapping its keys."""
+    with torch.no_grad():
+        out = model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+    if isinstance(out, Tensor):
+        out = (out,)
+    pairs = ((n, out[n]) for n in names) if isinstance(out, Mapping) else zip(names, out, strict=False)
+    return {name: value.detach().float().contiguous().numpy().copy() for name, value in pairs}
