@@ -43,6 +43,8 @@ from edgekit.methods.examples import CLASSES, LABELS, Examples
 from edgekit.passes import pipeline
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import DeadUnits
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}
 GROUP_STRENGTH = {"mlp": 4.0, "cnn": 2.5}
@@ -172,7 +174,7 @@ def _rows(name: str, module: nn.Module, judged: Examples, plain: float, recipes:
             model = _compiled(module, recipe, remove)
             directory = Path(scratch.name) / f"{recipe}-{remove}"
             directory.mkdir()
-            table = [r for r in json.loads(model.metadata_props.get("edgekit.dead_units", "[]")) if r["removed"]]
+            table = [units for units in facts_of(model).dead_units if units.removed]
             write_graph(model, directory)
             sessions.append(_session(directory / "model.onnx"))
             logits = np.concatenate(
@@ -194,19 +196,18 @@ def _rows(name: str, module: nn.Module, judged: Examples, plain: float, recipes:
     ]
 
 
-def _gone(table: list[dict[str, Any]]) -> str:
+def _gone(table: list[DeadUnits]) -> str:
     """Removed units by layer."""
     counts = Counter[tuple[str, int, str]]()
     for row in table:
-        counts[row["layer"], row["of"], row["unit"]] += row["count"]
+        counts[row.layer, row.of, row.unit] += row.count
     return ", ".join(f"{layer}: {count} of {of} {unit}s" for (layer, of, unit), count in counts.items())
 
 
 def _weights(model: ir.Model) -> int:
     """Weights of linear layers and convolutions."""
-    layers = json.loads(model.metadata_props.get("edgekit.layers", "[]"))
     convolutions = [n.inputs[1].const_value for n in model.graph if n.op_type == "Conv"]  # type: ignore[union-attr]
-    return sum(int(np.prod(layer["shape"])) for layer in layers) + sum(
+    return sum(layer.weights for layer in facts_of(model).layers) + sum(
         int(t.size) for t in convolutions if t is not None
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
-import json
 import platform
 import shutil
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
-from edgekit.errors import BundleError, CheckFailed, SourceError, UnsupportedError, UsageError
+from edgekit.errors import CheckFailed, SourceError, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.frontend.source import ModuleSource, Source
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
+from edgekit.spec.facts import facts_of
 from edgekit.spec.names import OPERATORS
 from edgekit.spec.progress import Progress
-from edgekit.spec.records import DeadUnits, DecoderInfo, Layer, TensorInfo
+from edgekit.spec.records import DecoderInfo, TensorInfo
 from edgekit.strict import build as from_dict
 from edgekit.strict import read_json, suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgekit.lowbit.surviving import Kept
 
 PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
@@ -67,6 +67,7 @@ def export(
         progress("trace the graph", 0.0)
         model = _graph(opened, chosen, samples, abis, progress)
         give_back_memory()  # the trace is large and full of cycles
+        _describe(model)
         write_graph(model, writer.directory, progress)
         for asset in opened.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
@@ -74,9 +75,9 @@ def export(
         if described.uses_operators:
             _add_libraries(abis, writer.directory)
         draft = writer.draft(described)
-        kept: dict[str, Kept] = model.meta.get("edgekit.kept", {})
+        surviving = facts_of(model).surviving
         del model  # it refers to the weights
-        manifest = write_vectors(opened, draft, samples, kept, progress)
+        manifest = write_vectors(opened, draft, samples, surviving, progress)
         del opened
         give_back_memory()
         progress("check in ONNX Runtime", 0.0)
@@ -130,15 +131,17 @@ def _graph(source: Source, recipe: Recipe, samples: Path | None, abis: Sequence[
     return model
 
 
+def _describe(model: ir.Model) -> None:
+    """Writes what is known of the model on the graph; what an .onnx file says there of itself is another model's."""
+    for key in [key for key in model.metadata_props if key.startswith("edgekit.")]:
+        del model.metadata_props[key]
+    model.metadata_props.update(facts_of(model).metadata())
+
+
 def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Manifest:
-    facts = {key: json.loads(text) for key, text in model.metadata_props.items() if key.startswith("edgekit.")}
-    layers = tuple(from_dict(Layer, layer, "edgekit.layers", BundleError) for layer in facts.get("edgekit.layers", []))
-    dead = tuple(
-        from_dict(DeadUnits, d, "edgekit.dead_units", BundleError) for d in facts.get("edgekit.dead_units", [])
-    )
-    decoder = None
-    if isinstance(source, ModuleSource) and "edgekit.decoder" in facts:
-        decoder = _decoder_info(facts["edgekit.decoder"], source)
+    facts, decoder = facts_of(model), None
+    if isinstance(source, ModuleSource) and facts.decoder is not None:
+        decoder = _decoder_info(facts.decoder, source)
     return Manifest(
         schema_version=1,
         task=source.task,
@@ -149,10 +152,10 @@ def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Man
         inputs=tuple(_tensor_info(value) for value in model.graph.inputs),
         outputs=tuple(_tensor_info(value) for value in model.graph.outputs),
         nodes=sum(1 for _ in model.graph),
-        layers=layers,
-        dead_units=dead,
+        layers=tuple(facts.layers),
+        dead_units=tuple(facts.dead_units),
         decoder=decoder,
-        taps=facts.get("edgekit.taps", {}),
+        taps=facts.taps,
         versions=_versions(),
     )
 
@@ -164,7 +167,7 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
     return TensorInfo(str(value.name), value.dtype.name.lower() if value.dtype else "float", dims)
 
 
-def _decoder_info(facts: dict[str, Any], source: ModuleSource) -> DecoderInfo:
+def _decoder_info(known: DecoderInfo, source: ModuleSource) -> DecoderInfo:
     settings: dict[str, Any] = {}
     path = next((a for a in source.assets if a.name == "generation_config.json"), None)
     if path is not None:
@@ -172,7 +175,7 @@ def _decoder_info(facts: dict[str, Any], source: ModuleSource) -> DecoderInfo:
     text = source.config.get_text_config() if source.config is not None else None
     bos, eos = (settings.get(key, getattr(text, key, None)) for key in ("bos_token_id", "eos_token_id"))
     ends = tuple(eos) if isinstance(eos, list | tuple) else (() if eos is None else (eos,))
-    values = {**facts, "bos_token_id": bos, "eos_token_ids": ends}
+    values = {**dataclasses.asdict(known), "bos_token_id": bos, "eos_token_ids": ends}
     info: DecoderInfo = from_dict(DecoderInfo, values, "config.json and generation_config.json", SourceError)
     return info
 

@@ -24,11 +24,10 @@ from edgekit.frontend.generic import batches, kind
 from edgekit.frontend.samples import text_ids
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
-from edgekit.lowbit.surviving import Kept
 from edgekit.runtime.session import Session, onnxruntime
 from edgekit.spec.names import VECTORS
 from edgekit.spec.progress import Progress
-from edgekit.spec.records import VectorInfo
+from edgekit.spec.records import Surviving, VectorInfo
 
 TOP = 64
 """Logits kept for every position: enough for the Kullback-Leibler divergence (the rest counts as one class)."""
@@ -43,30 +42,30 @@ Arrays = dict[str, np.ndarray]
 
 
 def write_vectors(
-    source: Source, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+    source: Source, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
 ) -> Manifest:
     """Writes the golden vectors into a draft of a bundle and returns its manifest with them listed.
 
-    ``kept`` says what is left of layers whose dead units were removed.
+    ``surviving`` says what is left of layers whose dead units were removed.
     """
     (bundle.directory / VECTORS).mkdir(exist_ok=True)
     if bundle.manifest.decoder is None:
-        vectors = _samples(source, bundle, samples, kept, progress)
+        vectors = _samples(source, bundle, samples, surviving, progress)
         return replace(bundle.manifest, vectors=vectors, files=())
     assert isinstance(source, ModuleSource)
-    vector, evaluation = _text(source, bundle, samples, kept, progress)
+    vector, evaluation = _text(source, bundle, samples, surviving, progress)
     return replace(bundle.manifest, vectors=(vector,), evaluation=evaluation, files=())
 
 
 def _samples(
-    source: Source, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+    source: Source, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
 ) -> tuple[VectorInfo, ...]:
     """One vector for each batch of input."""
     inputs = batches(source, samples)[:MOST_SAMPLES]
     progress("golden vectors: original model", 0.0)
     originals = _originals(source, bundle, inputs)
     progress("golden vectors: compressed model", 0.5)
-    references = _references(source, bundle, inputs, kept)
+    references = _references(source, bundle, inputs, surviving)
     listed = []
     for index, (feeds, original, reference) in enumerate(zip(inputs, originals, references, strict=True)):
         parts = {"input": feeds, "original": original, "compressed": reference}
@@ -87,7 +86,9 @@ def _originals(source: Source, bundle: Bundle, inputs: Sequence[Arrays]) -> list
         return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
 
 
-def _references(source: Source, bundle: Bundle, inputs: Sequence[Arrays], kept: Mapping[str, Kept]) -> list[Arrays]:
+def _references(
+    source: Source, bundle: Bundle, inputs: Sequence[Arrays], surviving: Mapping[str, Surviving]
+) -> list[Arrays]:
     """What the compressed model answers.
 
     Where no module's layers can be replaced (.onnx and .pt2 files, calibrated quantization) that is the written graph,
@@ -97,7 +98,7 @@ def _references(source: Source, bundle: Bundle, inputs: Sequence[Arrays], kept: 
         session = Session(bundle, 1, optimize=False)
         return [session.run(feeds) for feeds in inputs]
     weights, blocks = packed_weights(bundle)
-    with native_activations(source.module), compressed(source.module, weights, blocks, kept):
+    with native_activations(source.module), compressed(source.module, weights, blocks, surviving):
         return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
 
 
@@ -106,7 +107,7 @@ def _outputs(bundle: Bundle) -> list[str]:
 
 
 def _text(
-    source: ModuleSource, bundle: Bundle, samples: Path | None, kept: Mapping[str, Kept], progress: Progress
+    source: ModuleSource, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
 ) -> tuple[VectorInfo, dict[str, float]]:
     """The vector of a decoder, and both models' perplexity on it."""
     decoder, module = bundle.manifest.decoder, source.module
@@ -119,7 +120,7 @@ def _text(
     weights, blocks = packed_weights(bundle)
     with (
         native_activations(module),
-        compressed(module, weights, blocks, kept),
+        compressed(module, weights, blocks, surviving),
         _layer_by_layer(module, "golden vectors: compressed model", progress),
         Taps(module, list(bundle.manifest.taps), rows) as taps,
     ):

@@ -20,8 +20,8 @@ from edgekit.frontend import streamed
 from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
 from edgekit.lowbit.formats import FORMATS, PackedTensor
 from edgekit.lowbit.reference import quantize_activations
-from edgekit.lowbit.surviving import Kept
 from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.records import Surviving
 
 
 @contextmanager
@@ -29,19 +29,19 @@ def compressed(
     module: nn.Module,
     weights: Mapping[str, PackedTensor],
     activation_blocks: Mapping[str, int],
-    kept: Mapping[str, Kept] | None = None,
+    surviving: Mapping[str, Surviving] | None = None,
 ) -> Iterator[None]:
     """Within the block, the named layers of ``module`` compute from their packed weights.
 
     ``weights`` maps module paths of linear, Conv1D and embedding layers to packed tensors of shape [N, K];
     Their own weights are let go for good (the file they are mapped from need not stay in memory twice);
     ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not);
-    ``kept`` what is left of layers whose dead units were removed: [N, K] is then less than the module's.
+    ``surviving`` what is left of layers whose dead units were removed: [N, K] is then less than the module's.
     """
     modules = dict(module.named_modules())
     if weights:
         _let_go(module, [modules[name] for name in weights])
-    left = kept or {}
+    left = surviving or {}
     by_weight = {
         id(modules[name].weight): (packed, activation_blocks[name], left.get(name)) for name, packed in weights.items()
     }
@@ -112,33 +112,34 @@ def round_activations(x: Tensor, block: int) -> Tensor:
     return torch.from_numpy(quantize_activations(rows, block)).reshape(x.shape)
 
 
-def _conv1d(layer: nn.Module, packed: PackedTensor, block: int, kept: Kept | None) -> Callable[[Tensor], Tensor]:
-    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias), kept)
+def _conv1d(layer: nn.Module, packed: PackedTensor, block: int, left: Surviving | None) -> Callable[[Tensor], Tensor]:
+    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias), left)
 
 
-def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, kept: Kept | None = None) -> Tensor:
+def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, left: Surviving | None = None) -> Tensor:
     """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N].
 
-    Where only some rows and columns are ``kept``, ``x`` and the result have those of the whole layer: columns that are not
+    Where only some rows and columns are ``left``, ``x`` and the result have those of the whole layer: columns that are not
     there are not read, rows that are not there are their bias.
     """
-    if kept is not None:
-        some = multiply(x[..., torch.from_numpy(kept.columns)], packed, block, None)
-        whole = some.new_zeros(*some.shape[:-1], kept.size)
-        whole[..., torch.from_numpy(kept.rows)] = some
-        return whole if kept.bias is None else whole + torch.from_numpy(kept.bias)
+    if left is not None:
+        some = multiply(x[..., torch.tensor(left.columns)], packed, block, None)
+        whole = some.new_zeros(*some.shape[:-1], left.size)
+        whole[..., torch.tensor(left.rows)] = some
+        return whole if left.bias is None else whole + torch.tensor(left.bias)
     dequantize = FORMATS[packed.format].dequantize
     # torch wants no read-only memory
     rows = RowWeight(packed.shape, lambda a, b: np.require(dequantize(packed.rows(a, b)), requirements="W"))
     return streamed.multiply(x.detach().float() if block < 0 else round_activations(x, block), rows, bias)
 
 
-def look_up(ids: Tensor, packed: PackedTensor, kept: Kept | None = None) -> Tensor:
-    """Rows of a packed table [V, K] at int64 ``ids`` [...], float32 [..., K]; those that are not ``kept`` are zeros."""
+def look_up(ids: Tensor, packed: PackedTensor, left: Surviving | None = None) -> Tensor:
+    """Rows of a packed table [V, K] at int64 ``ids`` [...], float32 [..., K]; those that are not ``left`` are zeros."""
     index = ids.reshape(-1).numpy()
-    if kept is not None:
-        place = np.minimum(np.searchsorted(kept.rows, index), len(kept.rows) - 1)
-        there = torch.from_numpy(kept.rows[place] == index).reshape(*ids.shape, 1)
+    if left is not None:
+        rows = np.array(left.rows)
+        place = np.minimum(np.searchsorted(rows, index), len(rows) - 1)
+        there = torch.from_numpy(rows[place] == index).reshape(*ids.shape, 1)
         return look_up(torch.from_numpy(place).reshape(ids.shape), packed) * there
     scales = None if packed.scales is None else packed.scales[index]
     some = dataclasses.replace(packed, shape=(len(index), packed.shape[1]), data=packed.data[index], scales=scales)

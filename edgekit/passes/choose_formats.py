@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -11,6 +12,7 @@ from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
 from edgekit.recipe import Recipe, Rule
+from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.names import EDGEKIT
 
 SMALLEST_BLOCK = 16  # of MatMulNBits and GatherBlockQuantized
@@ -27,7 +29,7 @@ CACHE_BYTES = 32 << 20
 
 
 class ChooseFormats(ir.passes.InPlacePass):
-    """Sets ``edgekit.format``, ``edgekit.block_size`` and ``edgekit.reason`` on each ``Linear`` and ``Embedding``.
+    """Plans format and block size of each ``Linear`` and ``Embedding``, with a remark.
 
     Raises RecipeError when a rule matches no layer: the commonest cause of "it exported but nothing shrank".
     """
@@ -49,14 +51,14 @@ class ChooseFormats(ir.passes.InPlacePass):
         self._from_cache = self._dense_bytes(nodes) <= CACHE_BYTES
         for sharing in weights.values():
             self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] == tokens)
-        self._check_rules(used, [n.metadata_props["edgekit.layer"] for n in nodes])
+        self._check_rules(used, [plan_of(n).layer for n in nodes])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def _decide(self, sharing: Sequence[ir.Node], used: set[Rule], vocabulary: bool) -> None:
         """All nodes that read one weight get one format: the linear layer's, if there is one."""
         leader = next((n for n in sharing if n.op_type == "Linear"), sharing[0])
         kinds = (["vocabulary"] if vocabulary else []) + (["ternary"] if self._is_ternary(leader) else [])
-        rules = {id(node): self.recipe.rule_for(node.metadata_props["edgekit.layer"], kinds) for node in sharing}
+        rules = {id(node): self.recipe.rule_for(plan_of(node).layer, kinds) for node in sharing}
         used.update(rule for rule in rules.values() if rule is not None)
         rule = rules[id(leader)]
         embedding = any(n.op_type == "Embedding" for n in sharing)
@@ -65,11 +67,8 @@ class ChooseFormats(ir.passes.InPlacePass):
         else:
             format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
         for node in sharing:
-            name = leader.metadata_props["edgekit.layer"]
-            note = reason if rules[id(node)] == rule else f"shares its weight with {name}"
-            node.metadata_props.update(
-                {"edgekit.format": format_name, "edgekit.block_size": str(block), "edgekit.reason": note}
-            )
+            note = reason if rules[id(node)] == rule else f"shares its weight with {plan_of(leader).layer}"
+            set_plan(node, replace(plan_of(node), format=format_name, block_size=block, reason=note))
 
     def _sparse(self, rule: Rule, leader: ir.Node, embedding: bool) -> tuple[str, int, str]:
         """Sparse where that was measured to be faster than the dense format that it replaces, else that one."""
@@ -96,7 +95,7 @@ class ChooseFormats(ir.passes.InPlacePass):
             if node.op_type != "Linear" or id(node.inputs[1]) in seen:
                 continue
             seen.add(id(node.inputs[1]))
-            rule = self.recipe.rule_for(node.metadata_props["edgekit.layer"])
+            rule = self.recipe.rule_for(plan_of(node).layer)
             rows, columns = _sizes(node)
             total += rows * columns * (FORMATS[rule.format].bits if rule else 32) // 8
         return total

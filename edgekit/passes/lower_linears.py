@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +25,7 @@ from edgekit.lowbit.functions import (
 )
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
+from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.names import (
     EDGEKIT,
     GATHER_QUANTIZED,
@@ -37,6 +36,7 @@ from edgekit.spec.names import (
     STORAGE,
     TERNARY_MATMUL,
 )
+from edgekit.spec.records import Layer, Part
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
 ROW_SCALES = ("int8-channel", *SPARSE_BITS)
@@ -47,8 +47,7 @@ OPERATORS = {"t2": TERNARY_MATMUL, "int8-channel": INT8_MATMUL, **dict.fromkeys(
 class LowerLinears(ir.passes.InPlacePass):
     """Writes the nodes that compute each layer in its chosen format, and what became of it.
 
-    Weights are packed when the file is written, one at a time. ``model.metadata_props["edgekit.layers"]`` lists the
-    layers: name, format, block_size, bits_per_weight, shape, the tensors and rows that hold them, and remarks.
+    Weights are packed when the file is written, one at a time. The model's facts then list the layers.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -66,8 +65,7 @@ class LowerLinears(ir.passes.InPlacePass):
                 model.functions[function.identifier()] = function
         if nodes:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        known = json.loads(model.metadata_props.get("edgekit.layers", "[]"))
-        model.metadata_props["edgekit.layers"] = json.dumps(known + lowering.outcomes)
+        facts_of(model).layers += lowering.layers
         return ir.passes.PassResult(model, modified=bool(nodes))
 
 
@@ -75,13 +73,9 @@ class _Weight:
     """A weight to be packed when it is read; data and scales come from one packing."""
 
     def __init__(self, node: ir.Node) -> None:
-        meta, value = node.metadata_props, node.inputs[1]
+        plan, value = plan_of(node), node.inputs[1]
         assert value is not None and value.const_value is not None and value.shape is not None
-        self.layer, self.format, self.block = (
-            meta["edgekit.layer"],
-            meta["edgekit.format"],
-            int(meta["edgekit.block_size"]),
-        )
+        self.layer, self.format, self.block = plan.layer, plan.format, plan.block_size
         self.source, self.name = value.const_value, value.name or self.layer
         self.rows, self.columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
         self.ternary = self._scales() if self.format == "t2" else None
@@ -131,7 +125,7 @@ class _Weight:
 class _Lowering:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.outcomes: list[dict[str, Any]] = []
+        self.layers: list[Layer] = []
         self._weights: dict[int, tuple[_Weight, ir.Value, ir.Value | None]] = {}
         self._rounded: dict[tuple[int, int], ir.Value] = {}
         self._count = itertools.count()
@@ -201,8 +195,7 @@ class _Lowering:
         self, before: ir.Node, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: int
     ) -> ir.Value:
         attrs = [ir.AttrInt64(name, value) for name, value in attributes.items()]
-        layer = before.metadata_props["edgekit.layer"]
-        unique = f"{layer}.{op}.{next(self._count)}"
+        unique = f"{plan_of(before).layer}.{op}.{next(self._count)}"
         node = ir.Node(domain, op, inputs, attrs, num_outputs=1, name=f"node:{unique}")
         node.outputs[0].name = unique
         node.outputs[0].type = ir.TensorType(FLOAT)
@@ -223,9 +216,7 @@ class _Lowering:
         if block < 0 or x is None:
             return x
         if block > 0:
-            raise UnsupportedError(
-                f"{node.metadata_props['edgekit.layer']}: activations in blocks of {block} need format t2"
-            )
+            raise UnsupportedError(f"{plan_of(node).layer}: activations in blocks of {block} need format t2")
         key = (id(x), block)
         if key not in self._rounded:
             largest = self._node(
@@ -310,22 +301,28 @@ class _Lowering:
         )
 
     def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
-        whole: list[dict[str, Any]] = [{"name": node.metadata_props["edgekit.layer"], "rows": [0, weight.rows]}]
-        parts = json.loads(node.metadata_props["edgekit.parts"]) if "edgekit.parts" in node.metadata_props else whole
-        block = _activation_block(node)
+        plan, block = plan_of(node), _activation_block(node)
         table = node.op_type == "Embedding" and weight.format in ("int8", "int8-channel", "int4")
         native = 128 if block < 0 else block
         rounded = {**dict.fromkeys(OPERATORS, native), "int8": weight.block, "int4": weight.block}.get(
             weight.format, block
         )
-        for part in parts:
-            self.outcomes.append({
-                "name": part["name"], "format": weight.format, "block_size": weight.block,
-                "bits_per_weight": _bits_per_weight(weight), "shape": [part["rows"][1] - part["rows"][0], weight.columns],
-                "tensor": _table_name(weight) if table else data.name, "scales": scales.name if scales is not None else "", "rows": part["rows"],
-                "activation_block_size": rounded if node.op_type == "Linear" else -1,
-                "reason": part.get("reason", node.metadata_props.get("edgekit.reason", "")),
-            })  # fmt: skip
+        for part in plan.parts or [Part(plan.layer, (0, weight.rows), plan.reason)]:
+            first, last = part.rows
+            self.layers.append(
+                Layer(
+                    name=part.name,
+                    format=weight.format,
+                    block_size=weight.block,
+                    bits_per_weight=_bits_per_weight(weight),
+                    shape=(last - first, weight.columns),
+                    tensor=_table_name(weight) if table else str(data.name),
+                    scales=str(scales.name) if scales is not None else "",
+                    rows=part.rows,
+                    activation_block_size=rounded if node.op_type == "Linear" else -1,
+                    reason=part.reason,
+                )
+            )
 
 
 def _table_name(weight: _Weight) -> str:

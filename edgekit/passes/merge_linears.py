@@ -6,8 +6,8 @@ all of them quantize row by row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +16,11 @@ import onnx_ir as ir
 from edgekit.lowbit.initializers import WeightTensor, weight_of
 from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.lowbit.weights import stacked
+from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import Part
 
-Key = tuple[int, str, str, int]
+Key = tuple[int, str, int, int]
 
 
 class MergeLinears(ir.passes.InPlacePass):
@@ -39,7 +41,7 @@ class MergeLinears(ir.passes.InPlacePass):
             if mergeable(node):
                 groups.setdefault(key_of(node), []).append(node)
         for members in groups.values():
-            if len(members) > 1 and members[0].metadata_props.get("edgekit.format") not in NATIVE_FORMATS:
+            if len(members) > 1 and plan_of(members[0]).format not in NATIVE_FORMATS:
                 _split(graph, members)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
@@ -47,7 +49,7 @@ class MergeLinears(ir.passes.InPlacePass):
 
 def mergeable(node: ir.Node) -> bool:
     """Whether a node is a linear layer that may become part of another one."""
-    if node.domain != EDGEKIT or node.op_type != "Linear" or "edgekit.parts" in node.metadata_props:
+    if node.domain != EDGEKIT or node.op_type != "Linear" or plan_of(node).parts:
         return False
     weight = node.inputs[1]
     return weight is not None and len(weight.uses()) == 1 and not node.outputs[0].is_graph_output()
@@ -56,8 +58,8 @@ def mergeable(node: ir.Node) -> bool:
 def key_of(node: ir.Node) -> Key:
     """What two layers must have in common to be merged."""
     blocks = node.attributes["activation_block_size"].as_int()
-    meta = node.metadata_props
-    return id(node.inputs[0]), meta.get("edgekit.format", ""), meta.get("edgekit.block_size", ""), blocks
+    plan = plan_of(node)
+    return id(node.inputs[0]), plan.format, plan.block_size, blocks
 
 
 def _pack_attention(graph: ir.Graph, attention: ir.Node) -> bool:
@@ -151,8 +153,8 @@ def _rows(member: ir.Node) -> int:
 
 def merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     """One Linear with the members' rows one below the other, put where the first of them stands."""
-    names = [m.metadata_props["edgekit.layer"] for m in members]
-    joined = _joined_name(names)
+    plans = [plan_of(m) for m in members]
+    joined = _joined_name([plan.layer for plan in plans])
     ends = np.cumsum([_rows(m) for m in members]).tolist()
     inputs = [members[0].inputs[0], _stacked_weight(graph, members, f"{joined}.weight")]
     if any(len(m.inputs) > 2 for m in members):
@@ -165,11 +167,9 @@ def merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     )  # fmt: skip
     merged = ir.Node(EDGEKIT, "Linear", inputs, attributes, outputs=[output], name=f"node:{joined}.Linear")
     merged.metadata_props.update(members[0].metadata_props)
-    merged.metadata_props["edgekit.layer"] = joined
-    reasons = [m.metadata_props.get("edgekit.reason", "") for m in members]
-    spans = zip(names, reasons, [0, *ends], ends, strict=False)
-    parts = [{"name": n, "reason": reason, "rows": [a, b]} for n, reason, a, b in spans]
-    merged.metadata_props["edgekit.parts"] = json.dumps(parts)
+    spans = pairwise([0, *ends])
+    parts = tuple(Part(plan.layer, rows, plan.reason) for plan, rows in zip(plans, spans, strict=True))
+    set_plan(merged, replace(plans[0], layer=joined, parts=parts))
     first = min(members, key=list(graph).index)
     graph.insert_before(first, merged)
     return merged

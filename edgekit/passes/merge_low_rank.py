@@ -7,14 +7,16 @@ merged term by term become one sum of merged layers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.passes.merge_linears import Key, key_of, merge, mergeable, split_rows
+from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import Part
 
 Terms = tuple[ir.Node, ...]
 
@@ -37,7 +39,7 @@ class MergeLowRank(ir.passes.InPlacePass):
         for node in graph:
             if id(node) in sums and all(mergeable(term) for term in sums[id(node)]):
                 terms = sums[id(node)]
-                if terms[0].metadata_props.get("edgekit.format") not in NATIVE_FORMATS:
+                if plan_of(terms[0]).format not in NATIVE_FORMATS:
                     groups.setdefault(tuple(key_of(term) for term in terms), []).append(node)
         for members in groups.values():
             if len(members) > 1:
@@ -64,10 +66,9 @@ def _share_products(graph: ir.Graph) -> bool:
 
 
 def _add_name(leader: ir.Node, other: ir.Node) -> None:
-    meta, rows = leader.metadata_props, _rows(leader)
-    own = {"name": meta["edgekit.layer"], "reason": meta.get("edgekit.reason", ""), "rows": [0, rows]}
-    parts = json.loads(meta["edgekit.parts"]) if "edgekit.parts" in meta else [own]
-    meta["edgekit.parts"] = json.dumps([*parts, {**own, "name": other.metadata_props["edgekit.layer"]}])
+    plan = plan_of(leader)
+    own = Part(plan.layer, (0, _rows(leader)), plan.reason)
+    set_plan(leader, replace(plan, parts=(*(plan.parts or [own]), replace(own, name=plan_of(other).layer))))
 
 
 def _terms(node: ir.Node) -> Terms:

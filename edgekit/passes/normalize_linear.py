@@ -13,7 +13,9 @@ import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import Plan
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -147,7 +149,7 @@ def _replace(
     attributes = [ir.AttrInt64("activation_block_size", -1)] if op == "Linear" else []
     new = ir.Node(EDGEKIT, op, inputs, attributes, num_outputs=1, name=f"node:{old.name}.{op}")
     new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
-    new.metadata_props["edgekit.layer"] = _layer_name(first, weight)
+    set_plan(new, Plan(_layer_name(first, weight)))
     graph.insert_after(last, new)
     name = old.name
     ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
 from edgekit.recipe import StaticQuantization
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import Layer
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 
@@ -53,7 +53,8 @@ def quantize_static(
         result = ir.load(done)
         ir.external_data.load_to_model(result)
     result.metadata_props.update(model.metadata_props)
-    result.metadata_props["edgekit.layers"] = json.dumps(list(_outcomes(result)))
+    facts_of(result).dead_units = facts_of(model).dead_units
+    facts_of(result).layers = list(_outcomes(result))
     return result
 
 
@@ -78,7 +79,7 @@ class _silent:
         logging.disable(logging.NOTSET)
 
 
-def _outcomes(model: ir.Model) -> Iterator[dict[str, Any]]:
+def _outcomes(model: ir.Model) -> Iterator[Layer]:
     """Each convolution and matrix product with what its weight is stored as."""
     for node in model.graph:
         if node.op_type not in LAYERS or len(node.inputs) < 2 or node.inputs[1] is None:
@@ -87,7 +88,7 @@ def _outcomes(model: ir.Model) -> Iterator[dict[str, Any]]:
         stored = source.inputs[0] if source is not None and source.op_type == "DequantizeLinear" else weight
         if stored is None or stored.const_value is None:
             continue
-        shape = [int(d) for d in stored.const_value.shape.numpy()]
+        shape = tuple(int(d) for d in stored.const_value.shape.numpy())
         quantized = stored.const_value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
         count = int(np.prod(shape))
         scales = source.inputs[1] if quantized and source is not None else None
@@ -96,9 +97,11 @@ def _outcomes(model: ir.Model) -> Iterator[dict[str, Any]]:
             if scales is not None and scales.const_value is not None
             else 0
         )
-        yield {
-            "name": str(weight.name).removesuffix("_DequantizeLinear_Output").removesuffix(".weight"),
-            "format": "int8-static" if quantized else "fp32", "block_size": 0,
-            "bits_per_weight": round((8 * count + extra) / count, 4) if quantized else 32.0, "shape": shape,
-            "activation_block_size": -1, "reason": "" if quantized else "the quantizer left it in float32",
-        }  # fmt: skip
+        yield Layer(
+            name=str(weight.name).removesuffix("_DequantizeLinear_Output").removesuffix(".weight"),
+            format="int8-static" if quantized else "fp32",
+            block_size=0,
+            bits_per_weight=round((8 * count + extra) / count, 4) if quantized else 32.0,
+            shape=shape,
+            reason="" if quantized else "the quantizer left it in float32",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from edgekit.passes import pipeline
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
+from edgekit.spec.facts import facts_of
+from tests.support.dead_units import copied
 from tests.support.tiny_decoders import DECODERS
 from tests.support.tiny_decoders import build as tiny
 
@@ -239,7 +240,7 @@ def _graph(planted: Planted) -> ir.Model:
 
 
 def _compiled(graph: ir.Model, remove: bool) -> ir.Model:
-    model = graph.clone()
+    model = copied(graph)
     for step in pipeline(Recipe.load("fp32")):
         if remove or not isinstance(step, RemoveDeadUnits):
             model = step(model).model
@@ -273,15 +274,16 @@ def test_all_planted_units_are_found_and_nothing_changes(name: str, tmp_path: Pa
     model = _compiled(graph, remove=True)
     for want, got in zip(before, _answers(model, planted.inputs, tmp_path), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * float(np.abs(want).max()))
-    table = json.loads(model.metadata_props["edgekit.dead_units"])
+    table = facts_of(model).dead_units
     found = Counter[str]()
     for row in table:
-        found[row["unit"]] += row["count"] * row["removed"]
+        found[row.unit] += row.count * row.removed
     assert {unit: count for unit, count in found.items() if count} == planted.expected
-    reasons = [row["reason"] for row in table if not row["removed"]]
+    reasons = [row.reason for row in table if not row.removed]
     assert all(any(words in reason for reason in reasons) for words in planted.stays), reasons
     if planted.kv_heads:
-        assert json.loads(model.metadata_props["edgekit.decoder"])["kv_heads"] == planted.kv_heads
+        decoder = facts_of(model).decoder
+        assert decoder is not None and list(decoder.kv_heads) == planted.kv_heads
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("llama", "int4"), ("gpt2", "int8")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import DeadUnits
 from tests.support.tiny_bundle import FLOAT, GraphWriter
 
 TOLERANCE = 1e-6
@@ -72,13 +74,20 @@ class Net:
         return self.g.model(outputs)
 
 
-def rewritten(model: ir.Model, normalize: bool) -> tuple[ir.Model, list[dict[str, Any]]]:
+def copied(model: ir.Model) -> ir.Model:
+    """A copy to be rewritten, with what is known of the model."""
+    copy = model.clone(deep_copy=True)
+    copy.meta.update(deepcopy(dict(model.meta)))
+    return copy
+
+
+def rewritten(model: ir.Model, normalize: bool) -> tuple[ir.Model, list[DeadUnits]]:
     """A copy without its dead units, and the table; with ``normalize`` as export does it, else on standard operators."""
-    copy = ir.from_proto(ir.to_proto(model))
+    copy = copied(model)
     if normalize:
         copy = RemoveUnusedNodesPass()(NormalizeLinear()(copy).model).model
     copy = RemoveDeadUnits()(copy).model
-    return copy, json.loads(copy.metadata_props.get("edgekit.dead_units", "[]"))
+    return copy, facts_of(copy).dead_units
 
 
 def outputs(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -110,11 +119,11 @@ def widths(model: ir.Model) -> dict[str, list[int]]:
     }
 
 
-def removed(table: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+def removed(table: list[DeadUnits]) -> dict[tuple[str, str], int]:
     """How many units went, by layer and reason."""
-    return {(row["layer"], row["reason"]): row["count"] for row in table if row["removed"]}
+    return {(row.layer, row.reason): row.count for row in table if row.removed}
 
 
-def kept(table: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+def kept(table: list[DeadUnits]) -> dict[tuple[str, str], str]:
     """Why something stayed, by layer and kind."""
-    return {(row["layer"], row["unit"]): row["reason"] for row in table if not row["removed"]}
+    return {(row.layer, row.unit): row.reason for row in table if not row.removed}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +14,9 @@ from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.passes.dead_units.weights import CHUNK, Alive, Scans
+from edgekit.spec.facts import facts_of, set_plan
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import DeadUnits, Plan
 from tests.support.dead_units import Net, kept, removed, rewritten, same, widths
 from tests.support.tiny_bundle import MICROSOFT
 
@@ -146,7 +146,7 @@ def test_dead_units_in_a_row_go_round_after_round() -> None:
         ("first", "always zero"): 1,
         ("second", "always zero"): 1,
     }
-    assert [row["of"] for row in table if row["layer"] == "second"] == [5]
+    assert [row.of for row in table if row.layer == "second"] == [5]
 
 
 def _half_without_bias(net: Net) -> ir.Model:
@@ -256,7 +256,7 @@ def test_what_looks_dead_and_is_not_stays_with_a_reason(name: str) -> None:
     same(model, after, *shape)
     assert widths(after) == widths(model)
     assert not removed(table)
-    assert any(row["unit"] == unit and reason in row["reason"] for row in table), table
+    assert any(row.unit == unit and reason in row.reason for row in table), table
 
 
 def test_a_weight_that_two_layers_share_stays() -> None:
@@ -278,13 +278,13 @@ def test_a_recorded_value_keeps_its_width() -> None:
     w[1] = 0
     hidden = net.g.op("Relu", net.dense(net.input(4), w, name="up"), name="tapped")[0]
     model = net.model(y=(net.dense(hidden, net.draw(2, 5), name="down"), ["batch", 2]))
-    model.metadata_props["edgekit.taps"] = json.dumps({"up": "tapped"})
+    facts_of(model).taps["up"] = "tapped"
     after, table = rewritten(model, False)
     assert widths(after)["up"] == [5, 4]
     assert kept(table)["up", "zero row"] == "its values are recorded for parity (tapped)"
 
 
-def _rounding(block: int, zero_row: bool) -> list[dict[str, Any]]:
+def _rounding(block: int, zero_row: bool) -> list[DeadUnits]:
     """A hidden layer before one that rounds its input to int8 in training (BitNet)."""
     net = Net()
     up, down = net.draw(130, 4), net.draw(3, 130)
@@ -300,7 +300,7 @@ def _rounding(block: int, zero_row: bool) -> list[dict[str, Any]]:
 def _linear(net: Net, x: ir.Value, weight: np.ndarray, block: int, name: str) -> ir.Value:
     value = net.constant(weight, f"{name}.weight")
     out = net.g.op("Linear", x, value, domain=EDGEKIT, activation_block_size=block)[0]
-    net.g.nodes[-1].metadata_props["edgekit.layer"] = name
+    set_plan(net.g.nodes[-1], Plan(name))
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import DecoderInfo
 from tests.support.dead_units import Net, kept, outputs, removed, rewritten, same, widths
 from tests.support.tiny_bundle import FLOAT, MICROSOFT
 
@@ -60,9 +61,7 @@ def test_random_convolutional_nets(seed: int, channels: int, pad: bool, block: s
     same(model, after, 2, SIDE, SIDE)
     living = (one != 0).any(axis=(1, 2, 3)) & (two != 0).any(axis=(0, 2, 3))
     assert widths(after)["one"][0] >= max(1, int(living.sum()) if block != "depthwise" else 1)
-    assert widths(after)["one"][0] == channels - sum(
-        row["count"] for row in table if row["removed"] and "one" in row["layer"]
-    )
+    assert widths(after)["one"][0] == channels - sum(row.count for row in table if row.removed and "one" in row.layer)
     assert not RemoveDeadUnits()(after).modified
 
 
@@ -145,7 +144,7 @@ def _attention(seed: int, groups: int, packed: bool, dead: np.ndarray, values: n
     dims: list[int | str] = ["batch", groups, "present", SIZE]
     y = _matmul(net, answer, out, "out"), ["batch", "sequence", WIDTH]
     model = net.g.model({"y": y, "present.0.key": (key, dims), "present.0.value": (value, list(dims))})  # type: ignore[dict-item]
-    model.metadata_props["edgekit.decoder"] = json.dumps({"layers": 1, "kv_heads": [groups], "head_dim": [SIZE]})
+    facts_of(model).decoder = DecoderInfo(1, (groups,), (SIZE,), WIDTH, 64)
     return model
 
 
@@ -188,12 +187,12 @@ def test_random_heads(seed: int, groups: int, packed: bool, normalize: bool) -> 
     node = next(n for n in after.graph if n.op_type == "GroupQueryAttention")
     heads, keys = _left(groups, dead, values)
     assert (node.attributes["num_heads"].as_int(), node.attributes["kv_num_heads"].as_int()) == (heads, keys)
-    assert json.loads(after.metadata_props["edgekit.decoder"])["kv_heads"] == [keys]
+    assert facts_of(after).decoder == DecoderInfo(1, (keys,), (SIZE,), WIDTH, 64)
     for value in (*after.graph.inputs, *after.graph.outputs):
         if value.name and "key" in value.name:
             assert value.shape is not None and value.shape[1] == keys
     silent = int((dead.reshape(groups, -1) | values[:, None]).sum())
-    stayed = sum(row["count"] for row in table if not row["removed"] and row["unit"] == "query head")
+    stayed = sum(row.count for row in table if not row.removed and row.unit == "query head")
     assert stayed == silent - (HEADS - heads)
     assert not RemoveDeadUnits()(after).modified
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from edgekit.parity import verify
 from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Limits, Recipe, Rule
-from tests.support.dead_units import Net, outputs
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import DeadUnits
+from tests.support.dead_units import Net, copied, outputs
 from tests.support.tiny_decoders import build as tiny
 
 ROWS, WIDTH = 60, 32
@@ -40,10 +41,10 @@ def _model(tied: bool, dead: np.ndarray = DEAD, bias: bool = False, width: int =
     return net.model(logits=(logits, ["batch", "length", ROWS]))
 
 
-def _rows(model: ir.Model, drop: bool) -> tuple[ir.Model, list[dict[str, Any]]]:
-    copy = RemoveUnusedNodesPass()(NormalizeLinear()(ir.from_proto(ir.to_proto(model))).model).model
+def _rows(model: ir.Model, drop: bool) -> tuple[ir.Model, list[DeadUnits]]:
+    copy = RemoveUnusedNodesPass()(NormalizeLinear()(copied(model)).model).model
     copy = RemoveDeadRows(drop)(copy).model
-    return copy, json.loads(copy.metadata_props.get("edgekit.dead_units", "[]"))
+    return copy, facts_of(copy).dead_units
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,8 +55,8 @@ def test_rows_of_zeros_are_stored_once_and_ids_mean_what_they_did(tied: bool) ->
     (want,), (got,) = outputs(model, {"ids": ids}), outputs(after, {"ids": ids})
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * float(np.abs(want).max()))
     (row,) = table
-    assert (row["layer"], row["unit"], row["removed"]) == ("table", "embedding row", True)
-    assert (row["count"], row["of"]) == (len(DEAD) - 1, ROWS)
+    assert (row.layer, row.unit, row.removed) == ("table", "embedding row", True)
+    assert (row.count, row.of) == (len(DEAD) - 1, ROWS)
     assert after.graph.initializers["table.weight"].shape == ir.Shape([ROWS - len(DEAD) + 1, WIDTH])
     assert not RemoveDeadRows(True)(after).modified
 
@@ -70,7 +71,7 @@ def test_rows_of_zeros_are_stored_once_and_ids_mean_what_they_did(tied: bool) ->
 )
 def test_rows_of_zeros_stay_with_a_reason(model: ir.Model, drop: bool, reason: str) -> None:
     after, table = _rows(model, drop)
-    assert [row["removed"] for row in table] == [False] and reason in table[0]["reason"]
+    assert [row.removed for row in table] == [False] and reason in table[0].reason
     assert after.graph.initializers["table.weight"].shape == ir.Shape([ROWS, WIDTH])
 
 
@@ -82,7 +83,7 @@ def test_a_table_that_something_else_reads_stays() -> None:
     model.graph.append(probe)
     model.graph.outputs.append(probe.outputs[0])
     _, table = _rows(model, True)
-    assert table[0]["removed"] is False and "reads the table too" in table[0]["reason"]
+    assert table[0].removed is False and "reads the table too" in table[0].reason
 
 
 def test_a_table_without_rows_of_zeros_is_not_mentioned() -> None:

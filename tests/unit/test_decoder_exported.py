@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from edgekit.frontend.decoder import build
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
-from edgekit.spec.records import DecoderInfo
+from edgekit.spec.facts import facts_of
 from tests.support.tiny_bundle import manifest, recipe
 from tests.support.tiny_decoders import DECODERS
 from tests.support.tiny_decoders import build as tiny
@@ -30,10 +29,7 @@ def exported(model: nn.Module, path: Path) -> Bundle:
     graph = build(model)
     for step in pipeline(Recipe.load("fp32")):
         graph = step(graph).model
-    facts = json.loads(graph.metadata_props["edgekit.decoder"])
-    info = DecoderInfo(
-        facts["layers"], tuple(facts["kv_heads"]), tuple(facts["head_dim"]), facts["vocab_size"], facts["max_length"]
-    )
+    info = facts_of(graph).decoder
     with BundleWriter(path) as writer:
         write_graph(graph, writer.directory)
         return writer.commit(replace(manifest(graph, "text-generation", recipe(), decoder=info), taps={}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,9 @@ from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe, Rule
+from edgekit.spec.facts import facts_of, set_plan
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import Plan
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((2, 3, 64)).astype(np.float32)
@@ -53,7 +54,7 @@ class Net:
         node.outputs[0].name, node.outputs[0].type = f"v{len(self.nodes)}", ir.TensorType(ir.DataType.FLOAT)
         node.outputs[0].shape = ir.Shape(shape) if shape is not None else None
         if layer:
-            node.metadata_props["edgekit.layer"] = layer
+            set_plan(node, Plan(layer))
         self.nodes.append(node)
         return node.outputs[0]
 
@@ -112,8 +113,8 @@ def test_merging_changes_no_number(format_name: str, bias: Sequence[bool]) -> No
     kinds = Counter(n.op_type for n in merged.graph)
     assert kinds["Split"] == 1
     assert kinds["MatMulNBits"] + kinds["FusedMatMul"] == 1
-    layers = {layer["name"]: layer for layer in json.loads(merged.metadata_props["edgekit.layers"])}
-    assert layers["mlp.b"]["rows"] == [32, 48]
+    layers = {layer.name: layer for layer in facts_of(merged).layers}
+    assert layers["mlp.b"].rows == (32, 48)
     for a, b in zip(run(merged), run(lowered_apart(format_name, bias)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 

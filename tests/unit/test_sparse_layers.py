@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +16,8 @@ from edgekit.lowbit.reference import sparse_matmul
 from edgekit.metrics import tensor_distance
 from edgekit.passes import choose_formats
 from edgekit.recipe import Recipe, Rule
+from edgekit.spec.facts import facts_of, plan_of
+from edgekit.spec.records import Layer
 from tests.unit.test_passes import Net, X, lowered, recipe, run
 
 NAMES = ("sparse-int4", "sparse-int8")
@@ -45,8 +45,8 @@ def graph(*zeros: float) -> ir.Model:
     )
 
 
-def layers_of(model: ir.Model) -> dict[str, dict[str, Any]]:
-    return {layer["name"]: layer for layer in json.loads(model.metadata_props["edgekit.layers"])}
+def layers_of(model: ir.Model) -> dict[str, Layer]:
+    return {layer.name: layer for layer in facts_of(model).layers}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,10 +54,10 @@ def test_sparse_only_from_where_it_is_faster_and_said_why(name: str, large: None
     dense, least = choose_formats.BREAK_EVEN[name]
     model = lowered(graph(0.97, 0.0), recipe(Rule("*", name)))
     found = layers_of(model)
-    assert (found["mlp.0"]["format"], found["mlp.1"]["format"]) == (name, dense)
-    assert f"% zeros: faster than {dense} from {least:.0%}" in found["mlp.0"]["reason"]
+    assert (found["mlp.0"].format, found["mlp.1"].format) == (name, dense)
+    assert f"% zeros: faster than {dense} from {least:.0%}" in found["mlp.0"].reason
     expected = f"% zeros, {name} is faster than {dense} from {least:.0%}; stored as {dense}"
-    assert found["mlp.1"]["reason"].endswith(expected)
+    assert found["mlp.1"].reason.endswith(expected)
     kinds = Counter(node.op_type for node in model.graph)
     assert (kinds["SparseMatMul"], kinds["MatMulNBits"]) == (1, 1)
 
@@ -65,7 +65,7 @@ def test_sparse_only_from_where_it_is_faster_and_said_why(name: str, large: None
 def test_what_a_cache_holds_stays_dense() -> None:
     found = layers_of(lowered(graph(0.97), recipe(Rule("*", "sparse-int4"))))
     expected = "the model's weights stay in a cache of 32 MiB, where int4 is faster; stored as int4"
-    assert (found["mlp.0"]["format"], found["mlp.0"]["reason"]) == ("int4", expected)
+    assert (found["mlp.0"].format, found["mlp.0"].reason) == ("int4", expected)
 
 
 def test_a_bundle_for_other_processors_stays_dense(large: None) -> None:
@@ -76,9 +76,9 @@ def test_a_bundle_for_other_processors_stays_dense(large: None) -> None:
     ):
         choose_formats.ChooseFormats(recipe(Rule("*", "sparse-int4")), abis)(model)
         (layer,) = [n for n in model.graph if n.op_type == "Linear"]
-        assert layer.metadata_props["edgekit.format"] == chosen
+        assert plan_of(layer).format == chosen
     expected = "for linux-aarch64 too (--abi), where sparse-int4 was not measured to be faster; stored as int4"
-    assert layer.metadata_props["edgekit.reason"] == expected
+    assert plan_of(layer).reason == expected
 
 
 def test_an_embedding_stays_dense(large: None) -> None:
@@ -87,8 +87,8 @@ def test_an_embedding_stays_dense(large: None) -> None:
     table = net.weight("table", pruned(32, 0.97))
     model = net.model(net.op("Embedding", ids, table, domain="ai.edgekit", layer="embed", shape=["b", "s", 64, 64]))
     found = layers_of(lowered(model, recipe(Rule("*", "sparse-int8"))))
-    assert found["embed"]["format"] == "int8"
-    assert found["embed"]["reason"] == "embedding: looked up by row; stored as int8"
+    assert found["embed"].format == "int8"
+    assert found["embed"].reason == "embedding: looked up by row; stored as int8"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,8 +98,8 @@ def test_layers_compute_what_is_stored(name: str, native: bool, large: None) -> 
     kinds = Counter(node.op_type for node in model.graph)
     assert (kinds["SparseMatMul"], kinds["Split"]) == (3, 0)  # nothing to gain by merging them
     found = layers_of(model)["mlp.2"]
-    stored = model.graph.initializers[found["tensor"]].const_value.numpy()  # type: ignore[union-attr]
-    assert found["bits_per_weight"] == pytest.approx(8 * (stored.nbytes + 4 * 32) / (32 * 64), abs=1e-4)
+    stored = model.graph.initializers[found.tensor].const_value.numpy()  # type: ignore[union-attr]
+    assert found.bits_per_weight == pytest.approx(8 * (stored.nbytes + 4 * 32) / (32 * 64), abs=1e-4)
     if native:
         library = load_library()
         assert library is not None

@@ -21,7 +21,9 @@ from edgekit.frontend.decoder.emit import (
     shape_of,
 )
 from edgekit.frontend.decoder.pending_views import Shape, View
+from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT, MICROSOFT
+from edgekit.spec.records import Plan
 
 Args = list[Any]
 Node = torch.fx.Node
@@ -60,7 +62,7 @@ def linear(emitter: Emitter, node: Node, args: Args) -> View:
     out = emitter.node(
         "Linear", inputs, {"activation_block_size": node.meta.get("activation_block_size", -1)}, domain=EDGEKIT
     )[0]
-    emitter.nodes[-1].metadata_props["edgekit.layer"] = emitter.scope
+    set_plan(emitter.nodes[-1], Plan(emitter.scope))
     return wrap(node, out)
 
 
@@ -73,7 +75,7 @@ def embedding(emitter: Emitter, node: Node, args: Args) -> View:
     out = emitter.node(
         "Embedding", [value(emitter, args[1], ir.DataType.INT64), emitter.weight(args[0])], domain=EDGEKIT
     )[0]
-    emitter.nodes[-1].metadata_props["edgekit.layer"] = emitter.scope
+    set_plan(emitter.nodes[-1], Plan(emitter.scope))
     return wrap(node, out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +16,9 @@ from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT, MICROSOFT
+from edgekit.spec.records import DecoderInfo
 
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
@@ -161,11 +162,8 @@ def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_leng
         initializers=list(emitter.initializers.values()), opset_imports=OPSETS, name="decoder",
     )  # fmt: skip
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit")
-    decoder = {
-        "layers": len(traced.kv_shapes), "kv_heads": [h for h, _ in traced.kv_shapes],
-        "head_dim": [d for _, d in traced.kv_shapes],
-        "vocab_size": int(results[0].shape[2]), "max_length": max_length, "proof_error": traced.proof_error,
-    }  # fmt: skip
-    model.metadata_props["edgekit.decoder"] = json.dumps(decoder)
-    model.metadata_props["edgekit.taps"] = json.dumps({layer: value.name for layer, value in emitter.taps.items()})
+    facts = facts_of(model)
+    heads, dims = zip(*traced.kv_shapes, strict=True)
+    facts.decoder = DecoderInfo(len(heads), heads, dims, int(results[0].shape[2]), max_length, traced.proof_error)
+    facts.taps = {layer: str(value.name) for layer, value in emitter.taps.items()}
     return model

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgekit.passes.dead_units.constants import Floats
 from edgekit.passes.dead_units.weights import Alive, Bools, Ints, Scans
+from edgekit.spec.facts import plan_of
 
 Keep = Callable[[Ints], Bools]
 """Which of the given channels stay."""
@@ -194,7 +195,7 @@ def integers(value: ir.Value | None) -> list[int] | None:
 def called(node: ir.Node) -> str:
     """What a person calls a node: its layer, else its operator and output."""
     weight = str(node.inputs[1].name) if len(node.inputs) > 1 and node.inputs[1] is not None else ""
-    layer = node.metadata_props.get("edgekit.layer") or weight.removesuffix(".weight")
+    layer = plan_of(node).layer or weight.removesuffix(".weight")
     return layer if layer != weight else f"{node.op_type} ({node.outputs[0].name if node.outputs else node.name})"
 
 

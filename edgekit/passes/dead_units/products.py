@@ -12,6 +12,7 @@ from edgekit.passes.dead_units.attention import product_of_heads
 from edgekit.passes.dead_units.channels import Channels, Flow, Product, Rule, array_of, called, constant_of
 from edgekit.passes.dead_units.constants import applied, number, text, whole
 from edgekit.passes.dead_units.cuts import CountCut, ParameterCut
+from edgekit.spec.facts import plan_of
 from edgekit.spec.names import EDGEKIT
 
 
@@ -23,7 +24,7 @@ def _product(flow: Flow, node: ir.Node, x: Channels, axis: int, **facts: Any) ->
     rows_axis = facts["rows_axis"]
     count, bias = int(tensor.shape[rows_axis]), node.inputs[2] if len(node.inputs) > 2 else None
     y = flow.fresh(count, axis, rank)
-    layer = node.metadata_props.get("edgekit.layer") or str(value.name).removesuffix(".weight")
+    layer = plan_of(node).layer or str(value.name).removesuffix(".weight")
     product = Product(node, layer, x=x, y=y, tensor=tensor, scans=flow.scans, **facts)
     shared = len(value.uses()) > 1
     if shared:

@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from edgekit.lowbit.surviving import Kept
 from edgekit.passes.dead_units.channels import Flow, Product, constant_of
 from edgekit.passes.dead_units.cuts import replace_constant, update_shapes
 from edgekit.passes.dead_units.operators import follow
-from edgekit.passes.dead_units.verdict import Row, Verdict, judge, kept_rows, removed_rows
+from edgekit.passes.dead_units.verdict import Verdict, judge, kept_rows, removed_rows
 from edgekit.passes.dead_units.weights import Bools, Scans, product_with, sliced, taken
-
-REPORT = "edgekit.dead_units"
-KEPT = "edgekit.kept"
-"""Key in ``model.meta``: what is left of each layer, :class:`edgekit.lowbit.surviving.Kept` by name."""
+from edgekit.spec.facts import facts_of
+from edgekit.spec.records import DeadUnits, Surviving
 
 
 class RemoveDeadUnits(ir.passes.InPlacePass):
     """Removes what changes no output, again and again until nothing more is dead.
 
-    ``model.metadata_props["edgekit.dead_units"]`` lists what was removed, and what looks dead and had to stay: layer, unit,
-    count, of, removed, reason. ``model.meta["edgekit.kept"]`` says what is left of each linear layer. A decoder's
-    description and its cache follow. Weights are read once, a few rows at a time.
+    The model's facts then list what was removed, what looks dead and had to stay, and what is left of each linear layer.
+    A decoder's description and its cache follow. Weights are read once, a few rows at a time.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        scans, rows = Scans(), list[Row]()
-        kept: dict[str, Kept] = model.meta.setdefault(KEPT, {})
+        scans, rows, facts = Scans(), list[DeadUnits](), facts_of(model)
         model = _with_shapes(model)
-        taps = frozenset(json.loads(model.metadata_props.get("edgekit.taps", "{}")).values())
+        taps = frozenset(facts.taps.values())
         while True:
             verdict = judge(follow(Flow(model.graph, scans, taps)))
             if not verdict.dead.any():
                 break
             rows += removed_rows(verdict)
-            _cut(verdict, kept)
-        known = json.loads(model.metadata_props.get(REPORT, "[]"))
-        listed = known + [asdict(row) for row in (*_summed(rows), *kept_rows(verdict))]
-        if listed:
-            model.metadata_props[REPORT] = json.dumps(listed)
-        if rows:
-            _describe_decoder(model)
+            _cut(verdict, facts.surviving)
+        facts.dead_units += [*_summed(rows), *kept_rows(verdict)]
+        if rows and facts.decoder is not None:
+            facts.decoder = replace(facts.decoder, kv_heads=_kv_heads(model, facts.decoder.kv_heads))
         return ir.passes.PassResult(model, modified=bool(rows))
 
 
@@ -61,53 +53,51 @@ def _with_shapes(model: ir.Model) -> ir.Model:
     )
 
 
-def _summed(rows: list[Row]) -> list[Row]:
+def _summed(rows: list[DeadUnits]) -> list[DeadUnits]:
     """One row for equal reasons of several rounds, out of what the layer had at first."""
     counts: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple[str, str], int] = {}
     for row in rows:
         counts[row.layer, row.unit, row.reason] += row.count
         first.setdefault((row.layer, row.unit), row.of)
-    return [Row(layer, unit, n, first[layer, unit], True, reason) for (layer, unit, reason), n in counts.items()]
+    return [DeadUnits(layer, unit, n, first[layer, unit], True, reason) for (layer, unit, reason), n in counts.items()]
 
 
-def _cut(verdict: Verdict, kept: dict[str, Kept]) -> None:
+def _cut(verdict: Verdict, surviving: dict[str, Surviving]) -> None:
     flow = verdict.flow
     for product in flow.products:
         columns, rows = verdict.keep(product.x.ids), verdict.keep(product.y.ids)
         if not (rows.all() and columns.all()):
-            left = _left(product, kept)
-            _fold(product, ~columns, left)
+            left = _fold(product, ~columns, surviving.get(product.name) or _whole(product))
             _shrink(product, rows, columns)
-            left.rows, left.columns = left.rows[rows], left.columns[columns]
+            surviving[product.name] = replace(
+                left, rows=tuple(compress(left.rows, rows)), columns=tuple(compress(left.columns, columns))
+            )
     for cut in flow.cuts:
         cut.apply(verdict.keep)
     update_shapes(flow, verdict.keep)
 
 
-def _left(product: Product, kept: dict[str, Kept]) -> Kept:
-    if product.name not in kept:
-        bias = product.bias
-        whole = None if bias is None else bias.numpy().astype(np.float32)
-        size = len(product.y.ids)
-        kept[product.name] = Kept(size, np.arange(size), np.arange(len(product.x.ids)), whole)
-    return kept[product.name]
+def _whole(product: Product) -> Surviving:
+    bias, size = product.bias, len(product.y.ids)
+    numbers = None if bias is None else tuple(bias.numpy().astype(np.float32).tolist())
+    return Surviving(size, tuple(range(size)), tuple(range(len(product.x.ids))), numbers)
 
 
-def _fold(product: Product, gone: Bools, left: Kept) -> None:
+def _fold(product: Product, gone: Bools, left: Surviving) -> Surviving:
     """Adds what constant inputs contributed to the bias."""
     columns = np.flatnonzero(gone & (np.nan_to_num(product.x.constant) != 0) & product.alive.columns)
     if not len(columns):
-        return
+        return left
     extra = product_with(product.tensor, product.rows_axis, columns, product.x.constant[columns])
     old = product.bias
     bias = (extra if old is None else old.numpy() + extra).astype(product.tensor.dtype.numpy())
     node = product.node
     node.resize_inputs(max(3, len(node.inputs)))
     replace_constant(node, 2, ir.tensor(bias, name=f"{node.outputs[0].name}.bias"))
-    if left.bias is None:
-        left.bias = np.zeros(left.size, np.float32)
-    left.bias[left.rows] = bias
+    whole = np.zeros(left.size, np.float32) if left.bias is None else np.array(left.bias, np.float32)
+    whole[list(left.rows)] = bias
+    return replace(left, bias=tuple(whole.tolist()))
 
 
 def _shrink(product: Product, rows: Bools, columns: Bools) -> None:
@@ -122,15 +112,8 @@ def _shrink(product: Product, rows: Bools, columns: Bools) -> None:
         replace_constant(node, 2, taken(bias, {0: rows}, str(node.inputs[2].name)))  # type: ignore[union-attr]
 
 
-def _describe_decoder(model: ir.Model) -> None:
+def _kv_heads(model: ir.Model, known: tuple[int, ...]) -> tuple[int, ...]:
     """The key-value heads that each layer's cache has now."""
-    facts = json.loads(model.metadata_props.get("edgekit.decoder", "null"))
-    if facts is None:
-        return
     inputs = {value.name: value for value in model.graph.inputs}
-    heads = []
-    for layer, count in enumerate(facts["kv_heads"]):
-        shape = inputs[f"past_key_values.{layer}.key"].shape
-        heads.append(int(shape[1]) if shape is not None else count)  # type: ignore[arg-type]
-    facts["kv_heads"] = heads
-    model.metadata_props["edgekit.decoder"] = json.dumps(facts)
+    shapes = [inputs[f"past_key_values.{layer}.key"].shape for layer in range(len(known))]
+    return tuple(count if shape is None else int(shape[1]) for shape, count in zip(shapes, known, strict=True))  # type: ignore[arg-type]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.lowbit.surviving import Kept
 from edgekit.passes.dead_units.channels import called, constant_of
-from edgekit.passes.dead_units.removal import KEPT, REPORT
-from edgekit.passes.dead_units.verdict import Row
 from edgekit.passes.dead_units.weights import Bools, Scans, sliced
+from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import DeadUnits, Surviving
 
 UNIT = "embedding row"
 
@@ -22,14 +18,14 @@ class RemoveDeadRows(ir.passes.InPlacePass):
     """With ``drop``, tables lose all zero rows but one, and a table int32 [V] says where each id's row is now.
 
     Ids are looked up there before the table is; an output head that shares the table spreads its results by it. What was
-    removed, or why not, goes to ``model.metadata_props["edgekit.dead_units"]``, what is left to ``model.meta["edgekit.kept"]``.
+    removed, or why not, and what is left go to the model's facts.
     """
 
     def __init__(self, drop: bool) -> None:
         self.drop = drop
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        rows, scans = list[Row](), Scans()
+        rows, scans = list[DeadUnits](), Scans()
         tables = {n.inputs[1]: n for n in model.graph if n.domain == EDGEKIT and n.op_type == "Embedding"}
         for value, node in tables.items():
             tensor = constant_of(value)
@@ -43,10 +39,8 @@ class RemoveDeadRows(ir.passes.InPlacePass):
             if not why:
                 _drop(model, value, alive)
             reason = why or "all zeros; one row of zeros stands for them"
-            rows.append(Row(called(node), UNIT, count - (not why), len(alive), not why, reason))
-        if rows:
-            listed = json.loads(model.metadata_props.get(REPORT, "[]")) + [asdict(row) for row in rows]
-            model.metadata_props[REPORT] = json.dumps(listed)
+            rows.append(DeadUnits(called(node), UNIT, count - (not why), len(alive), not why, reason))
+        facts_of(model).dead_units += rows
         return ir.passes.PassResult(model, modified=any(row.removed for row in rows))
 
 
@@ -79,8 +73,9 @@ def _drop(model: ir.Model, value: ir.Value, alive: Bools) -> None:
     width = int(tensor.shape[1])  # type: ignore[arg-type]
     smaller = sliced(tensor, keep, np.ones(width, np.bool_), str(value.name))
     value.const_value, value.shape = smaller, smaller.shape
+    surviving = facts_of(model).surviving
     for use in uses:
-        model.meta.setdefault(KEPT, {})[called(use.node)] = Kept(len(alive), left, np.arange(width))
+        surviving[called(use.node)] = Surviving(len(alive), tuple(left.tolist()), tuple(range(width)))
         if use.node.op_type == "Embedding":
             _look_up(use.node, where)
         else:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit.passes.dead_units.channels import Attention, Flow, Product
 from edgekit.passes.dead_units.weights import CHUNK, Bools, Ints, scaled_by_columns
+from edgekit.spec.records import DeadUnits
 
 UNIFORM = "GroupQueryAttention needs as many query heads for each key-value head"
 LAST = "the last one stays: no operator takes a width of 0"
@@ -110,19 +111,7 @@ def _limit_heads(verdict: Verdict, attention: Attention) -> bool:
     return changed
 
 
-@dataclass(frozen=True)
-class Row:
-    """``count`` of ``of`` units of one layer: removed, or kept although they look dead, and why."""
-
-    layer: str
-    unit: str
-    count: int
-    of: int
-    removed: bool
-    reason: str
-
-
-def removed_rows(verdict: Verdict) -> Iterator[Row]:
+def removed_rows(verdict: Verdict) -> Iterator[DeadUnits]:
     """What goes, by the layers that made it."""
     found: Counter[tuple[str, str, int, str]] = Counter()
     causes, makers, units = _causes(verdict), _makers(verdict), _units(verdict)
@@ -132,7 +121,7 @@ def removed_rows(verdict: Verdict) -> Iterator[Row]:
             unit, of = units.get(one, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
             found[joined([p.name for p in products]), unit, of, causes.get(one, "all its query heads are dead")] += 1
     for (layer, unit, of, reason), count in found.items():
-        yield Row(layer, unit, count, of, True, reason)
+        yield DeadUnits(layer, unit, count, of, True, reason)
 
 
 def _makers(verdict: Verdict) -> dict[int, list[Product]]:
@@ -176,12 +165,12 @@ def _causes(verdict: Verdict) -> dict[int, str]:
     return texts
 
 
-def kept_rows(verdict: Verdict) -> Iterator[Row]:
-    """Rows and columns of zeros, and heads, that stay, with the reason; of weights that were looked at or are small."""
+def kept_rows(verdict: Verdict) -> Iterator[DeadUnits]:
+    """DeadUnitss and columns of zeros, and heads, that stay, with the reason; of weights that were looked at or are small."""
     units = _units(verdict)
     for one, reason in verdict.limits.items():
         if reason and one in units:
-            yield Row(_head_layer(verdict, one), units[one][0], 1, units[one][1], False, reason)
+            yield DeadUnits(_head_layer(verdict, one), units[one][0], 1, units[one][1], False, reason)
     told = {one for one, reason in verdict.limits.items() if reason and one in units}
     for product in verdict.flow.products:
         if not verdict.flow.scans.has(product.tensor) and product.tensor.size > CHUNK:
@@ -196,7 +185,7 @@ def kept_rows(verdict: Verdict) -> Iterator[Row]:
                 _reason(verdict, one, product, kind) for one in verdict.root[ids[~alive]].tolist() if one not in told
             )
             for reason, count in reasons.items():
-                yield Row(product.name, kind, count, len(ids), False, reason)
+                yield DeadUnits(product.name, kind, count, len(ids), False, reason)
 
 
 def _head_layer(verdict: Verdict, one: int) -> str:
