@@ -5,8 +5,11 @@ STAMP := .venv/.edgekit-setup
 OPTIMUM := .venv-optimum/bin
 OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
 ORT_ANDROID := build/ort-android/aar.sha256
+# As many tests at a time as there are processors; WORKERS=0 runs one after the other.
+WORKERS ?= logical
+PYTEST := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup kernels demo test test-optimum lint bench clean
+.PHONY: setup kernels demo check test test-optimum lint bench clean
 
 setup: $(STAMP)
 
@@ -20,7 +23,7 @@ $(STAMP): pyproject.toml tools/demo-packages.txt tools/make_venv.sh tools/fetch_
 # optimum-onnx needs transformers 4.57, so its tests run in an environment of their own; the decoders run on 4.57 there too.
 $(OPTIMUM_STAMP): pyproject.toml tools/make_venv.sh
 	sh tools/make_venv.sh $(PYTHON) .venv-optimum
-	$(OPTIMUM)/pip install --quiet -e ".[optimum]" "pytest>=8" "hypothesis>=6.100"
+	$(OPTIMUM)/pip install --quiet -e ".[optimum]" "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6.100"
 	@touch $(OPTIMUM_STAMP)
 
 # The operator library for all eight systems, about 12 s; a library that is newer than its sources is kept. Installing
@@ -35,11 +38,16 @@ $(ORT_ANDROID): $(STAMP) tools/fetch_ort_android.py
 demo: setup kernels
 	$(BIN)/python -m tools.demo
 
+# What to run before a commit: at most 3 minutes on two cores.
+check: lint kernels
+	$(BIN)/python $(PYTEST) tests/smoke tests/unit
+
+# Everything: at most 15 minutes on two cores.
 test: setup kernels $(ORT_ANDROID)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-optimum: $(OPTIMUM_STAMP)
-	$(OPTIMUM)/python -m pytest tests/optimum tests/e2e/test_decoder_architectures.py
+	$(OPTIMUM)/python $(PYTEST) tests/optimum tests/e2e/test_decoder_architectures.py
 
 lint: setup
 	$(BIN)/clang-format --dry-run --Werror edgekit/kernels/src/*.cpp edgekit/kernels/src/*.h edgekit/kernels/coding/*.cpp edgekit/kernels/coding/*.h edgekit/kernels/test/*.cpp edgekit/kernels/test/*.h

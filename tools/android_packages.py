@@ -16,8 +16,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.arm_rootfs import made
 from tools.fetch_ort_android import BUILD, CACHE, sha256
+from tools.made import made
 
 TOOLS = BUILD / "android-tools"
 DEBIAN_PACKAGES = (Path(__file__).parent / "device-test-packages.txt").read_text(encoding="utf-8").split()

@@ -24,9 +24,9 @@ import click
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from tools import android_packages, kotlin
-from tools.arm_rootfs import made
 from tools.build_runner import DATE, ENGINE, ROOT, WORK, engine, libraries
 from tools.fetch_ort_android import fetch, sha256
+from tools.made import made
 
 APP = ROOT / "android_demo" / "app"
 FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")

@@ -9,13 +9,14 @@ processor has such a directory of its own, links to the common one beside plain 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tools.made import made
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOTFS = ROOT / "build" / "arm64-root"
@@ -37,30 +38,6 @@ FEATURES = {
     ),
 }
 PARTS = {"cortex-a72": "0xd08", "cortex-a76": "0xd0b", "max": "0x051"}
-
-
-def made(directory: Path, recipe: str, fill: Callable[[Path], None]) -> Path:
-    """``directory``, filled by ``fill`` unless it was filled from the same ``recipe`` before.
-
-    It appears whole or not at all, and processes that ask at the same time wait for the one that makes it.
-    """
-    mark, digest = directory / "made-from.sha256", hashlib.sha256(recipe.encode()).hexdigest()
-    if _is(mark, digest):
-        return directory
-    import fcntl  # Windows has none, and imports this module to say that its tests need Linux
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory.with_name(f"{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is(mark, digest):
-            partial = directory.with_name(f"{directory.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            fill(partial)
-            _write(partial / mark.name, digest)
-            shutil.rmtree(directory, ignore_errors=True)
-            partial.rename(directory)
-    return directory
 
 
 def make() -> Path:
@@ -138,10 +115,6 @@ def describe(base: Path, cpu: str) -> None:
         }  # fmt: skip
         for name, value in facts.items():
             _write(system / f"cpu{core}" / name, f"{value}\n")
-
-
-def _is(mark: Path, digest: str) -> bool:
-    return mark.is_file() and mark.read_text(encoding="utf-8") == digest
 
 
 def _write(path: Path, text: str) -> None:

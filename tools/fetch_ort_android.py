@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from tools.made import alone
+
 BUILD = Path(__file__).resolve().parent.parent / "build"
 CACHE = BUILD / "cache"
 TARGET = BUILD / "ort-android"
@@ -90,8 +92,9 @@ def unpack(package: Path, target: Path) -> None:
 def fetch() -> Path:
     """build/ort-android, made when it is missing or is of another AAR."""
     mark = TARGET / "aar.sha256"
-    if not mark.is_file() or mark.read_text().strip() != AAR_SHA256:
-        unpack(tarball(), TARGET)
+    with alone(TARGET):
+        if not mark.is_file() or mark.read_text().strip() != AAR_SHA256:
+            unpack(tarball(), TARGET)
     return TARGET
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools import android_packages
-from tools.arm_rootfs import made
 from tools.fetch_ort_android import sha256
+from tools.made import alone, made
 
 # Java 8 is what Android 8 has: a newer class of the JDK would compile and then be missing on the phone.
 OPTIONS = ("-jvm-target", "1.8", "-Xjdk-release=1.8", "-Werror", "-no-reflect", "-module-name", "edgekit")
@@ -92,10 +92,11 @@ def _make_jar(jar: Path, recipe: Sequence[str], inputs: Sequence[Path], fill: Ca
     """``jar``, as ``fill`` writes it, unless it was made by the same recipe from the same inputs before."""
     text = "\n".join([*recipe, *(f"{path} {_digest(path)}" for path in inputs)])
     made_jar = made(jar.with_name(f"{jar.name}.d"), text, lambda into: fill(into / "classes.jar")) / "classes.jar"
-    if not jar.is_file() or sha256(jar) != sha256(made_jar):
-        partial = jar.with_name(f".{jar.name}.partial")
-        shutil.copyfile(made_jar, partial)
-        partial.replace(jar)
+    with alone(jar):
+        if not jar.is_file() or sha256(jar) != sha256(made_jar):
+            partial = jar.with_name(f".{jar.name}.partial")
+            shutil.copyfile(made_jar, partial)
+            partial.replace(jar)
 
 
 def _run(command: list[str], failure: str, environment: dict[str, str] | None = None) -> None:

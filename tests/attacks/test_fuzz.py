@@ -17,7 +17,7 @@ from edgekit.errors import BundleError
 from edgekit.inspection import inspect
 from tests.support.tiny_bundle import decoder_bundle
 
-SECONDS = 10.0
+SECONDS = 10.0  # of the processor, whatever else the machine does
 FILES = ("model.onnx", "manifest.json", "vectors/text.safetensors", "tokenizer.json")
 fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # One edit: at which share of the file, bytes to put there, how many to remove.
@@ -45,7 +45,7 @@ def copy(good: Path, target: Path) -> Path:
 
 def read_all(directory: Path) -> None:
     """What every verb does with a bundle before ONNX Runtime sees it."""
-    began = time.perf_counter()
+    began = time.process_time()
     with contextlib.suppress(BundleError):
         bundle = Bundle.open(directory)
         list(inspect(bundle).lines())
@@ -54,7 +54,7 @@ def read_all(directory: Path) -> None:
             bundle.tensor(name).sum()
         bundle.vectors()
         bundle.check_hashes()
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize("name", FILES)

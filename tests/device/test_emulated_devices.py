@@ -24,6 +24,7 @@ from tests.support.tiny_models import linear_bundle
 from tests.support.tooling import need
 from tools import emulation_host as host
 
+pytestmark = pytest.mark.xdist_group("emulated devices")  # one pair of them
 SSH = ("ssh", "-F", str(host.STATE / "ssh" / "config"), "pi")
 ADB = ("adb", "-s", DROID.removeprefix("adb:"), "shell", "-T")
 BALLAST = 50_000_000

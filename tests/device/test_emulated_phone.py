@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgekit.bundle import BundleWriter
 from tests.support.emulated_devices import DROID, PI, Devices, set_up
@@ -15,6 +16,7 @@ from tests.support.tiny_models import linear_bundle
 from tools import emulation_host as host
 from tools.demo_models import minilm
 
+pytestmark = pytest.mark.xdist_group("emulated devices")  # one pair of them
 BALLAST = 200_000_000
 INCOMING = "data/local/tmp/edgekit/incoming"
 

