@@ -10,8 +10,10 @@ from typing import TypeAlias
 import numpy as np
 
 from edgekit.bundle.confinement import plain_file
+from edgekit.bundle.interface import check_interface
 from edgekit.bundle.manifest import Manifest
-from edgekit.bundle.tensors import Stored, initializers
+from edgekit.bundle.tensors import Stored, initializers, read_graph
+from edgekit.bundle.vectors import Arrays, read_vector
 from edgekit.errors import BundleError
 from edgekit.spec.names import DATA, GRAPH, LARGEST_MANIFEST, MANIFEST
 from edgekit.spec.records import VectorInfo
@@ -38,7 +40,9 @@ class Bundle:
             raise BundleError(f"{directory}: no such directory; give a bundle that `edgekit export -o` made")
         manifest = Manifest.from_json(_manifest_text(directory), str(directory / MANIFEST))
         sizes = _file_sizes(directory, manifest)
-        return Bundle(directory, manifest, initializers(directory / GRAPH, sizes))
+        model = read_graph(directory / GRAPH)
+        check_interface(model, manifest, str(directory / GRAPH))
+        return Bundle(directory, manifest, initializers(model, directory / GRAPH, sizes))
 
     @property
     def graph_path(self) -> Path:
@@ -69,20 +73,9 @@ class Bundle:
                     "the file was changed, export or download the bundle again"
                 )
 
-    def vectors(self) -> list[tuple[VectorInfo, dict[str, np.ndarray]]]:
-        """The golden vectors: for each file its arrays by name. Raises BundleError when one cannot be read."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        found = []
-        for info in self.manifest.vectors:
-            try:
-                found.append((info, load_file(self.directory / info.file)))
-            except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                raise BundleError(
-                    f"{self.directory / info.file}: golden vector cannot be read ({str(error)[:100]}); export again"
-                ) from None
-        return found
+    def vectors(self) -> list[tuple[VectorInfo, Arrays]]:
+        """The golden vectors: for each file its arrays by name. Raises BundleError (:func:`read_vector`)."""
+        return [(info, read_vector(self.directory / info.file, self.manifest)) for info in self.manifest.vectors]
 
     def tensor(self, name: str) -> np.ndarray:
         """An initializer by name, read-only; one in the data file is mapped and not read until it is used.

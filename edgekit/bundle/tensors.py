@@ -60,8 +60,8 @@ def read_graph(path: Path) -> ModelProto:
     return model
 
 
-def initializers(path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.ndarray]:
-    """The graph's initializers by name: small ones themselves, of external ones the place.
+def initializers(model: ModelProto, path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.ndarray]:
+    """The initializers of the graph in ``path`` by name: small ones themselves, of external ones the place.
 
     Every tensor anywhere in the model is checked: ``sizes`` are the bytes of the files that may be referred to,
     external ranges lie inside them and are equal or apart, inline data fits its shape. Raises BundleError that names
@@ -69,7 +69,6 @@ def initializers(path: Path, sizes: dict[str, int]) -> dict[str, Stored | np.nda
     """
     import onnx
 
-    model = read_graph(path)
     places: list[Stored] = []
     for tensor in _all_tensors(model):
         where = f"{path}: tensor {tensor.name[:120]!r}"

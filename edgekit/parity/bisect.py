@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgekit.bundle import Bundle
+from edgekit.errors import BundleError
 from edgekit.metrics import Arrays, tensor_distance
 from edgekit.parity.backends import Place, Run
 from edgekit.parity.report import LayerDistance
@@ -72,7 +73,13 @@ def _tapped(
                 found = [answer[layer] for answer in runs]
                 keep(layer, found)
                 if expected is not None:
-                    distances[layer] = _typical(expected(layer), found)
+                    wanted = expected(layer)
+                    if any(a.size != b.size for a, b in zip(wanted, found, strict=True)):
+                        raise BundleError(
+                            f"{bundle.directory}: the golden vectors' tap.{layer} are not of the size that the graph "
+                            "answers; the bundle is damaged, export again"
+                        )
+                    distances[layer] = _typical(wanted, found)
     return distances
 
 

@@ -110,6 +110,12 @@ def _outputs(bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays
         )
     outputs = {}
     for name in names:
+        for e, a in zip(expected, answers, strict=True):
+            if e[name].shape != a[name].shape:
+                raise BundleError(
+                    f"{bundle.directory}: {who}.{name} is {list(e[name].shape)} in a golden vector, the graph answers "
+                    f"{list(a[name].shape)}; the bundle is damaged, export again"
+                )
         pairs = [(_valid(v, e[name]), _valid(v, a[name])) for v, e, a in zip(vectors, expected, answers, strict=True)]
         outputs[name] = tensor_distance(np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
     metrics = {

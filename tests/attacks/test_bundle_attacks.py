@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,10 +14,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from safetensors.numpy import load_file, save_file
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
+from edgekit.parity import verify
 from tests.support.tiny_bundle import decoder_bundle
+from tests.support.tiny_models import linear_bundle
 
 Edit = Callable[[Path], None]
 links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -442,3 +446,111 @@ def test_unknown_tensor(bundle: Path) -> None:
 def test_what_is_read_cannot_be_written(bundle: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         Bundle.open(bundle).tensor("embed")[0, 0] = 1
+
+
+# The interface
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["inputs"].append({"name": "more", "dtype": "float", "dims": [1]}), "has no input 'more'"),
+        (lambda data: data["inputs"].pop(0), "has an input 'input_ids' that the manifest does not list"),
+        (lambda data: data["outputs"].append({"name": "z", "dtype": "float", "dims": []}), "has no output 'z'"),
+        (lambda data: data.update(taps={"layers.0": "nowhere"}), "has no value 'nowhere' to tap"),
+        (
+            lambda data: data["decoder"].update(layers=4, kv_heads=[1] * 4, head_dim=[16] * 4),
+            r"has no input or output 'past_key_values\.3\.key'",
+        ),
+    ],
+)
+def test_manifest_of_another_graph(bundle: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit_manifest(bundle, change)
+    refused(bundle, rf"model\.onnx: {message}; the manifest and the graph do not belong together")
+
+
+def test_graph_without_an_input(bundle: Path) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        model.graph.input[0].name = "ids"
+
+    edit_graph(bundle, rename)
+    refused(bundle, r"model\.onnx: has an input 'ids' that the manifest does not list; the manifest and the graph")
+
+
+# Golden vectors
+
+Arrays = dict[str, np.ndarray]
+
+
+def edit_vector(directory: Path, change: Callable[[Arrays], object]) -> None:
+    path = next((directory / "vectors").iterdir())
+    arrays = load_file(path)
+    change(arrays)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+    def relist(data: dict[str, Any]) -> None:
+        info = next(f for f in data["files"] if f["path"] == f"vectors/{path.name}")
+        info.update(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+    edit_manifest(directory, relist)
+
+
+def first(name: str, value: float) -> Callable[[Arrays], object]:
+    return lambda arrays: arrays[name].put(0, value)
+
+
+def cut(name: str) -> Callable[[Arrays], object]:
+    return lambda arrays: arrays.update({name: arrays[name][:-1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            first("compressed.top_indices", 10**6),
+            r"compressed\.top_indices goes from \d+ to 1000000, 0 to 258 expected",
+        ),
+        (first("original.top_indices", -1), r"original\.top_indices goes from -1 to \d+, 0 to 258 expected"),
+        (first("input.input_ids", 259), r"input\.input_ids goes from \d+ to 259, 0 to 258 expected"),
+        (first("tap_rows", 40), r"tap_rows goes from 5 to 40, 0 to 39 expected"),
+        (cut("original.top_indices"), r"original\.top_indices is int32 \[39, 16\], integers \[40, 16\] expected"),
+        (cut("compressed.nll"), r"compressed\.nll is float32 \[38\], numbers \[39\] expected"),
+        (cut("original.logits"), r"original\.logits is float32 \[8, 259\], numbers \[9, 259\] expected"),
+        (lambda a: a.pop("original.logits"), r"no array 'original\.logits', numbers \[9, 259\] expected"),
+        (lambda a: a.pop("compressed.logits"), r"compressed\.logits of \[0\] positions, 1 to 40 expected"),
+        (lambda a: a.pop("tap_rows"), r"no array 'tap_rows', integers \[rows\] expected"),
+        (lambda a: a.update({"input.input_ids": a["input.input_ids"] * 1.0}), r"input\.input_ids is float64 \[1, 40\]"),
+        (lambda a: a.update({"input.input_ids": a["input.input_ids"][:, :1]}), "a text of 1 tokens, 2 to"),
+        (lambda a: a.update({"tap.layers.0": a["tap.layers.0"][:, :0]}), r"tap\.layers\.0 is float32 \[3, 0\]"),
+    ],
+)
+def test_vector_that_does_not_fit(bundle: Path, change: Callable[[Arrays], object], message: str) -> None:
+    edit_vector(bundle, change)
+    with pytest.raises(BundleError, match=rf"text\.safetensors: {message}.*; the file is damaged, export again$"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("input.x"), r"inputs \[\], \['input.x'\] expected; the file is damaged"),
+        (lambda a: a.update({"input.z": a["input.x"]}), r"inputs \['input.x', 'input.z'\], \['input.x'\] expected"),
+        (
+            lambda a: a.update({"input.x": a["input.x"][0]}),
+            r"input\.x is float32 \[256\], an array \[batch, 256\] expected",
+        ),
+        (
+            cut("compressed.y"),
+            r"compressed\.y is \[3, 256\] in a golden vector, the graph answers \[4, 256\]; the bundle is",
+        ),
+        (
+            lambda a: a.update({"tap.linear": a["tap.linear"][:1], "compressed.y": a["compressed.y"] + 9}),
+            r"golden vectors' tap\.linear are not of the size that the graph answers",
+        ),
+    ],
+)
+def test_sample_that_does_not_fit(tmp_path: Path, change: Callable[[Arrays], object], message: str) -> None:
+    directory = linear_bundle(tmp_path / "b").directory
+    edit_vector(directory, change)
+    with pytest.raises(BundleError, match=message):
+        verify(directory)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.bundle.tensors import Stored, initializers
+from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
 from edgekit.exporter import export
 from edgekit.lowbit import formats
@@ -189,7 +189,7 @@ def test_a_vocabulary_by_row_is_stored_once(columns: int, tmp_path: Path, monkey
     stored = {layer.name: layer for layer in bundle.manifest.layers if layer.format == "int8-channel"}
     assert sorted(stored) == ["lm_head", "model.embed_tokens"]
     sizes = {info.path: info.bytes for info in bundle.manifest.files}
-    places = initializers(bundle.graph_path, sizes)
+    places = initializers(read_graph(bundle.graph_path), bundle.graph_path, sizes)
     head, table = (places[stored[name].tensor] for name in ("lm_head", "model.embed_tokens"))
     assert isinstance(head, Stored) and isinstance(table, Stored)
     assert head.shape != table.shape

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from edgekit.bundle import write_graph
-from edgekit.bundle.tensors import Stored, initializers
+from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.errors import CheckFailed
 from edgekit.spec.names import DATA, GRAPH
 
@@ -44,7 +44,7 @@ def lazy(array: np.ndarray, calls: list[str], name: str) -> ir.LazyTensor:
 
 
 def stored(directory: Path) -> dict[str, Stored | np.ndarray]:
-    return initializers(directory / GRAPH, {DATA: (directory / DATA).stat().st_size})
+    return initializers(read_graph(directory / GRAPH), directory / GRAPH, {DATA: (directory / DATA).stat().st_size})
 
 
 def test_offsets_are_pages_and_bytes_are_the_tensors(tmp_path: Path) -> None:

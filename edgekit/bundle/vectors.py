@@ -1,0 +1,108 @@
+"""Golden vectors as they were found: every array that anything reads is of the type and shape that the manifest asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.errors import BundleError
+from edgekit.spec.records import DecoderInfo
+
+Arrays = dict[str, np.ndarray]
+Shape = tuple[int | str, ...]
+REFERENCES = ("compressed", "original")
+
+
+def read_vector(path: Path, manifest: Manifest) -> Arrays:
+    """The arrays of one golden vector by name (docs/spec.md, section 6).
+
+    Raises BundleError when the file cannot be read or an array is missing, has another type or shape than it must have,
+    or names tokens that the model does not have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: Arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BundleError(f"{path}: golden vector cannot be read ({str(error)[:100]}); export again") from None
+    if manifest.decoder is not None:
+        _check_text(arrays, manifest.decoder, str(path))
+    else:
+        _check_sample(arrays, manifest, str(path))
+    return arrays
+
+
+def _check_text(arrays: Arrays, info: DecoderInfo, where: str) -> None:
+    ids = _expect(arrays, "input.input_ids", "iu", (1, "tokens"), where)
+    tokens = ids.shape[1]
+    if not 2 <= tokens <= info.max_length:
+        raise _damaged(where, f"a text of {tokens} tokens", f"2 to {info.max_length:,}")
+    _check_range(ids, info.vocab_size, "input.input_ids", where)
+    rows = arrays.get("compressed.logits", np.empty(0)).shape[:1]
+    if not (0,) < rows <= (tokens,):
+        raise _damaged(where, f"compressed.logits of {list(rows)} positions", f"1 to {tokens}")
+    for who in REFERENCES:
+        for name in ("top_values", "logsumexp", "nll", "logits"):
+            shape: Shape = {"top_values": (tokens, "n"), "nll": (tokens - 1,), "logits": (*rows, info.vocab_size)}.get(
+                name, (tokens,)
+            )
+            _expect(arrays, f"{who}.{name}", "f", shape, where)
+        top = arrays[f"{who}.top_values"].shape
+        _check_range(
+            _expect(arrays, f"{who}.top_indices", "iu", top, where), info.vocab_size, f"{who}.top_indices", where
+        )
+    if any(name.startswith("tap.") for name in arrays):
+        kept = _expect(arrays, "tap_rows", "iu", ("rows",), where)
+        _check_range(kept, tokens, "tap_rows", where)
+        _check_taps(arrays, (len(kept), "n"), where)
+
+
+def _check_sample(arrays: Arrays, manifest: Manifest, where: str) -> None:
+    given = {name for name in arrays if name.startswith("input.")}
+    expected = {f"input.{info.name}" for info in manifest.inputs}
+    if given != expected:
+        raise _damaged(where, f"inputs {sorted(given)}", str(sorted(expected)))
+    for info in manifest.inputs:
+        dims: Shape = tuple(d for d in info.dims)
+        _expect(arrays, f"input.{info.name}", "fiub", dims, where)
+    for info in manifest.outputs:
+        for who in REFERENCES:
+            if f"{who}.{info.name}" in arrays:
+                _expect(arrays, f"{who}.{info.name}", "f", tuple(info.dims), where)
+    _check_taps(arrays, None, where)
+
+
+def _check_taps(arrays: Mapping[str, np.ndarray], shape: Shape | None, where: str) -> None:
+    for name in (name for name in arrays if name.startswith("tap.")):
+        _expect(arrays, name, "f", shape if shape is not None else tuple("n" * max(1, arrays[name].ndim)), where)
+
+
+def _expect(arrays: Mapping[str, np.ndarray], name: str, kinds: str, shape: Shape, where: str) -> np.ndarray:
+    """The array ``name``, of one of numpy's ``kinds``; sizes that are texts in ``shape`` may be anything but 0."""
+    array = arrays.get(name)
+    wanted = (
+        f"{'numbers' if kinds == 'f' else 'integers' if kinds == 'iu' else 'an array'} [{', '.join(map(str, shape))}]"
+    )
+    if array is None:
+        raise _damaged(where, f"no array {name!r}", wanted)
+    fits = array.ndim == len(shape) and all(
+        size == wanted_size if isinstance(wanted_size, int) else size > 0
+        for size, wanted_size in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype.kind not in kinds or not fits:
+        raise _damaged(where, f"{name} is {array.dtype} {list(array.shape)}", wanted)
+    return array
+
+
+def _check_range(array: np.ndarray, size: int, name: str, where: str) -> None:
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < 0 or high >= size:
+        raise _damaged(where, f"{name} goes from {low} to {high}", f"0 to {size - 1}")
+
+
+def _damaged(where: str, found: str, expected: str) -> BundleError:
+    return BundleError(f"{where}: {found[:300]}, {expected[:300]} expected; the file is damaged, export again")
