@@ -7,10 +7,16 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, show, target_option
+from edgekit.cli.console import examples, json_option, progress_bar, show, target_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit bench build/int8 build/int4",
+        "edgekit bench build/int8 --threads 1 --threads 4 --json",
+        "edgekit bench build/int8 --target local --target ssh:pi@raspberrypi",
+    )
+)
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
 @target_option
 @click.option(

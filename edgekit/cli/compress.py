@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
+from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit compress path/to/model",
+        "edgekit compress path/to/model -c compress.yaml -o build/small",
+        "edgekit compress my.module:build -c compress.yaml --method prune -o build/small --resume",
+    )
+)
 @click.argument("model")
 @click.option(
     "--config",
@@ -50,9 +56,9 @@ def compress(
     model: str, config: Path | None, output: Path | None, method: str | None, resume: bool, force: bool,
     allow_pickle: bool, step: float | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train, prune or round MODEL into one that costs fewer bits; `edgekit export` takes what comes out.
+    """Make MODEL smaller: train, prune or round it.
 
-    MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
+    `edgekit export` takes what comes out. MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
     """
     quiet_libraries()
     from edgekit.compression import compress as run

@@ -36,6 +36,11 @@ target_option = click.option(
 )
 
 
+def examples(*lines: str) -> str:
+    """The end of a verb's help, each line as it is."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 def show(lines: Iterable[str], document: dict[str, Any], as_json: bool) -> None:
     """The result: lines for people or one JSON document."""
     if as_json:
@@ -73,10 +78,21 @@ def progress_bar() -> Iterator[Progress]:
     from rich import progress as bars
     from rich.console import Console
 
-    columns = (bars.TextColumn("{task.description:<52.52}", markup=False), bars.BarColumn(), bars.TimeElapsedColumn())
+    columns = (
+        bars.TextColumn("{task.description:<52.52}", markup=False), bars.BarColumn(), bars.TimeElapsedColumn(),
+        bars.TextColumn("left"), bars.TimeRemainingColumn(),
+    )  # fmt: skip
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, share: bar.update(task, description=what, completed=share)
+        steps: dict[str, bars.TaskID] = {}
+
+        def say(what: str, share: float) -> None:
+            if what not in steps:  # a bar for each step: the time left is that of the step
+                for other in steps.values():
+                    bar.update(other, visible=False)
+                steps[what] = bar.add_task(what, total=1.0)
+            bar.update(steps[what], completed=share)
+
+        yield say
 
 
 class _Lines:

@@ -6,22 +6,25 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, show
+from edgekit.cli.console import examples, json_option, progress_bar, show
 
 
-@click.group()
+@click.group(
+    epilog=examples(
+        "edgekit devices show                         every phone that is attached",
+        "edgekit devices show ssh:pi@raspberrypi      what it is",
+        "edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once (a phone: --aar FILE)",
+        "edgekit devices clean ssh:pi@raspberrypi     removes all of edgekit's files",
+    )
+)
 def devices() -> None:
-    """What runs bundles besides this machine: ssh:[user@]host[:port] (Linux), adb:SERIAL (Android).
+    """Set up devices that run bundles.
 
-    \b
-    edgekit devices show                         every phone that is attached
-    edgekit devices show ssh:pi@raspberrypi      what it is
-    edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once (a phone: --aar FILE)
-    edgekit devices clean ssh:pi@raspberrypi     removes all of edgekit's files
+    A target is ssh:[user@]host[:port] (Linux) or adb:SERIAL (Android).
     """
 
 
-@devices.command("show")
+@devices.command("show", epilog=examples("edgekit devices show", "edgekit devices show ssh:pi@raspberrypi"))
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @json_option
 def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
@@ -44,7 +47,12 @@ def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
     show(lines, {"devices": [facts.to_json() for facts in found], "not_ready": others}, as_json)
 
 
-@devices.command()
+@devices.command(
+    epilog=examples(
+        "edgekit devices setup ssh:pi@raspberrypi",
+        "edgekit devices setup adb:SERIAL --aar onnxruntime-android.aar",
+    )
+)
 @click.argument("target")
 @click.option(
     "--wheels",
@@ -76,7 +84,7 @@ def setup(target: str, wheels: Path | None, aar: Path | None, as_json: bool) -> 
     show([f"{target}: {found}"], {"target": target, "installed": found}, as_json)
 
 
-@devices.command()
+@devices.command(epilog=examples("edgekit devices clean ssh:pi@raspberrypi"))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @json_option
 def clean(targets: tuple[str, ...], as_json: bool) -> None:

@@ -6,10 +6,15 @@ import sys
 
 import click
 
-from edgekit.cli.console import json_option, show
+from edgekit.cli.console import examples, json_option, show
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit doctor",
+        "edgekit doctor --json",
+    )
+)
 @json_option
 def doctor(as_json: bool) -> None:
     """Check this machine.

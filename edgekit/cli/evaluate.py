@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show, threads_option
+from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show, threads_option
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit evaluate build/int8 path/to/model --text notes.txt",
+        "edgekit evaluate build/int8 build/int4 --choices questions.jsonl --page accuracy.html",
+    )
+)
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--text", "texts", multiple=True, type=FILE, help="Perplexity over this UTF-8 text; may be given several times."
@@ -41,9 +46,9 @@ def evaluate(
     models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, tokens: int, window: int, questions: int,
     page: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score language MODELS: bundles, and models as `edgekit export` takes them, on the same files.
+    """Score language MODELS on the same files.
 
-    Each model is a row with its bytes. Perplexity is over windows that do not overlap; a choice is scored by its log-likelihood per byte.
+    MODELS are bundles, and models as `edgekit export` takes them. Each model is a row with its bytes. Perplexity is over windows that do not overlap; a choice is scored by its log-likelihood per byte.
     """
     quiet_libraries()
     from edgekit.evaluation import evaluate as run

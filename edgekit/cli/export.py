@@ -6,19 +6,26 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show
+from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
 from edgekit.lowbit.library import ABIS, SHIPPED
+from edgekit.recipe import shipped_recipes
 from edgekit.spec.names import TASKS
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit export path/to/model -o build/model",
+        "edgekit export someone/model --recipe int4 -o build/model --samples notes.txt",
+        "edgekit export my.module:build --recipe int8-static -o build/net --samples pictures",
+    )
+)
 @click.argument("model")
 @click.option(
     "--recipe",
     "-r",
     default="int8",
     show_default=True,
-    help="A shipped recipe (fp32, fp16, int8, int8-static, int4, rate, ternary) or a YAML file.",
+    help=f"A shipped recipe ({', '.join(shipped_recipes())}; see `edgekit recipes`) or a YAML file.",
 )
 @click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
 @click.option(

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgekit.cli.console import json_option, printable, progress_bar, quiet_libraries, show, threads_option
+from edgekit.cli.console import examples, json_option, printable, progress_bar, quiet_libraries, show, threads_option
+
+SAMPLING = (
+    click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token."),
+    click.option("--top-k", default=0, show_default=True, type=int, help="0 considers all tokens."),
+    click.option("--top-p", default=1.0, show_default=True, type=float, help="1 considers all tokens."),
+    click.option("--repetition-penalty", default=1.0, show_default=True, type=float, help="1 is none."),
+    click.option("--seed", type=int, help="Same seed, same text."),
+)
+DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
-@click.command()
+def sampling_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The options of how tokens are drawn, given to ``verb`` as one dict, ``drawing``."""
+
+    @functools.wraps(verb)
+    def call(**given: Any) -> None:
+        verb(drawing={name: given.pop(name) for name in DRAWING}, **given)
+
+    return functools.reduce(lambda command, option: option(command), reversed(SAMPLING), call)
+
+
+@click.command(
+    epilog=examples(
+        'edgekit generate build/model "What is the capital of France?"',
+        'edgekit generate build/model "Once upon a time" --raw --temperature 0.7 --seed 1',
+        'edgekit generate build/model "And then?" --session chat.session',
+        'edgekit generate build/model "Hello" --target ssh:pi@raspberrypi',
+    )
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
@@ -19,11 +48,7 @@ from edgekit.cli.console import json_option, printable, progress_bar, quiet_libr
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")
 @click.option("--stop", multiple=True, help="Stop at this text (may be given several times).")
-@click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token.")
-@click.option("--top-k", default=0, show_default=True, type=int, help="0 considers all tokens.")
-@click.option("--top-p", default=1.0, show_default=True, type=float, help="1 considers all tokens.")
-@click.option("--repetition-penalty", default=1.0, show_default=True, type=float, help="1 is none.")
-@click.option("--seed", type=int, help="Same seed, same text.")
+@sampling_options
 @click.option(
     "--lookup",
     default=0,
@@ -46,10 +71,11 @@ from edgekit.cli.console import json_option, printable, progress_bar, quiet_libr
 @json_option
 def generate(
     bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...],
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float, seed: int | None, lookup: int,
-    session: Path | None, target: str, threads: int, as_json: bool,
+    drawing: dict[str, Any], lookup: int, session: Path | None, target: str, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Generate text from PROMPT, streaming it to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
+    """Generate text from PROMPT.
+
+    It streams to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
     quiet_libraries()
     from edgekit.bundle import Bundle
     from edgekit.cli.verbs import INTERRUPTED
@@ -58,7 +84,7 @@ def generate(
     from edgekit.runtime.generation import generate as run
     from edgekit.runtime.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    sampling = Sampling(**drawing)
     opened, chat, place = Bundle.open(bundle), False if raw else None, Target.parse(target)
     if place.kind == LOCAL:
         running = run(

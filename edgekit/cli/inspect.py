@@ -6,10 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, show
+from edgekit.cli.console import examples, json_option, show
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit inspect build/model",
+        "edgekit inspect build/model --json",
+    )
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:

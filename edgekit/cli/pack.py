@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, show
+from edgekit.cli.console import examples, json_option, progress_bar, show
 
 _path = click.Path(path_type=Path)
 
@@ -19,7 +19,12 @@ def _say_if_slow() -> None:
         click.echo("the library of packs is not built for this machine: numpy takes a hundred times as long", err=True)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit pack build/model -o model.edgepack",
+        "edgekit pack build/new -o update.edgepack --base build/old --sign private.pem",
+    )
+)
 @click.argument("bundle", type=_path)
 @click.option("--output", "-o", required=True, type=_path, help="The file to make, such as model.edgepack.")
 @click.option(
@@ -29,8 +34,9 @@ def _say_if_slow() -> None:
 @click.option("--force", is_flag=True, help="Replace a pack that is already there.")
 @json_option
 def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force: bool, as_json: bool) -> None:
-    """Pack BUNDLE as one entropy-coded file for download.
+    """Pack BUNDLE as one file for download.
 
+    Its bytes are entropy-coded.
     `edgekit unpack` and apps with edgekit's Android library make the bundle of it again, byte for byte.
     """
     from edgekit.coding import pack as run
@@ -41,7 +47,13 @@ def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force
     show(made.lines(), made.to_json(), as_json)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit unpack model.edgepack -o build/model",
+        "edgekit unpack update.edgepack -o build/new --base build/old --verify-key public.pem",
+        "edgekit unpack partial.edgepack -o build/model --resume",
+    )
+)
 @click.argument("pack", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--output", "-o", required=True, type=_path, help="The bundle directory to make.")
 @click.option("--base", type=_path, help="The older version that PACK was made from.")
@@ -56,9 +68,9 @@ def pack(bundle: Path, output: Path, base: Path | None, sign: Path | None, force
 def unpack(
     pack: Path, output: Path, base: Path | None, verify_key: Path | None, resume: bool, force: bool, as_json: bool
 ) -> None:
-    """Make the bundle of PACK, a file that `edgekit pack` made or - for stdin.
+    """Make the bundle of PACK again.
 
-    Every file is checked with the manifest's sha256 before any is seen under its name. With --resume exit code 1 says that more is to come.
+    PACK is a file that `edgekit pack` made, or - for stdin. Every file is checked with the manifest's sha256 before any is seen under its name. With --resume exit code 1 says that more is to come.
     """
     from edgekit.coding import unpack as run
 

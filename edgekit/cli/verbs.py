@@ -20,18 +20,23 @@ from edgekit.cli.doctor import doctor
 from edgekit.cli.evaluate import evaluate
 from edgekit.cli.export import export
 from edgekit.cli.generate import generate
+from edgekit.cli.help import help_of
 from edgekit.cli.inspect import inspect
 from edgekit.cli.pack import pack, unpack
+from edgekit.cli.recipes import recipes
 from edgekit.cli.verify import verify
 from edgekit.errors import EdgekitError
 from edgekit.strict import suggest
 
-VERBS = (export, compress, verify, bench, evaluate, generate, inspect, pack, unpack, devices, doctor)
+VERBS = (export, verify, bench, generate, evaluate, inspect, compress, recipes, pack, unpack, devices, doctor, help_of)
 INTERRUPTED, BUG = 130, 70
 
 
 class Verbs(click.Group):
-    """A group that knows what was probably meant."""
+    """A group that knows what was probably meant, its verbs in the order in which one needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -46,7 +51,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", "-V", prog_name="edgekit")
 def group() -> None:
-    """Put a compressed PyTorch model on a device, with proof that it still works.
+    """Put a trained PyTorch model on a device, with proof that it still works.
 
     \b
     edgekit export MODEL --recipe int4 -o DIR    make a bundle
@@ -55,6 +60,10 @@ def group() -> None:
     edgekit evaluate DIR [DIR2] --text FILE      how accurate it is
     edgekit generate DIR PROMPT                  run it
     edgekit devices setup ssh:HOST               then verify --target ssh:HOST
+    edgekit help VERB                            what it does, with examples
+
+    \b
+    Completion: eval "$(_EDGEKIT_COMPLETE=bash_source edgekit)" in ~/.bashrc (zsh_source, fish_source likewise)
 
     Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done,
     1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted.

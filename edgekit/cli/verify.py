@@ -7,10 +7,24 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import json_option, progress_bar, quiet_libraries, show, target_option, threads_option
+from edgekit.cli.console import (
+    examples,
+    json_option,
+    progress_bar,
+    quiet_libraries,
+    show,
+    target_option,
+    threads_option,
+)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "edgekit verify build/model",
+        "edgekit verify build/model --original path/to/model --text notes.txt",
+        "edgekit verify build/model --target local --target ssh:pi@raspberrypi",
+    )
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @target_option
 @threads_option

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import edgekit.inspection
@@ -17,6 +19,7 @@ from edgekit import __version__
 from edgekit.cli import main
 from edgekit.cli.verbs import VERBS
 from edgekit.errors import CheckFailed
+from edgekit.recipe import Recipe, shipped_recipes
 from tests.support.tiny_bundle import Weights, decoder_bundle
 from tests.support.tiny_models import linear_bundle
 
@@ -56,26 +59,63 @@ def test_version_is_the_packages(run: Any) -> None:
 def test_help_names_every_verb(run: Any) -> None:
     found = run("--help")
     assert found.code == 0
-    assert {verb.name for verb in VERBS} >= {
-        "export",
-        "verify",
-        "bench",
-        "generate",
-        "inspect",
-        "pack",
-        "unpack",
-        "devices",
-        "doctor",
-    }
+    listed = found.out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == [verb.name for verb in VERBS]
+    assert not [line for line in listed if line.endswith("...")]
+    assert run("help").out == found.out
     for verb in VERBS:
-        assert f"  {verb.name} " in found.out
         assert run(verb.name, "--help").out.startswith(f"Usage: edgekit {verb.name} ")
+        assert run("help", verb.name).out == run(verb.name, "--help").out
+    assert run("help", "devices", "setup").out == run("devices", "setup", "--help").out
+
+
+def test_help_of_what_is_none(run: Any) -> None:
+    assert "edgekit: no verb 'exprt'; did you mean 'export'?" in run("help", "exprt").err
+    assert run("help", "devices", "situp").code == 2
+    assert "edgekit: `edgekit export` has no parts; leave 'x' out" in run("help", "export", "x").err
+
+
+COMMANDS = [c for verb in VERBS for c in (verb.commands.values() if isinstance(verb, click.Group) else (verb,))]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+def test_the_examples_in_a_help_text_are_calls(
+    command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is parsed as the command line would, with the files that it names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.txt", "compress.yaml", "questions.jsonl", "onnxruntime-android.aar", "pictures"):
+        Path(name).touch()
+    lines = [line.strip() for line in str(command.epilog).splitlines()[2:]]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition("   ")[0])
+        at = words.index(str(command.name))
+        assert words[:at] in (["edgekit"], ["edgekit", "devices"])
+        command.make_context(words[at], words[at + 1 :])
+
+
+def test_recipes(run: Any) -> None:
+    text, found = run("recipes"), run("recipes", "--json").json["recipes"]
+    assert [recipe["name"] for recipe in found] == list(shipped_recipes())
+    assert [line.split()[0] for line in text.out.splitlines()] == list(shipped_recipes())
+    assert all(recipe["description"] in text.out for recipe in found)
+    assert Recipe.from_dict(found[0]) == Recipe.load(found[0]["name"])
+    assert all(name in " ".join(run("export", "--help").out.split()) for name in shipped_recipes())
+
+
+def test_completion() -> None:
+    program = [sys.executable, "-m", "edgekit"]
+    for word, found in (("ver", "verify"), ("re", "recipes")):
+        asked = {"COMP_WORDS": f"edgekit {word}", "COMP_CWORD": "1", "_EDGEKIT_COMPLETE": "bash_complete"}
+        ran = subprocess.run(program, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+        assert ran.stdout == f"plain,{found}\n"
 
 
 def test_nothing_given_is_a_question(run: Any) -> None:
     found = run()
     assert (found.code, found.out) == (2, "")
-    assert "Commands:\n  bench " in found.err
+    assert "Commands:\n  export " in found.err
 
 
 @pytest.mark.parametrize(
