@@ -45,14 +45,14 @@ def judge(measured: Mapping[str, float], limits: Limits) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def tensor_distance(reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def tensor_distance(reference: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     """``max_abs``, ``sqnr_db`` (signal over squared error, at most 200) and ``cosine`` of float arrays of one shape.
 
-    NaN or infinity in ``found`` gives infinite max_abs, -200 dB and cosine 0: it can never pass.
+    NaN or infinity in ``measured`` gives infinite max_abs, -200 dB and cosine 0: it can never pass.
     """
-    a, b = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
-    if reference.shape != found.shape:
-        raise ValueError(f"shapes {reference.shape} and {found.shape} differ")
+    a, b = reference.astype(np.float64).ravel(), measured.astype(np.float64).ravel()
+    if reference.shape != measured.shape:
+        raise ValueError(f"shapes {reference.shape} and {measured.shape} differ")
     if not np.isfinite(b).all():
         return {"max_abs": float("inf"), "sqnr_db": -MOST_DECIBELS, "cosine": 0.0}
     signal, noise = float(a @ a), float((a - b) @ (a - b))
@@ -84,36 +84,36 @@ def summarize(logits: np.ndarray, targets: np.ndarray, at: Arrays) -> dict[str, 
     peak = logits.max(axis=-1, keepdims=True)
     total = np.log(np.exp(logits - peak).sum(axis=-1, dtype=np.float64)).astype(np.float32) + peak[:, 0]
     rows = np.arange(len(targets))
-    found = {
+    summary = {
         "top_indices": logits.argmax(axis=-1),
         "logsumexp": total,
         "nll": total[: len(targets)] - logits[rows, targets],
     }
     return {
-        **found,
+        **summary,
         **{f"at.{name}": np.take_along_axis(logits, tokens.astype(np.int64), axis=-1) for name, tokens in at.items()},
     }
 
 
-def prediction_distance(reference: Arrays, found: Arrays, name: str, margin: float = 0.0) -> dict[str, float]:
-    """How far ``found`` (from :func:`summarize`) is from a reference's predictions over the same T tokens.
+def prediction_distance(reference: Arrays, measured: Arrays, name: str, margin: float = 0.0) -> dict[str, float]:
+    """How far ``measured`` (from :func:`summarize`) is from a reference's predictions over the same T tokens.
 
     Args:
         reference: ``top_values`` and ``top_indices`` [T, n] in descending order, ``logsumexp`` [T], ``nll`` [T - 1].
-        name: the reference's name in ``found``'s ``at.<name>``.
+        name: the reference's name in ``measured``'s ``at.<name>``.
         margin: a changed top-1 counts only where the reference led by more than this many logits.
 
     Returns:
         ``top1``, the share of positions without a counted change; ``flips``, all changes; ``widest_flip``, the
-        reference's largest lead among them (logits); ``kl``, D(reference || found) in nats, mean over positions,
+        reference's largest lead among them (logits); ``kl``, D(reference || measured) in nats, mean over positions,
         everything but the reference's n tokens being one class; ``perplexity``; ``perplexity_ratio``; ``max_abs`` over
         the n logits.
     """
-    values, at = reference["top_values"].astype(np.float64), found[f"at.{name}"].astype(np.float64)
+    values, at = reference["top_values"].astype(np.float64), measured[f"at.{name}"].astype(np.float64)
     lead = values[:, 0] - values[:, 1] if values.shape[1] > 1 else np.full(len(values), np.inf)
-    changed = reference["top_indices"][:, 0] != found["top_indices"]
-    theirs, ours = reference["nll"].mean(dtype=np.float64), found["nll"].mean(dtype=np.float64)
-    if not np.isfinite(found["logsumexp"]).all():
+    changed = reference["top_indices"][:, 0] != measured["top_indices"]
+    theirs, ours = reference["nll"].mean(dtype=np.float64), measured["nll"].mean(dtype=np.float64)
+    if not np.isfinite(measured["logsumexp"]).all():
         broken = {
             "top1": 0.0,
             "kl": float("inf"),
@@ -126,8 +126,8 @@ def prediction_distance(reference: Arrays, found: Arrays, name: str, margin: flo
         "top1": 1.0 - float((changed & (lead > margin)).mean()),
         "flips": float(changed.sum()),
         "widest_flip": float(lead[changed].max(initial=0.0)),
-        "kl": _divergence(values - reference["logsumexp"][:, None], at - found["logsumexp"][:, None]),
-        "perplexity": perplexity(found["nll"]),
+        "kl": _divergence(values - reference["logsumexp"][:, None], at - measured["logsumexp"][:, None]),
+        "perplexity": perplexity(measured["nll"]),
         "perplexity_ratio": float(np.exp(min(ours - theirs, 700.0))),
         "max_abs": float(np.abs(values - at).max(initial=0.0)),
     }
@@ -145,9 +145,9 @@ def perplexity(nll: np.ndarray) -> float:
     return float(np.exp(min(np.mean(nll, dtype=np.float64), 700.0)))
 
 
-def class_distance(reference: np.ndarray, found: np.ndarray, margin: float = 0.0) -> dict[str, float]:
+def class_distance(reference: np.ndarray, measured: np.ndarray, margin: float = 0.0) -> dict[str, float]:
     """``top1``, ``flips`` and ``kl`` of class logits float [n, C], as :func:`prediction_distance` defines them."""
-    a, b = reference.astype(np.float64), found.astype(np.float64)
+    a, b = reference.astype(np.float64), measured.astype(np.float64)
     if not np.isfinite(b).all():
         return {"top1": 0.0, "flips": float(len(a)), "kl": float("inf")}
     ordered = np.sort(a, axis=-1)
@@ -165,7 +165,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def neighbour_distance(reference: np.ndarray, found: np.ndarray, margin: float = 0.0) -> dict[str, float]:
+def neighbour_distance(reference: np.ndarray, measured: np.ndarray, margin: float = 0.0) -> dict[str, float]:
     """``top1``, ``flips`` and ``widest_flip`` of two sets of embeddings float [n, D], n > 2.
 
     A row flips when its nearest other row (by cosine) is another one; it counts where the reference's nearest led the
@@ -174,7 +174,7 @@ def neighbour_distance(reference: np.ndarray, found: np.ndarray, margin: float =
     alike = _similarity(reference)
     ordered = np.sort(alike, axis=-1)
     lead = ordered[:, -1] - ordered[:, -2]
-    changed = alike.argmax(-1) != _similarity(found).argmax(-1)
+    changed = alike.argmax(-1) != _similarity(measured).argmax(-1)
     return {
         "top1": 1.0 - float((changed & (lead > margin)).mean()),
         "flips": float(changed.sum()),

@@ -68,9 +68,9 @@ class BitReader:
             self._value = self._value << 8 | self._source.byte()
             self._count += 8
         self._count -= count
-        found = self._value >> self._count
+        number = self._value >> self._count
         self._value &= (1 << self._count) - 1
-        return found
+        return number
 
     def golomb(self, k: int, most: int) -> int:
         """An exponential Golomb number of order ``k`` that is not above ``most``."""

@@ -174,10 +174,10 @@ def _take_chunks(data: Any, where: str) -> list[tuple[Chunk, ...]]:
     listed = [file["chunks"] for file in files if isinstance(file, dict) and isinstance(file.get("chunks"), list)]
     if len(listed) > MOST_FILES or sum(map(len, listed)) > MOST_CHUNKS:
         raise BundleError(f"{where}: lists more than {MOST_CHUNKS:,} files or chunks; no pack has so many")
-    found = [tuple(_chunk(chunk, where) for chunk in chunks) for chunks in listed]
+    taken = [tuple(_chunk(chunk, where) for chunk in chunks) for chunks in listed]
     for chunks in listed:
         chunks.clear()
-    return found
+    return taken
 
 
 def _chunk(data: Any, where: str) -> Chunk:

@@ -34,9 +34,9 @@ class Native:
 
     def count(self, symbols: Symbols, width: int, centre: int) -> Counts:
         """As ``reference.count``."""
-        found = np.zeros((CLASSES, 256), np.int64)
-        self._count(symbols.ctypes.data, len(symbols), width, centre, found.ctypes.data)
-        return found
+        counts = np.zeros((CLASSES, 256), np.int64)
+        self._count(symbols.ctypes.data, len(symbols), width, centre, counts.ctypes.data)
+        return counts
 
     def encode(self, symbols: Symbols, model: Model, base: Symbols | None) -> bytes:
         """As ``reference.encode``."""

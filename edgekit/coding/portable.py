@@ -34,10 +34,10 @@ LOW = 1 << 16
 
 def count(symbols: Symbols, width: int, centre: int) -> Counts:
     """int64 [CLASSES, 256]: how often each symbol stands in each class of neighbourhood."""
-    found = np.zeros((CLASSES, 256), np.int64)
+    counts = np.zeros((CLASSES, 256), np.int64)
     for step, activity in enumerate(activities(magnitudes(symbols, width, centre))):
-        np.add.at(found[neighbourhood(activity)], symbols[step * LANES : (step + 1) * LANES], 1)
-    return found
+        np.add.at(counts[neighbourhood(activity)], symbols[step * LANES : (step + 1) * LANES], 1)
+    return counts
 
 
 def encode(symbols: Symbols, model: Model, base: Symbols | None) -> bytes:
@@ -114,8 +114,8 @@ def _decode(
         elif model.kind == NEIGHBOURS:
             t = int(of_class[neighbourhood(activity)])
         slot = x & np.uint64(SCALE - 1)
-        found = symbol_at[t, slot.astype(np.intp)]
-        x = frequencies[t, found] * (x >> np.uint64(SCALE_BITS)) + slot - starts[t, found]
+        decoded = symbol_at[t, slot.astype(np.intp)]
+        x = frequencies[t, decoded] * (x >> np.uint64(SCALE_BITS)) + slot - starts[t, decoded]
         low = x < LOW
         needed = int(low.sum())
         if word + needed > len(words):
@@ -123,14 +123,14 @@ def _decode(
         x[low] = x[low] << np.uint64(16) | words[word : word + needed]
         word += needed
         states[: len(x)] = x
-        if model.escape is not None and (marks := np.flatnonzero(found == model.escape)).size:
+        if model.escape is not None and (marks := np.flatnonzero(decoded == model.escape)).size:
             if escape + len(marks) > len(escapes):
                 raise ValueError("a stream has too few escaped symbols")
-            found[marks] = escapes[escape : escape + len(marks)]
+            decoded[marks] = escapes[escape : escape + len(marks)]
             escape += len(marks)
-        out[at : at + len(x)] = found
+        out[at : at + len(x)] = decoded
         if model.kind == NEIGHBOURS:
-            activity += int(magnitudes(found, model.width, model.centre).sum()) - (activity >> 2)
+            activity += int(magnitudes(decoded, model.width, model.centre).sum()) - (activity >> 2)
     if word != len(words) or escape != len(escapes) or (states != LOW).any():
         raise ValueError("a stream does not end where its symbols do")
     if (out >> 1 >> (model.width - 1)).any():

@@ -56,12 +56,12 @@ def regions(path: str, size: int, tensors: Tensors, old: Tensors | None, old_siz
     }
     if not places:
         return [Region(0, size, OTHER, 0 if old_size == size else None)] if size else []
-    found: list[Region] = []
+    parts: list[Region] = []
     for (offset, length), (name, stored) in sorted(places.items()):
-        found += _padding(found, offset, old_size)
+        parts += _padding(parts, offset, old_size)
         kind = (stored.dtype.kind, stored.dtype.itemsize)
-        found.append(Region(offset, length, LAYOUTS.get(kind, (segments.BYTES,)), _base_of(name, stored, old)))
-    return found + _padding(found, size, old_size)
+        parts.append(Region(offset, length, LAYOUTS.get(kind, (segments.BYTES,)), _base_of(name, stored, old)))
+    return parts + _padding(parts, size, old_size)
 
 
 def _padding(before: Sequence[Region], stop: int, old_size: int | None) -> list[Region]:
@@ -93,11 +93,11 @@ def chunks(parts: Sequence[Region]) -> Iterator[list[Region]]:
         at = 0
         while at < part.length:
             shift = None if part.base is None else part.base - part.offset
-            left = part.length - at
-            if waiting and ((left > room and room < SHORTEST) or _shift(waiting) != shift):
+            remaining = part.length - at
+            if waiting and ((remaining > room and room < SHORTEST) or _shift(waiting) != shift):
                 yield waiting
                 waiting, room = [], CHUNK
-            taken = left if left <= room else room // ALIGNED * ALIGNED
+            taken = remaining if remaining <= room else room // ALIGNED * ALIGNED
             offset = part.offset + at
             waiting.append(Region(offset, taken, part.layouts, None if shift is None else offset + shift))
             at, room = at + taken, room - taken

@@ -53,17 +53,17 @@ def _segment(piece: Piece) -> bytes:
     data, size = piece.data, number(len(piece.data))
     if (data == data[0]).all():
         return bytes([FILL]) + size + bytes([data[0]])
-    found = bytes([STORED]) + size + data.tobytes()
-    if piece.deflate and (packed := _deflated(data, len(found))) is not None:
-        found = bytes([DEFLATE]) + size + number(len(packed)) + packed
+    segment = bytes([STORED]) + size + data.tobytes()
+    if piece.deflate and (packed := _deflated(data, len(segment))) is not None:
+        segment = bytes([DEFLATE]) + size + number(len(packed)) + packed
     for layout in _promising(piece):
         coded = bytes([SYMBOLS]) + size + _symbols(data, layout, None)
-        found = coded if len(coded) < NOTICED * len(found) else found
+        segment = coded if len(coded) < NOTICED * len(segment) else segment
     if piece.base is not None:
         for layout in piece.layouts:
             if len(data) % LAYOUTS[layout].planes == 0:
-                found = min(found, bytes([SYMBOLS]) + size + _symbols(data, layout, piece.base), key=len)
-    return found
+                segment = min(segment, bytes([SYMBOLS]) + size + _symbols(data, layout, piece.base), key=len)
+    return segment
 
 
 def _deflated(data: Symbols, limit: int) -> bytes | None:

@@ -62,10 +62,10 @@ def _model(symbols: Symbols, counts: Counts, width: int, base: Symbols | None) -
     best, bits = model_of(counts[None], width, lanes, ALONE, centre), bits_needed(counts)
     if lanes == LANES:
         by_class = coder().count(symbols, width, centre)
-        found = model_of(by_class, width, lanes, NEIGHBOURS, centre)
-        cost = _cost(by_class, found.starts)
-        if len(found.tables) > 1 and cost < _WORTH_IT * bits:
-            best, bits = found, cost
+        neighbours = model_of(by_class, width, lanes, NEIGHBOURS, centre)
+        cost = _cost(by_class, neighbours.starts)
+        if len(neighbours.tables) > 1 and cost < _WORTH_IT * bits:
+            best, bits = neighbours, cost
     if base is not None:
         pairs = np.bincount(base_class(base, width).astype(np.intp) << 8 | symbols, minlength=16 << 8)
         by_base = pairs.reshape(16, 256)[: 4 if width == 2 else 16]

@@ -101,12 +101,10 @@ def _read_table(table: Counts, order: NDArray[np.intp], bits: BitReader) -> None
     used, k = bits.bits(8) + 1, bits.bits(4)
     if used > len(order) or k > SCALE_BITS:
         raise ValueError(f"a table of {used} symbols of order {k}")
-    left = SCALE
     for symbol in order[:used]:
         table[symbol] = bits.golomb(k, SCALE)
-        left -= int(table[symbol])
-    if left:
-        raise ValueError(f"frequencies add up to {SCALE - left}, not {SCALE}")
+    if (total := int(table.sum())) != SCALE:
+        raise ValueError(f"frequencies add up to {total}, not {SCALE}")
 
 
 def zigzag(width: int, centre: int) -> NDArray[np.intp]:
@@ -204,21 +202,21 @@ def _escape_symbol(counts: Counts, width: int, centre: int) -> int:
 
 def _table(counts: Counts, direct: NDArray[np.bool_], escape: int | None, centre: int) -> Counts:
     """Frequencies of sum SCALE that code ``counts`` in few bits; an unused class gets what needs no bits."""
-    kept = np.where(direct, counts, 0)
+    coded = np.where(direct, counts, 0)
     if escape is not None:
-        kept[escape] = 0
-        kept[escape] = counts.sum() - kept.sum()
-    if not kept.any():
-        kept[centre] = 1
-    used = np.flatnonzero(kept)
-    weight = kept[used].astype(np.float64)
-    found = np.maximum(1, np.rint(weight * SCALE / weight.sum())).astype(np.int64)
-    while (off := int(found.sum()) - SCALE) != 0:
+        coded[escape] = 0
+        coded[escape] = counts.sum() - coded.sum()
+    if not coded.any():
+        coded[centre] = 1
+    used = np.flatnonzero(coded)
+    weight = coded[used].astype(np.float64)
+    frequencies = np.maximum(1, np.rint(weight * SCALE / weight.sum())).astype(np.int64)
+    while (off := int(frequencies.sum()) - SCALE) != 0:
         step = 1 if off < 0 else -1
-        changed = np.maximum(found + step, 1)
-        gain = weight * np.log2(changed / found)
-        gain[changed == found] = -np.inf
-        found[int(gain.argmax())] += step
+        changed = np.maximum(frequencies + step, 1)
+        gain = weight * np.log2(changed / frequencies)
+        gain[changed == frequencies] = -np.inf
+        frequencies[int(gain.argmax())] += step
     table = np.zeros(256, np.int64)
-    table[used] = found
+    table[used] = frequencies
     return table

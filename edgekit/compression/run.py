@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from edgekit.absmean import inverse_scale
 from edgekit.coding.streams import coded_bits
 from edgekit.compression.material import Material, material
 from edgekit.compression.post_training import post_trained
@@ -27,7 +28,6 @@ from edgekit.methods.bitnet import (
     BitNetTraining,
     convert,
     convertible,
-    inverse_scale,
     ternary_weights,
 )
 from edgekit.methods.bitnet_checkpoint import check_rows

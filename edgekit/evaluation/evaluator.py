@@ -12,19 +12,16 @@ from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.evaluation.scorers import BundleScorer, Scorer
 from edgekit.evaluation.tasks import (
-    WINDOW,
     ChoiceScore,
     TextScore,
     read_questions,
     score_questions,
     score_text,
 )
-from edgekit.parity.corpus import read_text
+from edgekit.parity.corpus import MOST_TOKENS, WINDOW, read_text
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.progress import Progress
 
-MOST_TOKENS = 8192
-"""Enough for perplexity to within a few percent."""
 MEGA = 1e6
 
 

@@ -20,7 +20,9 @@ def run_tasks(scorer: Scorer, tasks: Sequence[str], most: int = 0) -> dict[str, 
     """
     lm_eval = _lm_eval()
     try:
-        found = lm_eval.simple_evaluate(model=adapter(scorer), tasks=list(tasks), limit=most or None, bootstrap_iters=0)
+        report = lm_eval.simple_evaluate(
+            model=adapter(scorer), tasks=list(tasks), limit=most or None, bootstrap_iters=0
+        )
     # lm-eval and the hub behind it raise whatever they meet.
     except Exception as error:
         raise CheckFailed(
@@ -35,7 +37,7 @@ def run_tasks(scorer: Scorer, tasks: Sequence[str], most: int = 0) -> dict[str, 
             and "stderr" not in metric
             and metric != "sample_len"
         }
-        for task, values in found["results"].items()
+        for task, values in report["results"].items()
     }
 
 
@@ -64,8 +66,8 @@ def adapter(scorer: Scorer) -> Any:
 def _likelihood(scorer: Scorer, context: str, ending: str) -> tuple[float, bool]:
     before, after = split(scorer.tokenizer, context, ending)
     after = after[-(scorer.limit - 1) :]
-    found = scorer.continuations(before[-(scorer.limit - len(after)) :], [after])[0]
-    return -float(found.nats.sum(dtype=np.float64)), found.greedy
+    ending_score = scorer.continuations(before[-(scorer.limit - len(after)) :], [after])[0]
+    return -float(ending_score.nats.sum(dtype=np.float64)), ending_score.greedy
 
 
 def _rolling(scorer: Scorer, text: str) -> float:

@@ -11,12 +11,11 @@ import numpy as np
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
+from edgekit.metrics import perplexity
+from edgekit.parity.corpus import WINDOW
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.progress import Progress
 from edgekit.strict import build, parse_json
-
-WINDOW = 512
-"""Tokens of context at most; windows do not overlap."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
         raise UsageError(
             f"{file}: not a readable UTF-8 file ({type(error).__name__}); --choices takes JSON lines"
         ) from error
-    found = []
+    questions = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -79,10 +78,10 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
                 f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are not empty, "
                 "answer counts them from 0"
             )
-        found.append(question)
-    if not found:
+        questions.append(question)
+    if not questions:
         raise UsageError(f"{file}: no question in it; one stands on each line, as JSON")
-    return found[:most] if most else found
+    return questions[:most] if most else questions
 
 
 def _check_text(question: Question, where: str) -> None:
@@ -104,15 +103,15 @@ def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progr
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
     size = min(window, scorer.limit)
-    nats = []
+    pieces = []
     for start in range(0, len(ids) - 1, size):
         progress(f"{scorer.name}: {file.name}", start / len(ids))
-        nats.append(scorer.text(ids[start : start + size]))
-    _check_finite(scorer, file, np.concatenate(nats))
-    total, count = float(sum(n.sum(dtype=np.float64) for n in nats)), sum(len(n) for n in nats)
+        pieces.append(scorer.text(ids[start : start + size]))
+    nats = np.concatenate(pieces)
+    _check_finite(scorer, file, nats)
     # The bytes of a part of the text are told by its share of the tokens.
-    covered = len(text.encode()) * count / len(whole)
-    return TextScore(str(file), count, math.exp(min(total / count, 700.0)), total / math.log(2) / covered)
+    covered = len(text.encode()) * len(nats) / len(whole)
+    return TextScore(str(file), len(nats), perplexity(nats), float(nats.sum(dtype=np.float64)) / math.log(2) / covered)
 
 
 def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], progress: Progress) -> ChoiceScore:
@@ -128,10 +127,12 @@ def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], p
                 f"{file}: a choice of question {index + 1} is longer than the model's {scorer.limit} tokens"
             )
         cut += any(len(context) > room for context, _ in pairs)
-        found = score_pairs(scorer, [(context[-room:], ending) for context, ending in pairs])
-        _check_finite(scorer, file, np.array(found))
-        right += _best([s / len(choice.encode()) for s, choice in zip(found, item.choices, strict=True)]) == item.answer
-        plain += _best(found) == item.answer
+        scores = score_pairs(scorer, [(context[-room:], ending) for context, ending in pairs])
+        _check_finite(scorer, file, np.array(scores))
+        right += (
+            _best([s / len(choice.encode()) for s, choice in zip(scores, item.choices, strict=True)]) == item.answer
+        )
+        plain += _best(scores) == item.answer
     count = len(questions)
     accuracy = right / count
     return ChoiceScore(
@@ -149,15 +150,15 @@ def _check_finite(scorer: Scorer, file: Path, nats: np.ndarray) -> None:
 
 def score_pairs(scorer: Scorer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """Log-likelihoods (nats) of endings after their contexts; those that share a context share its run."""
-    found = [0.0] * len(pairs)
+    scores = [0.0] * len(pairs)
     places: dict[tuple[int, ...], list[int]] = {}
     for place, (context, _) in enumerate(pairs):
         places.setdefault(tuple(context), []).append(place)
     for shared, several in places.items():
         results = scorer.continuations(shared, [pairs[place][1] for place in several])
         for place, result in zip(several, results, strict=True):
-            found[place] = -float(result.nats.sum(dtype=np.float64))
-    return found
+            scores[place] = -float(result.nats.sum(dtype=np.float64))
+    return scores
 
 
 def split(tokenizer: Tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
@@ -184,9 +185,9 @@ def open_ended(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def _start(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     for kind in ("bos_token", "eos_token"):
-        found = tokenizer.encode(tokenizer.special_tokens.get(kind, ""), special=False)
-        if len(found) == 1:
-            return found[0]
+        token = tokenizer.encode(tokenizer.special_tokens.get(kind, ""), special=False)
+        if len(token) == 1:
+            return token[0]
     return ids[0]
 
 

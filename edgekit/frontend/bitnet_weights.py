@@ -45,6 +45,7 @@ import torch
 import transformers
 from torch import nn
 
+from edgekit import absmean
 from edgekit.errors import SourceError
 from edgekit.frontend import streamed
 from edgekit.frontend.allocator import trim_heap
@@ -133,27 +134,6 @@ def load(
             norm = reader.whole(f"{name}.rms_norm.weight") if quantization.get("use_rms_norm") else None
             _finish(model, name, layer.bias, norm, quantization.get("rms_norm_eps", 1e-6))
     return model, info
-
-
-def quantize_master(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Absmean quantization of a full-precision weight, the very operations of transformers' WeightQuant.
-
-    Args:
-        weight: float [N, K].
-
-    Returns:
-        float32 [N, K] of code * scale, and that scale.
-    """
-    inverse = _inverse_scale(weight)
-    return _master_codes(weight, inverse) / inverse, float(1.0 / inverse)
-
-
-def _inverse_scale(weight: torch.Tensor) -> torch.Tensor:
-    return 1.0 / weight.float().abs().mean().clamp_(min=1e-5)
-
-
-def _master_codes(weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    return (weight.float() * inverse).round().clamp_(-1, 1)
 
 
 def unpack(packed: torch.Tensor, rows: int) -> torch.Tensor:
@@ -266,19 +246,21 @@ def _codes(
     """Reads codes int8 of a layer's rows; its first columns; and, where codes are rounded from a master, the inverse of their scale."""
     columns = functools.partial(reader.columns, f"{name}.weight")
     stored, quarter = f"{name}.weight", (shape[0] + 3) // 4
-    found, example = reader.shape(stored), reader.rows(stored, 0, 1)
-    floats = example.is_floating_point() and found == shape
+    stored_shape, example = reader.shape(stored), reader.rows(stored, 0, 1)
+    floats = example.is_floating_point() and stored_shape == shape
     if form == "online":
         if not floats:
             wanted = "the full-precision master of quantization_mode online"
-            raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
-        inverse = _inverse_scale(reader.rows(stored, 0, shape[0]))  # read, not mapped: so it is given back at once
+            raise _wrong_form(directory, name, example.dtype, stored_shape, shape, wanted)
+        inverse = absmean.inverse_scale(
+            reader.rows(stored, 0, shape[0])
+        )  # read, not mapped: so it is given back at once
         return (
-            lambda start, stop: _master_codes(reader.rows(stored, start, stop), inverse).to(torch.int8),
-            lambda count: _master_codes(columns(count), inverse),
+            lambda start, stop: absmean.codes(reader.rows(stored, start, stop), inverse).to(torch.int8),
+            lambda count: absmean.codes(columns(count), inverse),
             inverse,
         )
-    if found == (quarter, shape[1]) and example.dtype == torch.uint8:
+    if stored_shape == (quarter, shape[1]) and example.dtype == torch.uint8:
         read = functools.partial(reader.rows, stored)
         try:
             _check_bytes(read(0, quarter))
@@ -295,7 +277,7 @@ def _codes(
         if bool(((whole == 0) | (whole.abs() == 1)).all()):
             return lambda start, stop: reader.rows(stored, start, stop).to(torch.int8), columns, None
     wanted = f"2-bit codes, uint8 {[quarter, shape[1]]}"
-    raise _wrong_form(directory, name, example.dtype, found, shape, wanted)
+    raise _wrong_form(directory, name, example.dtype, stored_shape, shape, wanted)
 
 
 def _wrong_form(

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from edgekit import absmean
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.methods.selection import without
 from edgekit.methods.training import Training
 
-LEAST = 1e-5
-"""Smallest mean weight and largest input that are divided by."""
 FORMS = ("online", "autobitlinear", "bitlinear")
 """Of saved weights: float masters, or codes in either of transformers' conventions (edgekit.methods.bitnet_checkpoint)."""
 SUB_NORMS = ("none", "block", "layer")
@@ -66,24 +65,19 @@ class BitNet:
         return min(1.0, step / self.ramp) if self.ramp else 1.0
 
 
-def inverse_scale(weight: Tensor) -> Tensor:
-    """1 / mean |w| of a whole matrix, the very operations of transformers' WeightQuant."""
-    return 1.0 / weight.abs().mean().clamp(min=LEAST)
-
-
 def codes(weight: Tensor) -> Tensor:
-    """-1, 0 or 1 for each weight (absmean), in its dtype; halves go to the even neighbour."""
-    return (weight * inverse_scale(weight)).round().clamp(-1, 1)
+    """-1, 0 or 1 for each weight of a whole matrix (absmean), float32."""
+    return absmean.codes(weight, absmean.inverse_scale(weight))
 
 
 def ternary_weights(weight: Tensor) -> Tensor:
     """Each weight as code times the mean magnitude of all of them (absmean, per tensor)."""
-    return codes(weight) / inverse_scale(weight)
+    return codes(weight) / absmean.inverse_scale(weight)
 
 
 def int8_activations(x: Tensor) -> Tensor:
     """``x`` [..., K] rounded to 255 steps of each row's largest magnitude (per-token absmax)."""
-    scale = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST)
+    scale = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=absmean.LEAST)
     return (x * scale).round().clamp(-128, 127) / scale
 
 

@@ -23,8 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edgekit.absmean import inverse_scale
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.methods.bitnet import FORMS, BitLinear, bit_linears, codes, inverse_scale
+from edgekit.methods.bitnet import FORMS, BitLinear, bit_linears, codes
 
 
 @torch.no_grad()

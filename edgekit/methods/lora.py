@@ -73,16 +73,16 @@ def read_adapter(directory: Path) -> dict[str, Adapter]:
         ) from error
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = _KEY.fullmatch(key)
-        if found is None:
+        matched = _KEY.fullmatch(key)
+        if matched is None:
             raise UnsupportedError(
                 f"{path}: '{key}' is no lora_A or lora_B of a linear layer; only those can be taken over"
             )
-        parts.setdefault(found["layer"].removeprefix(PREFIX), {})[found["part"]] = tensor
+        parts.setdefault(matched["layer"].removeprefix(PREFIX), {})[matched["part"]] = tensor
     bad = next((key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
     if bad is not None:
         raise SourceError(f"{path}: '{bad}' holds NaN or infinity; train or save the adapter again")
-    return {layer: _adapter(layer, given, config, path) for layer, given in parts.items()}
+    return {layer: _adapter(layer, tensors, config, path) for layer, tensors in parts.items()}
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _adapter(layer: str, given: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Adapter:
-    down, up = given.get("lora_A"), given.get("lora_B")
+def _adapter(layer: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Adapter:
+    down, up = parts.get("lora_A"), parts.get("lora_B")
     if down is None or up is None or down.ndim != 2 or up.ndim != 2 or up.shape[1] != len(down):
-        shapes = {part: list(tensor.shape) for part, tensor in given.items()}
+        shapes = {part: list(tensor.shape) for part, tensor in parts.items()}
         raise SourceError(f"{path}: {layer} has {shapes}; expected lora_A [r, K] and lora_B [N, r]")
     alpha = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"), path.with_name(CONFIG))
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
@@ -123,10 +123,10 @@ def _pattern(patterns: Any, layer: str, default: Any, path: Path) -> Any:
         raise SourceError(f"{path}: alpha_pattern is a {type(patterns).__name__}; expected names with numbers")
     for pattern, value in (patterns or {}).items():
         try:
-            found = re.fullmatch(rf"(.*\.)?({pattern})", layer)
+            fits = re.fullmatch(rf"(.*\.)?({pattern})", layer)
         except re.error as error:
             raise SourceError(f"{path}: alpha_pattern '{pattern}' is no regular expression ({error})") from error
-        if found:
+        if fits:
             return value
     return default
 
@@ -154,7 +154,7 @@ def beside(
     for the others'. Raises SourceError for a layer that the model does not have or that has a low-rank branch.
     """
     for layer, adapter in adapters.items():
-        if isinstance(found := _layer(model, layer, adapter), BranchedLinear) and found.lora_A is not None:
+        if isinstance(linear := _layer(model, layer, adapter), BranchedLinear) and linear.lora_A is not None:
             raise SourceError(
                 f"{layer}: has a low-rank branch already; merge the adapter before the model is compressed"
             )
@@ -176,8 +176,8 @@ def beside(
 def _layer(model: nn.Module, name: str, adapter: Adapter) -> nn.Linear:
     module = dict(model.named_modules()).get(name)
     if not isinstance(module, nn.Linear):
-        found = "nothing" if module is None else f"a {type(module).__name__}"
-        raise SourceError(f"adapter: '{name}' is {found} in {type(model).__name__}; it belongs to another model")
+        what = "nothing" if module is None else f"a {type(module).__name__}"
+        raise SourceError(f"adapter: '{name}' is {what} in {type(model).__name__}; it belongs to another model")
     wanted = (module.out_features, module.in_features)
     if (len(adapter.up), adapter.down.shape[1]) != wanted:
         raise SourceError(
