@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgekit.bundle import Bundle
-from edgekit.cli.main import VERBS
+from edgekit.cli.verbs import VERBS
 from tests.support.tooling import ROOT
 
 MODEL = ROOT / "tools" / "own_ternary" / "ternary"
@@ -89,6 +89,11 @@ def test_pack_and_unpack(bundle: Path, tmp_path: Path) -> None:
 
 def test_doctor() -> None:
     assert "onnxruntime" in edgekit("doctor")
+
+
+def test_recipes_and_help() -> None:
+    assert "int8-static" in edgekit("recipes")
+    assert edgekit("help", "export") == edgekit("export", "--help")
 
 
 def test_devices() -> None:
