@@ -5,6 +5,7 @@ STAMP := .venv/.edgekit-setup
 OPTIMUM := .venv-optimum/bin
 OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
 ORT_ANDROID := build/ort-android/aar.sha256
+NODE := build/node/.installed
 # As many tests at a time as there are processors; WORKERS=0 runs one after the other.
 WORKERS ?= logical
 PYTEST := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
@@ -35,6 +36,11 @@ kernels: setup
 $(ORT_ANDROID): $(STAMP) tools/fetch_ort_android.py
 	-$(BIN)/python -m tools.fetch_ort_android
 
+# Other runtimes that bundles are run in. Their install scripts fetch code for GPUs only; without npm those tests are skipped.
+$(NODE): tests/node/package.json tests/node/package-lock.json
+	mkdir -p $(@D) && cp $^ $(@D)
+	-cd $(@D) && npm ci --ignore-scripts --no-audit --no-fund --silent && touch $(@F)
+
 demo: setup kernels
 	$(BIN)/python -m tools.demo
 
@@ -43,7 +49,7 @@ check: lint kernels
 	$(BIN)/python $(PYTEST) tests/smoke tests/unit
 
 # Everything: at most 15 minutes on two cores.
-test: setup kernels $(ORT_ANDROID)
+test: setup kernels $(ORT_ANDROID) $(NODE)
 	$(BIN)/python $(PYTEST)
 
 test-optimum: $(OPTIMUM_STAMP)

@@ -88,7 +88,8 @@ def _save(source: ModuleSource, directory: Path, form: str) -> None:
             inner.save_pretrained(files)
     write_branches(*branches, files)
     for asset in source.assets:
-        shutil.copyfile(asset, files / asset.name)
+        if asset.name != "config.json":  # saved with the model, as it is now
+            shutil.copyfile(asset, files / asset.name)
     for name in ("modules.json", *(f"{path}/config.json" for _, path in modules[1:])):
         given = source.directory / name if modules and source.directory is not None else None
         if given is not None and given.is_file():

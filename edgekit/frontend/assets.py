@@ -1,4 +1,4 @@
-"""Files that travel with the weights: tokenizer, chat template, generation settings."""
+"""Files that travel with the weights: configuration, tokenizer, chat template, generation settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _NAMES = (
+    "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def collect(directory: Path, *, text: bool) -> tuple[tuple[Path, ...], Callable[[], None] | None]:
-    """Tokenizer and generation files of ``directory``.
+    """Configuration, tokenizer and generation files of ``directory``.
 
     Args:
         text: the model reads tokens; without a tokenizer.json one is then made from the older files.

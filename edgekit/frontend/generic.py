@@ -62,9 +62,9 @@ def _dynamic(inputs: Mapping[str, torch.Tensor]) -> dict[str, dict[int, Any]]:
     """Batch dynamic everywhere, sequence length too for text."""
     shapes: dict[str, dict[int, Any]] = {}
     for name, tensor in inputs.items():
-        shapes[name] = {0: "batch"} if tensor.dim() else {}
+        shapes[name] = {0: "batch_size"} if tensor.dim() else {}
         if name in TEXT_INPUTS:
-            shapes[name][1] = "sequence"
+            shapes[name][1] = "sequence_length"
     return shapes
 
 

@@ -47,6 +47,7 @@ def load(path: Path, *, task: str | None = None) -> ModuleSource:
         with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **own, **options)
             transformers.AutoTokenizer.from_pretrained(path.parent, **own).save_pretrained(folder)
+            model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
     except Exception as error:  # transformers and gguf raise many kinds
         shutil.rmtree(folder, ignore_errors=True)

@@ -131,7 +131,7 @@ def test_at_most_eleven_nodes_a_llama_layer(tmp_path: Path) -> None:
 
 def test_one_symbolic_past_length(tmp_path: Path) -> None:
     graph = Graph(tiny("Llama", {}), tmp_path)
-    assert {tuple(c.shape[i] for i in (0, 2)) for c in graph.caches} == {("batch", "past")}
+    assert {tuple(c.shape[i] for i in (0, 2)) for c in graph.caches} == {("batch_size", "past_sequence_length")}
 
 
 def test_model_is_left_as_it_was() -> None:

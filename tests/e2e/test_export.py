@@ -141,7 +141,7 @@ def perceptron() -> tuple[nn.Module, dict[str, torch.Tensor]]:
 def test_any_module(recipe: str, tmp_path: Path) -> None:
     bundle = export("tests.e2e.test_export:perceptron", recipe, tmp_path / "out")
     assert {layer.name for layer in bundle.manifest.layers} == {"hidden", "out"}
-    assert bundle.manifest.inputs[0].dims[0] == "batch"
+    assert bundle.manifest.inputs[0].dims[0] == "batch_size"
     assert verify(bundle).parity.passed
 
 

@@ -120,8 +120,8 @@ class GraphWriter:
 def decoder_graph(weights: Weights) -> ir.Model:
     """The decoder of ``reference`` with the inputs and outputs that edgekit's decoders have; right padding only."""
     g, w = GraphWriter(), weights.arrays
-    ids = g.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-    mask = g.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+    ids = g.input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
+    mask = g.input("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
     keep = g.constant("logits_to_keep", np.zeros(1, np.int64))
     g.inputs.append(keep)
     one, axis = g.constant("one", np.ones(1, np.int64)), g.constant("axis", np.ones(1, np.int64))
@@ -134,7 +134,8 @@ def decoder_graph(weights: Weights) -> ir.Model:
     outputs: dict[str, tuple[ir.Value, list[int | str]]] = {}
     for i in range(LAYERS):
         past = [
-            g.input(f"past_key_values.{i}.{part}", FLOAT, ["batch", KV_HEADS, "past", DIM]) for part in ("key", "value")
+            g.input(f"past_key_values.{i}.{part}", FLOAT, ["batch_size", KV_HEADS, "past_sequence_length", DIM])
+            for part in ("key", "value")
         ]
         qkv = _linear(g, _rms(g, x, scale), g.constant(f"{i}.qkv", w[f"{i}.qkv"]))
         attended = g.op(
@@ -142,7 +143,7 @@ def decoder_graph(weights: Weights) -> ir.Model:
             num_heads=HEADS, kv_num_heads=KV_HEADS, do_rotary=1,
         )  # fmt: skip
         for part, value in zip(("key", "value"), attended[1:], strict=True):
-            outputs[f"present.{i}.{part}"] = value, ["batch", KV_HEADS, "present", DIM]
+            outputs[f"present.{i}.{part}"] = value, ["batch_size", KV_HEADS, "total_sequence_length", DIM]
         (x,) = g.op("Add", x, _linear(g, attended[0], g.constant(f"{i}.o", w[f"{i}.o"])))
         (hidden,) = g.op("Relu", _linear(g, _rms(g, x, scale), g.constant(f"{i}.mlp", w[f"{i}.mlp"])))
         (x,) = g.op("Add", x, hidden, name=f"tap{i}")
@@ -150,7 +151,7 @@ def decoder_graph(weights: Weights) -> ir.Model:
     end = g.constant("end", np.array([2**62], np.int64))
     (kept,) = g.op("Slice", _rms(g, x, scale), start, end, axis)
     logits: dict[str, tuple[ir.Value, list[int | str]]] = {
-        "logits": (_linear(g, kept, embed), ["batch", "kept", VOCABULARY])
+        "logits": (_linear(g, kept, embed), ["batch_size", "logits_sequence_length", VOCABULARY])
     }
     return g.model({**logits, **outputs})
 

@@ -136,7 +136,7 @@ def _rmsnorm_shape(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _restore_shape(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    # The number of rows kept is known only at run time; the trace keeps them all and the ONNX output says "kept".
+    # The number of rows kept is known only at run time; the trace keeps them all and the ONNX output has a name of its own for them.
     return x.new_empty(x.shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import sympy
 import torch
@@ -85,6 +86,9 @@ def _placeholders(program: ExportedProgram, emitter: Emitter, layers: int) -> di
                 shape=ir.Shape(_dims(name, node.meta["val"])),
             )
             emitter.inputs[name] = value
+            if name == "logits_to_keep":  # an input that may be left out: ONNX Runtime then takes the initializer
+                value.const_value = ir.tensor(np.zeros(1, np.int64), name=name)
+                emitter.initializers[name] = value
             values[node] = View(value, shape_of(node.meta["val"]))
         else:
             tensor = program.state_dict.get(spec.target)
@@ -95,11 +99,12 @@ def _placeholders(program: ExportedProgram, emitter: Emitter, layers: int) -> di
 
 
 def _dims(name: str, tensor: torch.Tensor) -> list[int | str]:
+    """Sizes named as in Hugging Face's exports: transformers.js makes empty caches from these names."""
     if name.startswith("past_key_values"):
-        return ["batch", int(tensor.shape[1]), "past", int(tensor.shape[3])]
+        return ["batch_size", int(tensor.shape[1]), "past_sequence_length", int(tensor.shape[3])]
     plain: dict[str, list[int | str]] = {
-        "input_ids": ["batch", "sequence"],
-        "attention_mask": ["batch", "total"],
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", "total_sequence_length"],
         "logits_to_keep": [1],
     }
     return plain[name]
@@ -150,8 +155,8 @@ def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
 
 def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_length: int) -> ir.Model:
     names = ["logits"] + [f"present.{i}.{part}" for i in range(len(traced.kv_shapes)) for part in ("key", "value")]
-    shapes: list[list[int | str]] = [["batch", "kept", int(results[0].shape[2])]]
-    shapes += [["batch", heads, "present", dim] for heads, dim in traced.kv_shapes for _ in range(2)]
+    shapes: list[list[int | str]] = [["batch_size", "logits_sequence_length", int(results[0].shape[2])]]
+    shapes += [["batch_size", heads, "total_sequence_length", dim] for heads, dim in traced.kv_shapes for _ in range(2)]
     outputs = []
     for name, shape, view in zip(names, shapes, results, strict=True):
         value = emitter.read(view)
