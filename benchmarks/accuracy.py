@@ -35,7 +35,7 @@ from edgekit.benchmark.machine import describe
 from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
 from edgekit.frontend.streamed import materialize
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.calibrate import Batch, groups_of
 from edgekit.methods.eora import Compensation
 from edgekit.methods.example_files import sentences, tokens
@@ -243,8 +243,8 @@ def plain_row(subject: Subject, name: str, options: dict[str, tuple[str, int]], 
     for group, (kind, block) in options.items():
         for layer in group.split("+"):
             weight: Any = module.get_submodule(layer).weight
-            packed = FORMATS[kind].quantize(weight.detach().numpy(), block)
-            weight.data = torch.from_numpy(FORMATS[kind].dequantize(packed).copy())
+            packed = CODECS[kind].quantize(weight.detach().numpy(), block)
+            weight.data = torch.from_numpy(CODECS[kind].dequantize(packed).copy())
             size, count = size + packed.nbytes, count + weight.numel()
     seconds = time.perf_counter() - began
     perplexity, accuracy = subject.score(module)

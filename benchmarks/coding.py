@@ -41,7 +41,7 @@ from benchmarks.coding_plot import plot
 from edgekit.benchmark.machine import describe
 from edgekit.coding import native, segments, streams
 from edgekit.coding.segments import Piece, decode_chunk, encode_chunk
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 
 SIZE = 1024
 CHUNK_LINE = 120
@@ -140,7 +140,7 @@ def minilm() -> list[Source]:
     weight = load_file(path)["encoder.layer.2.intermediate.dense.weight"]
     found = []
     for name, bits, centre in (("int4", 4, 8), ("int8", 8, 128), ("int8-channel", 8, 128)):
-        codes = streams.split(FORMATS[name].quantize(weight, 64 if name == "int4" else 0).data.reshape(-1), bits)
+        codes = streams.split(CODECS[name].quantize(weight, 64 if name == "int4" else 0).data.reshape(-1), bits)
         found.append(Source(f"MiniLM {name}", codes.reshape(len(weight), -1), bits, centre))
     steps = np.clip(np.rint(weight / weight.std()), -127, 127) + 128
     return [*found, Source("MiniLM, one step a tensor", steps.astype(np.uint8), 8, 128)]

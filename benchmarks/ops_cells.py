@@ -20,10 +20,11 @@ from benchmarks.ops_limits import Limits
 from benchmarks.ops_models import Product, product, write_products
 from benchmarks.ops_sessions import bound_run, open_session
 from edgekit.benchmark.machine import Watch
-from edgekit.lowbit import sparse
-from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, unpack_sparse
+from edgekit.lowbit.formats import PackedTensor, sparse_rows, unpack_sparse
 from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.spec.formats import FORMATS
+from edgekit.spec.names import INT8_MATMUL, SPARSE_MATMUL, TERNARY_MATMUL
 
 COLD_BYTES = 200 << 20
 HOT_PRODUCTS = 20  # in one run, of M <= 16
@@ -182,7 +183,9 @@ def _check(name: str, one: Product, x: np.ndarray, session: Any, cold: bool) -> 
     Other products have the same weights, rotated where they are cold.
     """
     assert one.weight is not None
-    multiply = {"t2": ternary_matmul, **dict.fromkeys(SPARSE_BITS, sparse_matmul)}.get(one.weight.format, int8_matmul)
+    multiply = {TERNARY_MATMUL: ternary_matmul, SPARSE_MATMUL: sparse_matmul, INT8_MATMUL: int8_matmul}[
+        FORMATS[one.weight.format].operator
+    ]
     outputs = session.run(None, {value.name: x for value in session.get_inputs()})
     columns = _spread(one.weight.shape[0])
     some = _rows(one.weight, columns)
@@ -201,8 +204,8 @@ def _spread(n: int) -> np.ndarray:
 def _rows(weight: PackedTensor, rows: np.ndarray) -> PackedTensor:
     assert weight.scales is not None
     scales = weight.scales if weight.scales.size == 1 else weight.scales[rows]
-    if weight.format in SPARSE_BITS:
-        data = sparse.pack([unpack_sparse(weight)[rows]], len(rows), SPARSE_BITS[weight.format])
+    if FORMATS[weight.format].layout == "sparse":
+        data = sparse_rows.pack([unpack_sparse(weight)[rows]], len(rows), FORMATS[weight.format].bits)
         return replace(weight, shape=(len(rows), weight.shape[1]), data=data, scales=scales)
     return replace(weight, shape=(len(rows), weight.shape[1]), data=weight.data[rows], scales=scales)
 

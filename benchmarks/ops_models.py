@@ -18,9 +18,9 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from edgekit.lowbit import sparse
-from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor, pack_t2
+from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.functions import ternary_function
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 NAMES = (
@@ -79,18 +79,20 @@ def product(name: str, n: int, k: int) -> Product:
 
 def sparse_product(format_name: str, n: int, k: int, zeros: float, block: int) -> Product:
     """SparseMatMul with a share of zeros that lie anywhere."""
-    random, bits = np.random.default_rng(0), SPARSE_BITS[format_name]
+    random, bits = np.random.default_rng(0), FORMATS[format_name].bits
     half = 1 << (bits - 1)
     codes = random.integers(1, half, (n, k), dtype=np.int8)
     codes[random.random((n, k), dtype=np.float32) < 0.5] *= -1
     codes[random.random((n, k), dtype=np.float32) < zeros] = 0
     scales = np.full(n, 0.01, np.float32)
-    return _ours(SPARSE_MATMUL, PackedTensor(format_name, (n, k), 128, sparse.pack([codes], n, bits), scales), block)
+    return _ours(
+        SPARSE_MATMUL, PackedTensor(format_name, (n, k), 128, sparse_rows.pack([codes], n, bits), scales), block
+    )
 
 
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
     n, k = weight.shape
-    more = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
+    more = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]

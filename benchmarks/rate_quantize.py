@@ -28,7 +28,7 @@ from benchmarks.backslash_models import PLAYS
 from edgekit.benchmark.machine import describe
 from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.example_files import sentences
 from edgekit.methods.examples import EMBEDDINGS, Examples, embeddings
 from edgekit.methods.rate import counted, entropy
@@ -135,12 +135,12 @@ def _formats(model: nn.Module, judged: Examples, original: Tensor) -> list[Row]:
     for name in ("int8", "int8-channel", "int4"):
         bits = 0.0
         for layer, weight in zip(layers, whole, strict=True):
-            packed = FORMATS[name].quantize(weight.numpy(), 0)
+            packed = CODECS[name].quantize(weight.numpy(), 0)
             codes = np.asarray(packed.data)
             codes = np.stack([codes & 15, codes >> 4]) if name == "int4" else codes
             bits += entropy(counted(codes.astype(np.int32).ravel())) * weight.numel()
             with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(FORMATS[name].dequantize(packed)))
+                layer.weight.copy_(torch.from_numpy(CODECS[name].dequantize(packed)))
         cosine, neighbours = _compared(model, judged, original)
         rows.append(Row(name, bits / sum(w.numel() for w in whole), cosine, neighbours, 0.0))
     for layer, weight in zip(layers, whole, strict=True):

@@ -18,6 +18,7 @@ from edgekit.lowbit.library import ABIS, SHIPPED, built_library
 from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import OPERATORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DecoderInfo, TensorInfo
@@ -200,7 +201,7 @@ def _check(bundle: Bundle, recipe: Recipe) -> None:
     if bundle.manifest.decoder is not None:
         ids = vector["input.input_ids"]
         # Float weights run from the file as it is mapped; ONNX Runtime's second copy would double the peak.
-        low_bit = any(layer.format not in ("fp32", "fp16") for layer in bundle.manifest.layers)
+        low_bit = any(FORMATS[layer.format].layout != "floats" for layer in bundle.manifest.layers)
         decoder = open_decoder(bundle, 2, ids.shape[1], prepack=low_bit)
         answers = {"logits": replay_text(decoder, ids, DECODE_STEPS)["logits"]}
     else:

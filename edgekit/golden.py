@@ -25,6 +25,7 @@ from edgekit.frontend.samples import text_ids
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
 from edgekit.runtime.session import Session, onnxruntime
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import VECTORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Surviving, VectorInfo
@@ -157,7 +158,7 @@ def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, i
         if not layer.tensor or not layer.rows or layer.format == "fp32":
             continue  # nothing was rounded
         data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
-        if layer.format in ("int8", "int8-channel", "int4"):  # an embedding's bytes are listed as a matrix
+        if FORMATS[layer.format].layout == "blocks":  # an embedding's bytes are listed as a matrix
             data = data.reshape(len(data), block_count(layer.shape[1], layer.block_size), -1)
         whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
         packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])

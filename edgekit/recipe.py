@@ -11,23 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.errors import RecipeError
+from edgekit.spec.formats import FORMATS
 from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
 EMBEDDING_ROWS = ("keep", "drop")
 ONLY = ("", "ternary", "vocabulary")
-FORMATS = ("fp32", "fp16", "int8", "int8-channel", "int4", "t2", "sparse-int4", "sparse-int8")
-BLOCK_SIZES = {
-    # what com.microsoft::MatMulNBits takes
-    "fp32": (),
-    "fp16": (),
-    "int8": (16, 32, 64, 128, 256),
-    "int4": (16, 32, 64, 128, 256),
-    "int8-channel": (),
-    "t2": (128,),
-    "sparse-int4": (),
-    "sparse-int8": (),
-}
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,7 @@ class Rule:
     """One line of a recipe; the first rule whose pattern matches a layer decides."""
 
     match: str  # glob over module paths, e.g. "*.down_proj"
-    format: str  # one of FORMATS
+    format: str  # one of spec.formats.FORMATS
     block_size: int = 0  # weights that share a scale; 0 = the format's default
     only: str = ""  # "ternary": weights with at most 3 symmetric values; "vocabulary": embedding and output head
 
@@ -136,9 +125,9 @@ def _directory() -> Path:
 
 
 def _check_rule(rule: Rule, where: str) -> None:
-    _one_of(rule.format, FORMATS, f"{where}.format")
+    _one_of(rule.format, tuple(FORMATS), f"{where}.format")
     _one_of(rule.only, ONLY, f"{where}.only")
-    sizes = BLOCK_SIZES[rule.format]
+    sizes = FORMATS[rule.format].block_sizes
     if rule.block_size not in (0, *sizes):
         choice = f"one of {', '.join(map(str, sizes))} (or 0, the default)" if sizes else "0: it has no blocks"
         raise RecipeError(f"{where}.block_size: {rule.block_size} given, {rule.format} takes {choice}")

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.lowbit import sparse
-from edgekit.lowbit.formats import PackedTensor, pack_t2
+from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
@@ -58,7 +57,7 @@ def _sparse_case(m: int, n: int, k: int, bits: int, block: int, with_bias: bool,
     codes[random.random((n, k)) < random.uniform(0, 1, (n, 1))] = 0  # rows of any density
     scales = random.uniform(0.01, 1.0, (n,)).astype(np.float32)
     bias = random.standard_normal(n).astype(np.float32) if with_bias else None
-    weight = PackedTensor(f"sparse-int{bits}", (n, k), 128, sparse.pack([codes], n, bits), scales)
+    weight = PackedTensor(f"sparse-int{bits}", (n, k), 128, sparse_rows.pack([codes], n, bits), scales)
     y = sparse_matmul(x.astype(np.float32), weight, bias, block).astype(x.dtype)
     arrays = {"X": x, "W": weight.data, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
     name = f"{seed:02}-SparseMatMul-{bits}-{m}x{n}x{k}-{block}{'-bias' * with_bias}{'-half' * half}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from edgekit.errors import BundleError
-from edgekit.lowbit.library import NATIVE_FORMATS
+from edgekit.spec.formats import FORMATS, NATIVE_FORMATS
 from edgekit.spec.names import DECODER_LIMITS, TASKS
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build, parse_json
@@ -41,9 +41,9 @@ class Manifest:
     @property
     def uses_operators(self) -> bool:
         """Some layer runs on edgekit's operator library; a table that is only looked up does not."""
-        # Ternary weights are never a table, also where a manifest leaves out how activations are rounded.
+        # Some formats are never a table, also where a manifest leaves out how activations are rounded.
         return any(
-            layer.format == "t2" or (layer.format in NATIVE_FORMATS and layer.activation_block_size >= 0)
+            layer.format in NATIVE_FORMATS and (layer.activation_block_size >= 0 or not FORMATS[layer.format].lookup)
             for layer in self.layers
         )
 

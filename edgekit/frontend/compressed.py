@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgekit.frontend import streamed
 from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
-from edgekit.lowbit.formats import FORMATS, PackedTensor
+from edgekit.lowbit.formats import CODECS, PackedTensor
 from edgekit.lowbit.reference import quantize_activations
 from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.records import Surviving
@@ -127,7 +127,7 @@ def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, l
         whole = some.new_zeros(*some.shape[:-1], left.size)
         whole[..., torch.tensor(left.rows)] = some
         return whole if left.bias is None else whole + torch.tensor(left.bias)
-    dequantize = FORMATS[packed.format].dequantize
+    dequantize = CODECS[packed.format].dequantize
     # torch wants no read-only memory
     rows = RowWeight(packed.shape, lambda a, b: np.require(dequantize(packed.rows(a, b)), requirements="W"))
     return streamed.multiply(x.detach().float() if block < 0 else round_activations(x, block), rows, bias)
@@ -143,4 +143,4 @@ def look_up(ids: Tensor, packed: PackedTensor, left: Surviving | None = None) ->
         return look_up(torch.from_numpy(place).reshape(ids.shape), packed) * there
     scales = None if packed.scales is None else packed.scales[index]
     some = dataclasses.replace(packed, shape=(len(index), packed.shape[1]), data=packed.data[index], scales=scales)
-    return torch.from_numpy(FORMATS[packed.format].dequantize(some)).reshape(*ids.shape, -1)
+    return torch.from_numpy(CODECS[packed.format].dequantize(some)).reshape(*ids.shape, -1)

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgekit.lowbit.formats import NATIVE_BLOCK
 from edgekit.lowbit.reference import SMALLEST
+from edgekit.spec.formats import NATIVE_BLOCK
 from edgekit.spec.names import EDGEKIT, INT8_MATMUL, MATMUL_NBITS, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 INTS = ("K", "N", "activation_block_size")
@@ -100,8 +100,12 @@ def sparse_function() -> ir.Function:
     return body.function(SPARSE_MATMUL, [x, w, scales, bias], y, (*INTS, "bits"))
 
 
+FUNCTIONS = {TERNARY_MATMUL: ternary_function, INT8_MATMUL: int8_function, SPARSE_MATMUL: sparse_function}
+"""What makes the body of each operator."""
+
+
 def _dense_codes(body: _Body, w: ir.Value) -> ir.Value:
-    """A sparse W (lowbit/sparse.py) as uint8 [N, blocks, 128], codes from 128."""
+    """A sparse W (lowbit/formats/sparse_rows.py) as uint8 [N, blocks, 128], codes from 128."""
     n, k, bits = (body.attribute(name) for name in ("N", "K", "bits"))
     one, two, eight, last = body.number(1), body.number(2), body.number(8), body.constant(np.array([-1], np.int64))
     blocks = body.op("Div", body.op("Add", k, body.number(NATIVE_BLOCK - 1)), body.number(NATIVE_BLOCK))

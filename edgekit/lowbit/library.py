@@ -29,8 +29,6 @@ ABIS: dict[str, str] = {
     "windows-x86_64": "edgekit_ops.dll",
 }
 """Every system and processor that the library is built for, and what the file is called there."""
-NATIVE_FORMATS = ("t2", "int8-channel", "sparse-int4", "sparse-int8")
-"""Formats of weights that the library's operators read."""
 SHIPPED = ("linux-x86_64", "linux-aarch64", "android-arm64-v8a", "android-armeabi-v7a", "android-x86_64")
 """Those that a bundle carries unless others are asked for."""
 CHOICE = "EDGEKIT_OPS_LIBRARY"

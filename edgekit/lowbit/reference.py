@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.lowbit.formats import TERNARY_BLOCK, PackedTensor, block_count, unpack_sparse, unpack_t2
+from edgekit.lowbit.formats import PackedTensor, block_count, unpack_sparse, unpack_t2
+from edgekit.spec.formats import NATIVE_BLOCK
 
 Floats = NDArray[np.float32]
 
@@ -60,11 +61,11 @@ def _matmul(
     x: Floats, weight: NDArray[np.int64], scales: Floats, bias: Floats | None, activation_block_size: int
 ) -> Floats:
     """``x`` by integers [N, K] and their scales [1], [N] or [N, blocks of 128]."""
-    assert activation_block_size in (0, TERNARY_BLOCK)
+    assert activation_block_size in (0, NATIVE_BLOCK)
     codes, steps = activation_codes(x, activation_block_size)
     columns = x.shape[1]
     grouped = scales.ndim == 2
-    piece = TERNARY_BLOCK if grouped or activation_block_size else max(1, columns)
+    piece = NATIVE_BLOCK if grouped or activation_block_size else max(1, columns)
     out = np.zeros((len(x), weight.shape[0]), np.float32)
     for index, start in enumerate(range(0, columns, piece)):
         part = slice(start, start + piece)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from edgekit.errors import UsageError
 from edgekit.methods.gptq import codes, rounded, shortened
+from edgekit.spec import formats
 
 METHODS = ("eora", "svd")
 FORMATS = ("int8", "int4", "fp16")
 OF = ("int4", "gptq", "ternarize", "2:4", "none")
-BITS = {"int8": 8, "int4": 4, "fp16": 16}
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,7 @@ def block_of(columns: int) -> int:
 
 def stored_bytes(rows: int, columns: int, name: str) -> int:
     """Bytes of a matrix [rows, columns] in a bundle, scales (float32, one a block) and padding included."""
-    if name == "fp16":
-        return 2 * rows * columns
-    block = block_of(columns)
-    return rows * -(-columns // block) * (block * BITS[name] // 8 + 4)
+    return formats.FORMATS[name].nbytes(rows, columns, block_of(columns))
 
 
 def rank_within(limit: int, shapes: Sequence[tuple[int, int]], name: str) -> int:

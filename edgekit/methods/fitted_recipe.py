@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.low_rank import branch_names
-from edgekit.lowbit.formats import FORMATS, TERNARY_BLOCK, detect_ternary
+from edgekit.lowbit.formats import CODECS, detect_ternary
 from edgekit.methods.calibrate import blocks_of
 from edgekit.methods.eora import block_of
 from edgekit.methods.gptq import GROUP_SIZES
 from edgekit.recipe import VERSION, Limits, Recipe, Rule
+from edgekit.spec.formats import FORMATS
 
 Option = tuple[str, int]
 """Format and block size (0 = the format's own)."""
@@ -33,14 +34,8 @@ def weight_bytes(layers: Iterable[nn.Module], option: Option | None) -> int:
         second = getattr(layer, "second", None)
         for part in [layer] if second is None else [layer, second]:
             name, block = option or exact_format(part.weight)
-            total += _format_bytes(rows, columns, name, block)
+            total += FORMATS[name].nbytes(rows, columns, block)
     return total
-
-
-def _format_bytes(rows: int, columns: int, name: str, block: int) -> int:
-    """Of a matrix in t2 (scales for each 128 columns), int4 or int8."""
-    block = TERNARY_BLOCK if name == "t2" else block or FORMATS[name].default_block_size
-    return rows * -(-columns // block) * (block * FORMATS[name].bits // 8 + 4)
 
 
 def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
@@ -49,7 +44,7 @@ def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
     Blocks may be parts of a group: padding a last half group can cost more than a second scale.
     """
     fitting = [size for size in GROUP_SIZES[1:] if not group_size or group_size % size == 0]
-    return min(fitting, key=lambda size: sum(_format_bytes(n, k, "int4", size) for n, k in shapes))
+    return min(fitting, key=lambda size: sum(FORMATS["int4"].nbytes(n, k, size) for n, k in shapes))
 
 
 def exact_format(weight: Tensor) -> Option:
@@ -65,7 +60,7 @@ def exact_format(weight: Tensor) -> Option:
 
 
 def _keeps(name: str, block: int, array: NDArray[np.float32]) -> bool:
-    return np.array_equal(FORMATS[name].dequantize(FORMATS[name].quantize(array, block)), array)
+    return np.array_equal(CODECS[name].dequantize(CODECS[name].quantize(array, block)), array)
 
 
 def _inside(model: nn.Module) -> dict[str, nn.Linear]:

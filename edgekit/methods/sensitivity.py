@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import CheckFailed, UsageError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.recipe import VERSION, Recipe, Rule
 from edgekit.spec.progress import Progress
 
@@ -86,7 +86,7 @@ def scan(
 
 def _round(layer: nn.Linear, option: Option) -> int:
     """Rounds a layer's weight in place; the bytes that it takes."""
-    kind = FORMATS[option[0]]
+    kind = CODECS[option[0]]
     packed = kind.quantize(np.asarray(layer.weight.detach().numpy(), np.float32), option[1])
     layer.weight.copy_(torch.from_numpy(np.array(kind.dequantize(packed))))
     return packed.nbytes

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import TERNARY_BLOCK
 from edgekit.methods.gptq import inverse_factor
+from edgekit.spec.formats import NATIVE_BLOCK
 
 ROUNDS = 50
 NINE = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)), dtype=torch.float64)
@@ -62,7 +62,7 @@ class Planes:
         total = torch.stack(self.planes).sum(0)
         if self.offset is None:
             return total
-        return total + self.offset.repeat_interleave(TERNARY_BLOCK, 1)[:, : total.shape[1]]
+        return total + self.offset.repeat_interleave(NATIVE_BLOCK, 1)[:, : total.shape[1]]
 
 
 def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
@@ -71,8 +71,8 @@ def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
     factor = inverse_factor(hessian, settings.damping) if settings.feedback else None
     columns = work.shape[1]
     blocks: list[tuple[list[Tensor], Tensor | None]] = []
-    for start in range(0, columns, TERNARY_BLOCK):
-        part = slice(start, min(start + TERNARY_BLOCK, columns))
+    for start in range(0, columns, NATIVE_BLOCK):
+        part = slice(start, min(start + NATIVE_BLOCK, columns))
         planes, offset = _block(work[:, part], hessian[part, part], settings)
         blocks.append((planes, offset))
         if factor is not None:
@@ -87,7 +87,7 @@ def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
 
 def block_sums(columns: int) -> Tensor:
     """The A that makes mu a low-rank branch: float32 [ceil(K/128), K], ones where a column belongs to a block."""
-    belongs = torch.arange(columns) // TERNARY_BLOCK
+    belongs = torch.arange(columns) // NATIVE_BLOCK
     return (torch.arange(int(belongs[-1]) + 1)[:, None] == belongs).float()
 
 

@@ -9,19 +9,16 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from edgekit.errors import RecipeError
-from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, detect_ternary, sparse_facts
+from edgekit.lowbit.formats import detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import plan_of, set_plan
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT
 
-SMALLEST_BLOCK = 16  # of MatMulNBits and GatherBlockQuantized
-BREAK_EVEN: dict[str, tuple[str, float]] = {
-    # one token, weights from memory: measured at 25 and 23 %, and a margin (benchmarks/sparse.py, docs/kernels.md)
-    "sparse-int4": ("int4", 0.4),
-    "sparse-int8": ("int8", 0.4),
-}
-"""What a sparse format replaces, and from which share of zeros on it is faster."""
+BREAK_EVEN = 0.4
+"""From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from memory
+at 25 and 23 %, and a margin (benchmarks/sparse.py, docs/kernels.md)."""
 SPARSE_PROCESSOR = "x86_64"
 """Where that was measured, with AVX512-VBMI2. With AVX2 sparse formats are slower, on ARM nobody has measured them."""
 CACHE_BYTES = 32 << 20
@@ -62,7 +59,7 @@ class ChooseFormats(ir.passes.InPlacePass):
         used.update(rule for rule in rules.values() if rule is not None)
         rule = rules[id(leader)]
         embedding = any(n.op_type == "Embedding" for n in sharing)
-        if rule is not None and rule.format in SPARSE_BITS:
+        if rule is not None and FORMATS[rule.format].layout == "sparse":
             format_name, block, reason = self._sparse(rule, leader, embedding)
         else:
             format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
@@ -72,8 +69,8 @@ class ChooseFormats(ir.passes.InPlacePass):
 
     def _sparse(self, rule: Rule, leader: ir.Node, embedding: bool) -> tuple[str, int, str]:
         """Sparse where that was measured to be faster than the dense format that it replaces, else that one."""
-        dense, least = BREAK_EVEN[rule.format]
-        weight = leader.inputs[1]
+        kind, weight = FORMATS[rule.format], leader.inputs[1]
+        dense = kind.stand_in
         if embedding or weight is None or weight.const_value is None:
             why = "embedding: looked up by row"
         elif self._slower:
@@ -81,10 +78,10 @@ class ChooseFormats(ir.passes.InPlacePass):
         elif self._from_cache:
             why = f"the model's weights stay in a cache of {CACHE_BYTES >> 20} MiB, where {dense} is faster"
         else:
-            zeros, _ = sparse_facts(weight_of(weight.const_value), SPARSE_BITS[rule.format])
-            if zeros >= least:
-                return rule.format, 0, f"{zeros:.1%} zeros: faster than {dense} from {least:.0%}"
-            why = f"{zeros:.1%} zeros, {rule.format} is faster than {dense} from {least:.0%}"
+            zeros, _ = sparse_facts(weight_of(weight.const_value), kind.bits)
+            if zeros >= BREAK_EVEN:
+                return rule.format, 0, f"{zeros:.1%} zeros: faster than {dense} from {BREAK_EVEN:.0%}"
+            why = f"{zeros:.1%} zeros, {rule.format} is faster than {dense} from {BREAK_EVEN:.0%}"
         name, block, note = _resolve(Rule(rule.match, dense), _sizes(leader)[1], embedding)
         return name, block, f"{why}; stored as {dense}" + (f", {note}" if note else "")
 
@@ -134,16 +131,19 @@ def _resolve(rule: Rule | None, columns: int, embedding: bool) -> tuple[str, int
     if rule is None:
         return "fp32", 0, "no rule matches"
     kind = FORMATS[rule.format]
-    block = rule.block_size or kind.default_block_size
-    if rule.format == "t2" and embedding:
-        return "int8", FORMATS["int8"].default_block_size, "embedding: looked up by row, stored as int8"
-    if rule.format not in ("int8", "int4"):
+    block = rule.block_size or kind.block_size
+    if embedding and not kind.lookup:
+        why = f"embedding: looked up by row, stored as {kind.stand_in}"
+        name, block, note = _resolve(Rule(rule.match, kind.stand_in), columns, embedding)
+        return name, block, f"{why}, {note}" if note else why
+    if kind.lookup != "quantized":
         return rule.format, block, ""
+    smallest = kind.block_sizes[0]
     fitting = block
     # The lookup operator cannot read a padded row.
-    while embedding and fitting >= SMALLEST_BLOCK and columns % fitting:
+    while embedding and fitting >= smallest and columns % fitting:
         fitting //= 2
-    if fitting < SMALLEST_BLOCK:
-        return "fp16", 0, f"embedding of {columns} columns is no multiple of {SMALLEST_BLOCK}; stored as fp16"
+    if fitting < smallest:
+        return "fp16", 0, f"embedding of {columns} columns is no multiple of {smallest}; stored as fp16"
     note = "" if fitting == block else f"blocks of {fitting}: {columns} columns are no multiple of {block}"
     return rule.format, fitting, note

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
-from edgekit.lowbit.formats import (
-    FORMATS,
-    SPARSE_BITS,
-    PackedTensor,
-    block_count,
-    detect_ternary,
-    pack_t2,
-    sparse_facts,
-)
-from edgekit.lowbit.functions import (
-    int8_function,
-    sparse_function,
-    ternary_function,
-)
+from edgekit.lowbit.formats import CODECS, PackedTensor, block_count, detect_ternary, pack_t2, sparse_facts
+from edgekit.lowbit.functions import FUNCTIONS
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
 from edgekit.spec.facts import facts_of, plan_of
-from edgekit.spec.names import (
-    EDGEKIT,
-    GATHER_QUANTIZED,
-    INT8_MATMUL,
-    MATMUL_NBITS,
-    MICROSOFT,
-    SPARSE_MATMUL,
-    STORAGE,
-    TERNARY_MATMUL,
-)
+from edgekit.spec.formats import FORMATS
+from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, MATMUL_NBITS, MICROSOFT, STORAGE
 from edgekit.spec.records import Layer, Part
 
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
-ROW_SCALES = ("int8-channel", *SPARSE_BITS)
-"""Formats with one scale a row."""
-OPERATORS = {"t2": TERNARY_MATMUL, "int8-channel": INT8_MATMUL, **dict.fromkeys(SPARSE_BITS, SPARSE_MATMUL)}
 
 
 class LowerLinears(ir.passes.InPlacePass):
@@ -55,11 +33,7 @@ class LowerLinears(ir.passes.InPlacePass):
         nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
         for node in nodes:
             lowering.lower(node)
-        for op, make in (
-            (TERNARY_MATMUL, ternary_function),
-            (INT8_MATMUL, int8_function),
-            (SPARSE_MATMUL, sparse_function),
-        ):
+        for op, make in FUNCTIONS.items():
             if any(n.op_type == op for n in model.graph):
                 function = make()
                 model.functions[function.identifier()] = function
@@ -75,39 +49,62 @@ class _Weight:
     def __init__(self, node: ir.Node) -> None:
         plan, value = plan_of(node), node.inputs[1]
         assert value is not None and value.const_value is not None and value.shape is not None
-        self.layer, self.format, self.block = plan.layer, plan.format, plan.block_size
+        self.layer, self.kind, self.block = plan.layer, FORMATS[plan.format], plan.block_size
         self.source, self.name = value.const_value, value.name or self.layer
         self.rows, self.columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
-        self.ternary = self._scales() if self.format == "t2" else None
-        self.bytes = 0  # of a sparse weight, which depend on what is in it
-        if self.format in SPARSE_BITS:
-            _, self.bytes = sparse_facts(weight_of(self.source), SPARSE_BITS[self.format])
+        self.ternary = self._ternary_scales() if self.kind.scales == "ternary" else None
+        self.dtype, self.shape = ir.DataType[self.kind.dtype.upper()], self._data_shape()
         self._packed: PackedTensor | None = None
 
-    def _scales(self) -> np.ndarray:
-        found = detect_ternary(weight_of(self.source))
-        if found is None:
+    def _ternary_scales(self) -> np.ndarray:
+        scales = detect_ternary(weight_of(self.source))
+        if scales is None:
             raise UnsupportedError(
                 f"{self.layer}: weights are not ternary ({{-s, 0, s}} per tensor, row or 128 columns), t2 stores nothing else; "
                 f"put a rule {{match: '{self.layer}', format: int8}} before the t2 rule, or give that rule only: ternary"
             )
-        return found
+        return scales
+
+    def _data_shape(self) -> tuple[int, ...]:
+        if self.kind.layout == "floats":
+            return self.rows, self.columns
+        if self.kind.layout == "sparse":  # bytes that depend on what is in it
+            return (sparse_facts(weight_of(self.source), self.kind.bits)[1],)
+        return self.rows, self.blocks, self.block * self.kind.bits // 8
+
+    @property
+    def blocks(self) -> int:
+        return block_count(self.columns, self.block)
+
+    @property
+    def scales_shape(self) -> tuple[int, ...]:
+        """Empty where there are none."""
+        if self.ternary is not None:
+            return self.ternary.shape
+        if self.kind.scales == "none":
+            return ()
+        return (self.rows,) if self.kind.scales == "row" else (self.rows, self.blocks)
+
+    @property
+    def bits_per_weight(self) -> float:
+        scales = 32 * math.prod(self.scales_shape) if self.scales_shape else 0
+        return round((self.dtype.bitwidth * math.prod(self.shape) + scales) / (self.rows * self.columns), 4)
 
     def _pack(self) -> PackedTensor:
         weight = weight_of(self.source)
         try:
             if self.ternary is not None:
                 return pack_t2(weight, self.ternary)
-            return FORMATS[self.format].quantize(weight, self.block)
+            return CODECS[self.kind.name].quantize(weight, self.block)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.layer}: {error}") from None
 
     def data(self) -> np.ndarray:
         self._packed = self._pack()
-        found = self._packed.data
+        data = self._packed.data
         if self._packed.scales is None:
             self._packed = None
-        return np.asarray(found)
+        return np.asarray(data)
 
     def scales(self) -> np.ndarray:
         if self.ternary is not None:
@@ -116,10 +113,6 @@ class _Weight:
         self._packed = None  # the last reader; a further one packs again
         assert packed.scales is not None
         return np.asarray(packed.scales)
-
-    @property
-    def blocks(self) -> int:
-        return block_count(self.columns, self.block)
 
 
 class _Lowering:
@@ -132,24 +125,14 @@ class _Lowering:
 
     def lower(self, node: ir.Node) -> None:
         weight, data, scales = self._weight(node)
-        write: Callable[..., ir.Value]
         if node.op_type == "Embedding":
-            by_format: dict[str, Callable[..., ir.Value]] = {
-                "fp32": self._table,
-                "fp16": self._table,
-                "int8-channel": self._channel_table,
-            }
-            write = by_format.get(weight.format, self._quantized_table)
+            write = {
+                "rows": self._table,
+                "quantized": self._quantized_table,
+                "scaled": self._scaled_table,
+            }[weight.kind.lookup]
         else:
-            by_format = {
-                "fp32": self._float,
-                "fp16": self._float,
-                "t2": self._native,
-                "int8-channel": self._native,
-                "sparse-int4": self._native,
-                "sparse-int8": self._native,
-            }
-            write = by_format.get(weight.format, self._nbits)
+            write = {FUSED_MATMUL: self._float, MATMUL_NBITS: self._nbits}.get(weight.kind.operator, self._native)
         result = write(node, weight, data, scales)
         result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
         name = node.outputs[0].name
@@ -162,15 +145,10 @@ class _Lowering:
         key = id(node.inputs[1])
         if key not in self._weights:
             weight = _Weight(node)
-            shape, kind = _data_shape(weight)
-            data = self._lazy(f"{weight.name}.{weight.format}", weight.data, kind, shape, weight)
+            data = self._lazy(f"{weight.name}.{weight.kind.name}", weight.data, weight.dtype, weight.shape, weight)
             scales = None
-            if weight.ternary is not None:
-                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.ternary.shape)
-            elif weight.format in ROW_SCALES:
-                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows,))
-            elif weight.format in ("int8", "int4"):
-                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, (weight.rows, weight.blocks))
+            if weight.scales_shape:
+                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.scales_shape)
             self._weights[key] = weight, data, scales
         return self._weights[key]
 
@@ -237,24 +215,24 @@ class _Lowering:
         return self._node(node, "Add", [product, node.inputs[2]]) if len(node.inputs) > 2 else product
 
     def _widened(self, node: ir.Node, weight: _Weight, stored: ir.Value) -> ir.Value:
-        return self._node(node, "Cast", [stored], to=FLOAT.value) if weight.format == "fp16" else stored
+        return self._node(node, "Cast", [stored], to=FLOAT.value) if weight.dtype != FLOAT else stored
 
     def _float(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         x, w = self._activations(node), self._widened(node, weight, data)
-        return self._biased(node, self._node(node, "FusedMatMul", [x, w], MICROSOFT, transB=1))
+        return self._biased(node, self._node(node, FUSED_MATMUL, [x, w], MICROSOFT, transB=1))
 
     def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
-        found = self._node(node, "Gather", [data, node.inputs[0]])
-        found.type = data.type
-        return self._widened(node, weight, found)
+        rows = self._node(node, "Gather", [data, node.inputs[0]])
+        rows.type = data.type
+        return self._widened(node, weight, rows)
 
     def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
-        sizes = {"K": weight.columns, "N": weight.rows, "bits": FORMATS[weight.format].bits, "block_size": weight.block}
+        sizes = {"K": weight.columns, "N": weight.rows, "bits": weight.kind.bits, "block_size": weight.block}
         inputs = [self._activations(node), data, scales]
         return self._biased(node, self._node(node, MATMUL_NBITS, inputs, MICROSOFT, **sizes, accuracy_level=4))
 
     def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
-        bits = FORMATS[weight.format].bits
+        bits = weight.kind.bits
         # The head's bytes seen as a matrix: a second name for the same storage, not a Reshape that would copy it.
         table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
         inputs = [table, node.inputs[0], scales]
@@ -269,7 +247,7 @@ class _Lowering:
             quantize_axis=1,
         )
 
-    def _channel_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _scaled_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         """Rows of codes and their scales, multiplied: the lookup operator knows no scale for a row of any length."""
         stored = weight.blocks * weight.block
         table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, stored), weight)
@@ -287,39 +265,36 @@ class _Lowering:
 
     def _native(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
-        block = _activation_block(node)
-        more = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
+        block = weight.kind.activation_block_size(weight.block, _activation_block(node))
+        more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}
         return self._node(
             node,
-            OPERATORS[weight.format],
+            weight.kind.operator,
             inputs,
             EDGEKIT,
             K=weight.columns,
             N=weight.rows,
             **more,
-            activation_block_size=128 if block < 0 else block,
+            activation_block_size=block,
         )
 
     def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
-        plan, block = plan_of(node), _activation_block(node)
-        table = node.op_type == "Embedding" and weight.format in ("int8", "int8-channel", "int4")
-        native = 128 if block < 0 else block
-        rounded = {**dict.fromkeys(OPERATORS, native), "int8": weight.block, "int4": weight.block}.get(
-            weight.format, block
-        )
+        plan, table, block = plan_of(node), node.op_type == "Embedding", -1
+        if not table:
+            block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         for part in plan.parts or [Part(plan.layer, (0, weight.rows), plan.reason)]:
             first, last = part.rows
             self.layers.append(
                 Layer(
                     name=part.name,
-                    format=weight.format,
+                    format=weight.kind.name,
                     block_size=weight.block,
-                    bits_per_weight=_bits_per_weight(weight),
+                    bits_per_weight=weight.bits_per_weight,
                     shape=(last - first, weight.columns),
-                    tensor=_table_name(weight) if table else str(data.name),
+                    tensor=_table_name(weight) if table and weight.kind.layout == "blocks" else str(data.name),
                     scales=str(scales.name) if scales is not None else "",
                     rows=part.rows,
-                    activation_block_size=rounded if node.op_type == "Linear" else -1,
+                    activation_block_size=block,
                     reason=part.reason,
                 )
             )
@@ -331,24 +306,3 @@ def _table_name(weight: _Weight) -> str:
 
 def _activation_block(node: ir.Node) -> int:
     return node.attributes["activation_block_size"].as_int() if "activation_block_size" in node.attributes else -1
-
-
-def _data_shape(weight: _Weight) -> tuple[tuple[int, ...], ir.DataType]:
-    if weight.format in ("fp32", "fp16"):
-        return (weight.rows, weight.columns), FLOAT if weight.format == "fp32" else ir.DataType.FLOAT16
-    if weight.format in SPARSE_BITS:
-        return (weight.bytes,), UINT8
-    bits = FORMATS[weight.format].bits
-    return (weight.rows, weight.blocks, weight.block * bits // 8), UINT8
-
-
-def _bits_per_weight(weight: _Weight) -> float:
-    bits = FORMATS[weight.format].bits
-    if weight.format in ("fp32", "fp16"):
-        return float(bits)
-    scales = weight.rows * (1 if weight.format in ROW_SCALES else weight.blocks)
-    if weight.ternary is not None:
-        scales = weight.ternary.size
-    codes = 8 * weight.bytes or weight.rows * weight.blocks * weight.block * bits
-    stored = codes + 32 * scales
-    return round(stored / (weight.rows * weight.columns), 4)

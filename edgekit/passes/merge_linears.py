@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor, weight_of
-from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.lowbit.weights import stacked
 from edgekit.spec.facts import plan_of, set_plan
+from edgekit.spec.formats import NATIVE_FORMATS
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Part
 

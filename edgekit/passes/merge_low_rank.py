@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from edgekit.lowbit.library import NATIVE_FORMATS
 from edgekit.passes.merge_linears import Key, key_of, merge, mergeable, split_rows
 from edgekit.spec.facts import plan_of, set_plan
+from edgekit.spec.formats import NATIVE_FORMATS
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Part
 

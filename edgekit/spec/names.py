@@ -21,6 +21,7 @@ INT8_MATMUL = "Int8MatMul"
 SPARSE_MATMUL = "SparseMatMul"
 NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
+FUSED_MATMUL = "FusedMatMul"
 MATMUL_NBITS = "MatMulNBits"
 GATHER_QUANTIZED = "GatherBlockQuantized"
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.lowbit.formats import FORMATS, PackedTensor, pack_t2
+from edgekit.lowbit.formats import CODECS, PackedTensor, pack_t2
 from edgekit.lowbit.functions import exact_function, int8_function, ternary_function
 from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import activation_codes, int8_matmul, quantize_activations, ternary_matmul
@@ -284,22 +284,20 @@ def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch: pytest.Mon
 def test_matmul_nbits_rounds_as_the_reference_says(format_name: str, block: int, rows: int) -> None:
     """What the compressed PyTorch model is built on: dequantized weights times rounded activations."""
     random = np.random.default_rng(0)
-    weight = FORMATS[format_name].quantize(random.standard_normal((96, 576)).astype(np.float32), block)
+    weight = CODECS[format_name].quantize(random.standard_normal((96, 576)).astype(np.float32), block)
     x = random.standard_normal((rows, 576)).astype(np.float32)
     found = sessions.matmul_nbits(weight).run(None, {"X": x})[0]
-    expected = quantize_activations(x, block) @ FORMATS[format_name].dequantize(weight).T
+    expected = quantize_activations(x, block) @ CODECS[format_name].dequantize(weight).T
     assert tensor_distance(expected, found)["sqnr_db"] >= 110
 
 
 @pytest.mark.parametrize("format_name", ["int8", "int4"])
 @pytest.mark.parametrize("block", [32, 64])
 def test_lookup_reads_the_bytes_of_the_product(format_name: str, block: int) -> None:
-    weight = FORMATS[format_name].quantize(
-        np.random.default_rng(0).standard_normal((50, 576)).astype(np.float32), block
-    )
+    weight = CODECS[format_name].quantize(np.random.default_rng(0).standard_normal((50, 576)).astype(np.float32), block)
     ids = np.array([0, 49, 7, 7], np.int64)
     found = sessions.gather_quantized(weight).run(None, {"X": ids})[0]
-    np.testing.assert_array_equal(found, FORMATS[format_name].dequantize(weight)[ids])
+    np.testing.assert_array_equal(found, CODECS[format_name].dequantize(weight)[ids])
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -307,7 +305,7 @@ def test_lookup_reads_the_bytes_of_the_product(format_name: str, block: int) -> 
 def test_the_body_of_int8_matmul_reads_the_same_bytes(columns: int, with_bias: bool) -> None:
     """What runs without the library: MatMulNBits with 8 bits, activations rounded in blocks of 128."""
     random = np.random.default_rng(0)
-    weight = FORMATS["int8-channel"].quantize(random.standard_normal((96, columns)).astype(np.float32), 0)
+    weight = CODECS["int8-channel"].quantize(random.standard_normal((96, columns)).astype(np.float32), 0)
     bias = random.standard_normal(96).astype(np.float32) if with_bias else None
     x = random.standard_normal((3, columns)).astype(np.float32)
     found = sessions.of_function(int8_function(), weight, bias, 0).run(None, {"X": x})[0]

@@ -9,25 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import BundleError
-from edgekit.lowbit import sparse
-from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor, unpack_sparse
+from edgekit.lowbit.formats import CODECS, PackedTensor, sparse_rows, unpack_sparse
 from edgekit.lowbit.functions import sparse_function
 from edgekit.lowbit.reference import sparse_matmul
+from edgekit.spec.formats import FORMATS
 from tests.conformance.test_operators import ISAS, agree, native, refusal
 from tests.support import operator_sessions as sessions
 
-FORMAT_NAMES = tuple(SPARSE_BITS)
+FORMAT_NAMES = tuple(name for name, row in FORMATS.items() if row.layout == "sparse")
 
 
 def case(name: str, rows: int, n: int, k: int, zeros: float, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray]:
     """X, W with codes of every value, and a bias."""
     random = np.random.default_rng(seed)
-    bits = SPARSE_BITS[name]
+    bits = FORMATS[name].bits
     codes = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (n, k)).astype(np.int8)
     codes[random.random((n, k)) < zeros] = 0
     scales = random.uniform(0.01, 2.0, n if seed % 2 else 1).astype(np.float32)
     x = (random.standard_normal((rows, k)) * random.uniform(0.01, 30)).astype(np.float32)
-    weight = PackedTensor(name, (n, k), 128, sparse.pack([codes], n, bits), scales)
+    weight = PackedTensor(name, (n, k), 128, sparse_rows.pack([codes], n, bits), scales)
     return x, weight, random.standard_normal(n).astype(np.float32)
 
 
@@ -62,7 +62,7 @@ def test_sums_do_not_overflow(isa: str, rows: int) -> None:
     """All codes at their limits over a long row: what 16-bit accumulators get wrong."""
     k = 6912
     codes = np.full((33, k), -128, np.int8)
-    weight = PackedTensor("sparse-int8", (33, k), 128, sparse.pack([codes], 33, 8), np.ones(1, np.float32))
+    weight = PackedTensor("sparse-int8", (33, k), 128, sparse_rows.pack([codes], 33, 8), np.ones(1, np.float32))
     x = np.full((rows, k), 3.0, np.float32)
     agree(sparse_matmul(x, weight), native(isa, "SparseMatMul")(x, weight, None, 0), None)
 
@@ -100,17 +100,17 @@ def test_the_function_body_reads_the_same_bytes(name: str, columns: int, zeros: 
 def test_what_is_packed_comes_back_whole_and_in_parts(
     name: str, n: int, k: int, zeros: float, seed: int, data: st.DataObject
 ) -> None:
-    random, bits = np.random.default_rng(seed), SPARSE_BITS[name]
+    random, bits = np.random.default_rng(seed), FORMATS[name].bits
     codes = random.integers(-(1 << (bits - 1)), 1 << (bits - 1), (n, k)).astype(np.int8)
     codes[random.random((n, k)) < zeros] = 0
     middle = data.draw(st.integers(0, n))
-    packed = sparse.pack([codes[:middle], codes[middle:]], n, bits)
-    assert len(packed) == sparse.total_bytes(sparse.row_bytes(codes, bits))
-    np.testing.assert_array_equal(sparse.unpack(packed, n, k, bits), codes)
+    packed = sparse_rows.pack([codes[:middle], codes[middle:]], n, bits)
+    assert len(packed) == sparse_rows.total_bytes(sparse_rows.row_bytes(codes, bits))
+    np.testing.assert_array_equal(sparse_rows.unpack(packed, n, k, bits), codes)
     start = data.draw(st.integers(0, n - 1))
     stop = data.draw(st.integers(start + 1, n))
-    cut = sparse.cut(packed, start, stop)
-    np.testing.assert_array_equal(sparse.unpack(cut, stop - start, k, bits), codes[start:stop])
+    cut = sparse_rows.cut(packed, start, stop)
+    np.testing.assert_array_equal(sparse_rows.unpack(cut, stop - start, k, bits), codes[start:stop])
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
@@ -118,12 +118,12 @@ def test_zeros_stay_zero_and_bytes_follow_the_rate(name: str) -> None:
     random = np.random.default_rng(0)
     weight = random.standard_normal((64, 2560)).astype(np.float32)
     weight[random.random(weight.shape) < 0.8] = 0
-    packed = FORMATS[name].quantize(weight, 0)
+    packed = CODECS[name].quantize(weight, 0)
     codes = unpack_sparse(packed)
     assert not codes[weight == 0].any()
-    stored = (codes != 0).mean() * SPARSE_BITS[name]
+    stored = (codes != 0).mean() * FORMATS[name].bits
     assert 1 + stored < packed.bits_per_weight < 1 + stored + 0.08  # places of rows, scales, halves of bytes
-    error = FORMATS[name].dequantize(packed) - weight
+    error = CODECS[name].dequantize(packed) - weight
     assert packed.scales is not None
     assert (np.abs(error) <= packed.scales[:, None].__abs__() * 0.5001).mean() > 0.99
 
@@ -151,26 +151,26 @@ def test_damage_is_named() -> None:
     x, weight, _ = case("sparse-int4", 1, 20, 300, 0.8, 3)
     given_arrays = {"X": x, "W": weight.data.copy(), "scales": np.ones(1, np.float32)}
     sizes = {"K": 300, "N": 20, "bits": 4, "activation_block_size": 0}
-    third = int(sparse.row_places(weight.data, 20)[3])
+    third = int(sparse_rows.row_places(weight.data, 20)[3])
     given_arrays["W"][third : third + 2] = 255
     expected = (
         "SparseMatMul: row 3 of W has a mask that does not fit its codes; the file is damaged, export or copy it again"
     )
     assert expected in refusal("SparseMatMul", given_arrays, **sizes)
     with pytest.raises(BundleError, match="sparse weight has a mask that does not fit its codes"):
-        sparse.unpack(given_arrays["W"], 20, 300, 4)
+        sparse_rows.unpack(given_arrays["W"], 20, 300, 4)
     short = {**given_arrays, "W": weight.data[:-1]}
-    end = int(sparse.row_places(weight.data, 20)[-1])
+    end = int(sparse_rows.row_places(weight.data, 20)[-1])
     expected = (
         f"SparseMatMul: W says that its rows are bytes 84 to {end}, 84 to {end - 1} expected; the file is damaged"
     )
     assert expected in refusal("SparseMatMul", short, **sizes)
     with pytest.raises(BundleError, match="sparse weight's rows are not one after the other"):
-        sparse.unpack(short["W"], 20, 300, 4)
+        sparse_rows.unpack(short["W"], 20, 300, 4)
     with pytest.raises(BundleError, match="sparse weight has 20 rows, 15 to 21 expected"):
-        sparse.cut(weight.data, 15, 21)
+        sparse_rows.cut(weight.data, 15, 21)
     with pytest.raises(BundleError, match="is too short for 20 rows"):
-        sparse.unpack(weight.data[:100], 20, 300, 4)
+        sparse_rows.unpack(weight.data[:100], 20, 300, 4)
     assert "W has 100 bytes, at least" in refusal("SparseMatMul", {**given_arrays, "W": weight.data[:100]}, **sizes)
     assert "attribute bits is 5, 4 or 8 expected" in refusal("SparseMatMul", given_arrays, **{**sizes, "bits": 5})
 

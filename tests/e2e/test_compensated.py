@@ -23,7 +23,7 @@ from edgekit.frontend.loading import load_module
 from edgekit.frontend.streamed import materialize
 from edgekit.golden import packed_weights
 from edgekit.low_rank import BranchedLinear, fold_branches
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration
@@ -54,7 +54,7 @@ def exact(bundle: Bundle, directory: Path) -> int:
     modules = dict(materialize(module).named_modules())
     found = {n: p for n, p in packed_weights(bundle)[0].items() if "embed" not in n and n != "lm_head"}
     for name, packed in found.items():
-        assert np.array_equal(FORMATS[packed.format].dequantize(packed), modules[name].weight.numpy()), name
+        assert np.array_equal(CODECS[packed.format].dequantize(packed), modules[name].weight.numpy()), name
     return len(found)
 
 
@@ -189,7 +189,7 @@ def test_an_adapter_keeps_its_format(tmp_path: Path, form: str) -> None:
     modules = dict(materialize(load_module(result.exportable).module).named_modules())
     assert len(parts) == 2 * 3 and {packed.format for packed in parts.values()} == {form}
     for name, packed in parts.items():
-        assert np.array_equal(FORMATS[form].dequantize(packed), modules[name].weight.detach().numpy()), name
+        assert np.array_equal(CODECS[form].dequantize(packed), modules[name].weight.detach().numpy()), name
 
 
 def test_an_interrupted_run_goes_on_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

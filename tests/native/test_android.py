@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgekit.lowbit import sparse
-from edgekit.lowbit.formats import SPARSE_BITS, PackedTensor, pack_t2
+from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT
 from tests.native.test_arm import FORCED
 from tests.support.bionic import harness
@@ -53,7 +53,7 @@ class Case:
             codes = random.integers(-(1 << (self.bits - 1)), 1 << (self.bits - 1), (N, self.k)).astype(np.int8)
             codes[random.random((N, self.k)) < random.uniform(0, 1, (N, 1))] = 0
             name = f"sparse-int{self.bits}"
-            return x, PackedTensor(name, (N, self.k), 128, sparse.pack([codes], N, self.bits), scales), bias
+            return x, PackedTensor(name, (N, self.k), 128, sparse_rows.pack([codes], N, self.bits), scales), bias
         data = np.full((N, blocks * 128), 128, np.uint8)
         data[:, : self.k] = random.integers(0, 256, (N, self.k))
         return x, PackedTensor("int8", (N, self.k), 128, data.reshape(N, blocks, 128), scales), bias
@@ -105,7 +105,7 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
         own += [value(f"bias{i}", bias, True)] if bias is not None else []
         constants += own
         attributes = {"K": case.k, "N": N, "activation_block_size": case.block}
-        attributes |= {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
+        attributes |= {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
         integers = [ir.AttrInt64(name, number) for name, number in attributes.items()]
         nodes.append(ir.Node(EDGEKIT, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
         nodes[i].outputs[0].name = f"Y{i}"

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from edgekit.lowbit.formats import FORMATS, SPARSE_BITS, PackedTensor
+from edgekit.lowbit.formats import PackedTensor
 from edgekit.lowbit.library import load_library
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 
 THREADS = 2
@@ -67,7 +68,7 @@ def native(
 
 
 def _sizes(weight: PackedTensor) -> dict[str, int]:
-    bits = {"bits": SPARSE_BITS[weight.format]} if weight.format in SPARSE_BITS else {}
+    bits = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
     return {"K": weight.shape[1], "N": weight.shape[0], **bits}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.bundle import Bundle
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.lowbit.functions import ternary_function
 from edgekit.spec.records import Layer, VectorInfo
 from tests.support.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
@@ -33,7 +33,7 @@ def linear_bundle(
     """Output ``y`` = x W^T; its golden answers are exact, plus ``shift``."""
     g = GraphWriter()
     x = g.input("x", FLOAT, DIMS)
-    packed = FORMATS[format_name].quantize(weight(), 128)
+    packed = CODECS[format_name].quantize(weight(), 128)
     data = g.constant("w", packed.data)
     functions = []
     if format_name == "fp32":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.eora import (
     Compensation,
     block_of,
@@ -85,8 +85,8 @@ def test_rounded_adapters_are_stored_exactly(name: str, rank: int) -> None:
     difference, hessian = case(50, 70)
     low = compensated(difference, hessian, Compensation(rank=rank, format=name), rank)
     for matrix in (low.up, low.down):
-        packed = FORMATS[name].quantize(matrix.numpy(), 0 if name == "fp16" else block_of(matrix.shape[1]))
-        assert np.array_equal(FORMATS[name].dequantize(packed), matrix.numpy())
+        packed = CODECS[name].quantize(matrix.numpy(), 0 if name == "fp16" else block_of(matrix.shape[1]))
+        assert np.array_equal(CODECS[name].dequantize(packed), matrix.numpy())
         assert packed.nbytes == stored_bytes(*matrix.shape, name)
     exact = left(difference, hessian, eora(difference, hessian, rank).product)
     assert left(difference, hessian, low.product) < exact + 0.05 * output_error(difference, hessian)

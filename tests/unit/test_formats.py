@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import UnsupportedError
-from edgekit.lowbit.formats import FORMATS, detect_ternary, pack_t2, unpack_t2
+from edgekit.lowbit.formats import CODECS, detect_ternary, pack_t2, unpack_t2
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 300))
 
@@ -32,13 +32,13 @@ def test_ternary_bytes() -> None:
     assert (packed.data[0, 0, 1:] == 0b01_01_01_01).all()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CODECS)
 @given(shape=SHAPES, seed=st.integers(0, 99))
 def test_rows_of_a_packed_weight_are_the_packed_rows(name: str, shape: tuple[int, int], seed: int) -> None:
     weight = gaussian(shape, seed) if name != "t2" else np.sign(gaussian(shape, seed)) * 0.5
-    whole, half = FORMATS[name].quantize(weight, 0), shape[0] // 2
-    part, alone = whole.rows(half, shape[0]), FORMATS[name].quantize(weight[half:], 0)
-    np.testing.assert_array_equal(FORMATS[name].dequantize(part), FORMATS[name].dequantize(alone))
+    whole, half = CODECS[name].quantize(weight, 0), shape[0] // 2
+    part, alone = whole.rows(half, shape[0]), CODECS[name].quantize(weight[half:], 0)
+    np.testing.assert_array_equal(CODECS[name].dequantize(part), CODECS[name].dequantize(alone))
 
 
 @pytest.mark.parametrize(("name", "bound"), [("int8", 0.51 / 127), ("int4", 1.01 / 8)])
@@ -46,7 +46,7 @@ def test_rows_of_a_packed_weight_are_the_packed_rows(name: str, shape: tuple[int
 @given(shape=SHAPES, seed=st.integers(0, 99))
 def test_rounding_stays_within_a_step(name: str, bound: float, block: int, shape: tuple[int, int], seed: int) -> None:
     weight = gaussian(shape, seed)
-    found = FORMATS[name].dequantize(FORMATS[name].quantize(weight, block))
+    found = CODECS[name].dequantize(CODECS[name].quantize(weight, block))
     for start in range(0, shape[1], block):
         part = np.s_[:, start : start + block]
         largest = np.abs(weight[part]).max(axis=1, keepdims=True)
@@ -68,17 +68,17 @@ def test_bits_per_weight_count_scales(name: str, bits: float) -> None:
     weight = gaussian((4, 256))
     if name == "t2":
         weight = np.sign(weight) * np.arange(1, 5, dtype=np.float32)[:, None]
-    assert FORMATS[name].quantize(weight, 0).bits_per_weight == bits
+    assert CODECS[name].quantize(weight, 0).bits_per_weight == bits
 
 
 def test_padding_is_counted() -> None:
-    assert FORMATS["int4"].quantize(gaussian((1, 65)), 64).bits_per_weight == 8 * (64 + 8) / 65
+    assert CODECS["int4"].quantize(gaussian((1, 65)), 64).bits_per_weight == 8 * (64 + 8) / 65
 
 
 @given(shape=SHAPES, seed=st.integers(0, 99))
 def test_rounding_by_row_stays_within_a_step(shape: tuple[int, int], seed: int) -> None:
     weight = gaussian(shape, seed)
-    found = FORMATS["int8-channel"].dequantize(FORMATS["int8-channel"].quantize(weight, 0))
+    found = CODECS["int8-channel"].dequantize(CODECS["int8-channel"].quantize(weight, 0))
     largest = np.abs(weight).max(axis=1, keepdims=True)
     assert (np.abs(found - weight) <= 0.51 / 127 * largest + 1e-7).all()
 
@@ -89,18 +89,18 @@ def test_weights_that_are_no_numbers(name: str, bad: float) -> None:
     weight = gaussian((3, 64))
     weight[1, 7] = bad
     with pytest.raises(UnsupportedError, match="NaN or infinity"):
-        FORMATS[name].quantize(weight, 0)
+        CODECS[name].quantize(weight, 0)
 
 
 def test_float16_refuses_what_it_cannot_hold() -> None:
     with pytest.raises(UnsupportedError, match="float16 holds at most 65504"):
-        FORMATS["fp16"].quantize(np.full((1, 2), 1e6, np.float32), 0)
+        CODECS["fp16"].quantize(np.full((1, 2), 1e6, np.float32), 0)
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-channel", "int4"])
 def test_zero_and_tiny_weights(name: str) -> None:
     for weight in (np.zeros((2, 64), np.float32), np.full((2, 64), 1e-44, np.float32)):
-        assert np.isfinite(FORMATS[name].dequantize(FORMATS[name].quantize(weight, 0))).all()
+        assert np.isfinite(CODECS[name].dequantize(CODECS[name].quantize(weight, 0))).all()
 
 
 @pytest.mark.parametrize(("shape", "scales"), [((1,), "tensor"), ((6,), "row"), ((6, 3), "group")])
@@ -113,12 +113,12 @@ def test_ternary_is_detected_with_its_scales(shape: tuple[int, ...], scales: str
     found = detect_ternary(weight)
     assert found is not None
     np.testing.assert_array_equal(found, values)
-    np.testing.assert_array_equal(FORMATS["t2"].dequantize(FORMATS["t2"].quantize(weight, 0)), weight)
+    np.testing.assert_array_equal(CODECS["t2"].dequantize(CODECS["t2"].quantize(weight, 0)), weight)
 
 
 def test_ordinary_weights_are_not_ternary() -> None:
     weight = gaussian((8, 256))
     assert detect_ternary(weight) is None
     with pytest.raises(UnsupportedError, match=r"distinct magnitudes, t2 needs"):
-        FORMATS["t2"].quantize(weight, 0)
+        CODECS["t2"].quantize(weight, 0)
     assert detect_ternary(np.zeros((2, 5), np.float32)) is not None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.eora import output_error
 from edgekit.methods.gptq import Gptq, codes, column_steps, gptq, inverse_factor, rounded, step_of
 
@@ -74,8 +74,8 @@ def test_the_format_keeps_it_exactly(bits: int, group: int, columns: int, ordere
     found = gptq(weight * size, hessian, Gptq(bits, group, act_order=ordered)).numpy()
     for block in (16, 32, 64, 128, 256):
         if not group or group % block == 0:
-            packed = FORMATS["int4"].quantize(found, block)
-            assert np.array_equal(FORMATS["int4"].dequantize(packed), found), block
+            packed = CODECS["int4"].quantize(found, block)
+            assert np.array_equal(CODECS["int4"].dequantize(packed), found), block
 
 
 def test_inputs_that_are_always_zero() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.lowbit.grid import grid_steps, short
 
 EIGHT = ("int8", "int8-channel", "sparse-int8")
@@ -20,8 +20,8 @@ def test_codes_come_back_bit_for_bit(data: st.DataObject, most: int, step: float
     codes = random.integers(-most, most + 1, (7, columns)) * (random.random((7, columns)) >= zeros)
     weight = (codes * np.float32(short(step))).astype(np.float32)
     for name in EIGHT + (FOUR if most <= 7 else ()):
-        packed = FORMATS[name].quantize(weight, 0)
-        assert np.array_equal(FORMATS[name].dequantize(packed), weight), name
+        packed = CODECS[name].quantize(weight, 0)
+        assert np.array_equal(CODECS[name].dequantize(packed), weight), name
 
 
 @given(st.floats(1e-30, 1e30))
@@ -44,7 +44,7 @@ def test_the_largest_step_of_each_row() -> None:
 
 def test_ordinary_weights_are_stored_as_ever() -> None:
     weight = np.random.default_rng(1).normal(size=(64, 320)).astype(np.float32)
-    packed = FORMATS["int8-channel"].quantize(weight, 0)
+    packed = CODECS["int8-channel"].quantize(weight, 0)
     assert packed.scales is not None and np.array_equal(packed.scales, np.abs(weight).max(1) / np.float32(127))
     assert not grid_steps(weight, 127).any()
 
@@ -54,8 +54,8 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     grid = (random.integers(-20, 21, (4, 96)) * np.float32(short(0.01))).astype(np.float32)
     mixed = np.concatenate([random.normal(size=(4, 96)).astype(np.float32), grid])
     for name in EIGHT:
-        packed, alone = FORMATS[name].quantize(mixed, 0), FORMATS[name].quantize(grid, 0)
-        assert np.array_equal(FORMATS[name].dequantize(packed)[4:], FORMATS[name].dequantize(alone))
+        packed, alone = CODECS[name].quantize(mixed, 0), CODECS[name].quantize(grid, 0)
+        assert np.array_equal(CODECS[name].dequantize(packed)[4:], CODECS[name].dequantize(alone))
 
 
 @pytest.mark.parametrize("name", EIGHT)
@@ -63,5 +63,5 @@ def test_blocks_of_a_row_share_its_step(name: str) -> None:
     """What packs well: scales that repeat, codes that are few."""
     random = np.random.default_rng(3)
     weight = (random.integers(-9, 10, (5, 256)) * np.float32(short(0.02))).astype(np.float32)
-    packed = FORMATS[name].quantize(weight, 0)
+    packed = CODECS[name].quantize(weight, 0)
     assert packed.scales is not None and np.unique(packed.scales).tolist() == [np.float32(short(0.02))]

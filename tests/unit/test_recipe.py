@@ -10,7 +10,6 @@ import yaml
 
 import edgekit.recipe as recipe_module
 from edgekit.errors import RecipeError
-from edgekit.lowbit.formats import FORMATS
 from edgekit.recipe import Limits, Recipe, Rule, StaticQuantization, shipped_recipes
 
 SHIPPED = ("fp16", "fp32", "int4", "int8", "int8-static", "rate", "ternary")
@@ -36,10 +35,6 @@ def test_what_is_written_is_what_is_read(name: str, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.to_dict()), encoding="utf-8")
     assert Recipe.load(path) == recipe
     assert hash(Recipe.load(str(path))) == hash(recipe)
-
-
-def test_formats_are_those_of_lowbit() -> None:
-    assert set(recipe_module.FORMATS) == set(FORMATS)
 
 
 def test_the_wheel_carries_them() -> None:

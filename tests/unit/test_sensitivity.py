@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.sensitivity import Cost, Option, Table, choose, scan, to_recipe
 from edgekit.recipe import Recipe
 
@@ -35,9 +35,9 @@ def test_each_layer_alone() -> None:
     for name, layer in (("0", net[0]), ("2", net[2])):
         before = layer.weight.detach().clone()
         for kind in ("int8", "int4"):
-            packed = FORMATS[kind].quantize(before.numpy(), 64)
+            packed = CODECS[kind].quantize(before.numpy(), 64)
             with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(np.array(FORMATS[kind].dequantize(packed))))
+                layer.weight.copy_(torch.from_numpy(np.array(CODECS[kind].dequantize(packed))))
             assert table[name][kind, 64] == Cost(packed.nbytes, evaluate())
             layer.weight.data = before.clone()
         assert table[name]["int4", 64].loss > table[name]["int8", 64].loss

@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 
 from edgekit.errors import RecipeError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.lowbit.library import load_library
 from edgekit.lowbit.reference import sparse_matmul
 from edgekit.metrics import tensor_distance
 from edgekit.passes import choose_formats
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import facts_of, plan_of
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.records import Layer
 from tests.unit.test_passes import Net, X, lowered, recipe, run
 
@@ -51,7 +52,7 @@ def layers_of(model: ir.Model) -> dict[str, Layer]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sparse_only_from_where_it_is_faster_and_said_why(name: str, large: None) -> None:
-    dense, least = choose_formats.BREAK_EVEN[name]
+    dense, least = FORMATS[name].stand_in, choose_formats.BREAK_EVEN
     model = lowered(graph(0.97, 0.0), recipe(Rule("*", name)))
     found = layers_of(model)
     assert (found["mlp.0"].format, found["mlp.1"].format) == (name, dense)
@@ -110,7 +111,7 @@ def test_layers_compute_what_is_stored(name: str, native: bool, large: None) -> 
         outputs = run(model)
     bias = next(w for n, w in model.graph.initializers.items() if "bias" in n).const_value.numpy()  # type: ignore[union-attr]
     for index, (share, output) in enumerate(zip((0.95, 0.9, 0.97), outputs, strict=True)):
-        packed = FORMATS[name].quantize(pruned(32, share, index), 0)
+        packed = CODECS[name].quantize(pruned(32, share, index), 0)
         expected = sparse_matmul(X.reshape(-1, 64), packed, bias if index == 0 else None, 128)
         distance = tensor_distance(np.maximum(expected, 0), output.reshape(expected.shape))
         assert distance["sqnr_db"] > (120 if native else 80)

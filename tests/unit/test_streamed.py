@@ -25,7 +25,7 @@ from edgekit.frontend.streamed import (
     streaming,
     widen,
 )
-from edgekit.lowbit.formats import FORMATS, detect_ternary, pack_t2, unpack_t2
+from edgekit.lowbit.formats import CODECS, detect_ternary, pack_t2, unpack_t2
 from edgekit.lowbit.weights import RowWeight, stacked
 
 
@@ -151,7 +151,7 @@ def test_stacked_weights_keep_their_codes_and_scales() -> None:
     both = stacked(parts)
     np.testing.assert_array_equal(detect_ternary(both), np.repeat(np.float32([0.5, 2.0]), [3, 5]))
     np.testing.assert_array_equal(both[2:4], np.stack([codes[0][2] * np.float32(0.5), codes[1][0] * np.float32(2)]))
-    packed = FORMATS["t2"].quantize(both, 0)
+    packed = CODECS["t2"].quantize(both, 0)
     np.testing.assert_array_equal(unpack_t2(packed), np.concatenate(codes))
     plain = stacked([parts[0], np.ones((2, 130), np.float32)])
     assert plain.scales is None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import FORMATS
+from edgekit.lowbit.formats import CODECS
 from edgekit.methods.eora import output_error
 from edgekit.methods.ternarize import Ternary, block_sums, fitted, regressed, ternarize, two_planes
 
@@ -90,8 +90,8 @@ def test_the_format_keeps_each_plane(settings: Ternary) -> None:
     found = ternarize(weight, hessian, settings)
     assert len(found.planes) == settings.planes
     for plane in found.planes:
-        packed = FORMATS["t2"].quantize(plane.numpy(), 128)
-        assert np.array_equal(FORMATS["t2"].dequantize(packed), plane.numpy())
+        packed = CODECS["t2"].quantize(plane.numpy(), 128)
+        assert np.array_equal(CODECS["t2"].dequantize(packed), plane.numpy())
     total = sum(found.planes)
     if found.offset is not None:
         assert found.offset.shape == (8, 2)

@@ -1,0 +1,91 @@
+"""int8, int8-channel and int4: whole numbers times a scale for each block or row, as MatMulNBits has them.
+
+A row whose values are whole multiples of a step already, at most 127 (int4: 7) of them, has that step for its scale and is
+kept exactly (grid.py); so are int4 blocks with a step each, as GPTQ makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edgekit.lowbit.formats.packed import (
+    Floats,
+    PackedTensor,
+    block_count,
+    divisors,
+    finite_rows,
+    in_blocks,
+    on_grid,
+    row_chunks,
+    scaled,
+    shape_of,
+)
+from edgekit.lowbit.grid import block_steps
+from edgekit.lowbit.weights import Weight
+from edgekit.spec.formats import FORMATS, NATIVE_BLOCK
+
+
+def quantize_int8(weight: Weight, block_size: int) -> PackedTensor:
+    """Symmetric: scale = absmax / 127 of each block, codes 1 to 255."""
+    block = block_size or FORMATS["int8"].block_size
+    rows, count = shape_of(weight)[0], block_count(shape_of(weight)[1], block)
+    data, scales = np.empty((rows, count, block), np.uint8), np.empty((rows, count), np.float32)
+    for part in row_chunks(rows, weight.shape[1]):
+        values = finite_rows(weight, part)
+        blocks = in_blocks(values, block)
+        scale = on_grid(values, divisors(np.abs(blocks).max(axis=-1) / np.float32(127)), 127)
+        data[part] = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8)
+        scales[part] = scale
+    return PackedTensor("int8", shape_of(weight), block, data, scales)
+
+
+def dequantize_int8(packed: PackedTensor) -> Floats:
+    return scaled(packed, packed.data, 128)
+
+
+def quantize_int8_channel(weight: Weight, block_size: int) -> PackedTensor:
+    """Symmetric: scale = absmax / 127 of each row, codes 1 to 255."""
+    (rows, columns), count = shape_of(weight), block_count(shape_of(weight)[1], NATIVE_BLOCK)
+    data = np.full((rows, count * NATIVE_BLOCK), 128, np.uint8)
+    scales = np.empty(rows, np.float32)
+    for part in row_chunks(rows, columns):
+        values = finite_rows(weight, part)
+        scales[part] = on_grid(values, divisors(np.abs(values).max(axis=-1, initial=0) / np.float32(127)), 127)
+        data[part, :columns] = np.rint(values / scales[part, None]) + 128
+    return PackedTensor("int8-channel", (rows, columns), NATIVE_BLOCK, data.reshape(rows, count, -1), scales)
+
+
+def dequantize_int8_channel(packed: PackedTensor) -> Floats:
+    assert packed.scales is not None
+    return scaled(replace(packed, scales=packed.scales[:, None]), packed.data, 128)
+
+
+def quantize_int4(weight: Weight, block_size: int) -> PackedTensor:
+    """Symmetric, codes 0 to 15 for -8 to 7; the weight of largest magnitude in a block becomes -8 exactly.
+
+    Searching a smaller range for the least squared error was tried and costs accuracy: it clips the largest weights,
+    which matter most (docs/adr/0011).
+    """
+    block = block_size or FORMATS["int4"].block_size
+    rows, count = shape_of(weight)[0], block_count(shape_of(weight)[1], block)
+    data, scales = np.empty((rows, count, block // 2), np.uint8), np.empty((rows, count), np.float32)
+    for part in row_chunks(rows, weight.shape[1]):
+        values = finite_rows(weight, part)
+        blocks = in_blocks(values, block)
+        high, low = blocks.max(axis=-1), blocks.min(axis=-1)
+        scale = divisors(np.where(high > -low, high, low) / np.float32(-8))
+        steps = block_steps(blocks, 7)
+        scale = on_grid(values, np.where(steps > 0, steps, scale), 7)
+        codes = (np.clip(np.rint(blocks / scale[..., None]), -8, 7) + 8).astype(np.uint8)
+        data[part] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        scales[part] = scale
+    return PackedTensor("int4", shape_of(weight), block, data, scales)
+
+
+def dequantize_int4(packed: PackedTensor) -> Floats:
+    data = np.asarray(packed.data, np.uint8)
+    codes = np.empty((*data.shape[:-1], packed.block_size), np.uint8)
+    codes[..., 0::2], codes[..., 1::2] = data & 15, data >> 4
+    return scaled(packed, codes, 8)
