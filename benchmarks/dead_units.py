@@ -35,6 +35,7 @@ from benchmarks.backslash_models import Images, cnn, fashion, mlp
 from edgekit.benchmark.machine import describe
 from edgekit.bundle import write_graph
 from edgekit.frontend import decoder, generic
+from edgekit.frontend.inputs import resolve
 from edgekit.frontend.loading import load_module
 from edgekit.frontend.source import ModuleSource
 from edgekit.frontend.streamed import widen
@@ -158,7 +159,7 @@ def _compiled(module: nn.Module, recipe: str, remove: bool) -> ir.Model:
     source = ModuleSource(
         "factory", "net", "generic", "", module=module, example_inputs={"images": torch.zeros(2, 1, 28, 28)}
     )
-    model = generic.build(source)
+    model = generic.build(source, resolve(source, None))
     for step in pipeline(Recipe.load(recipe)):
         if remove or not isinstance(step, RemoveDeadUnits):
             model = step(model).model

@@ -28,6 +28,7 @@ from edgekit.strict import read_json, suggest
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgekit.frontend.inputs import Inputs
 
 PACKAGES = ("edgekit", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "numpy")
 
@@ -65,8 +66,9 @@ def export(
 
         progress("load the model", 0.0)
         opened = load(source, allow_pickle=allow_pickle, task=task)
+        inputs = _inputs(opened, chosen, samples)
         progress("trace the graph", 0.0)
-        model = _graph(opened, chosen, samples, abis, progress)
+        model = _graph(opened, chosen, inputs, abis, progress)
         give_back_memory()  # the trace is large and full of cycles
         _describe(model)
         write_graph(model, writer.directory, progress)
@@ -78,7 +80,7 @@ def export(
         draft = writer.draft(described)
         surviving = facts_of(model).surviving
         del model  # it refers to the weights
-        manifest = write_vectors(opened, draft, samples, surviving, progress)
+        manifest = write_vectors(opened, draft, inputs, surviving, progress)
         del opened
         give_back_memory()
         progress("check in ONNX Runtime", 0.0)
@@ -101,31 +103,45 @@ def _add_libraries(abis: Sequence[str], directory: Path) -> None:
         shutil.copyfile(library, directory / OPERATORS / abi / library.name)
 
 
-def _graph(source: Source, recipe: Recipe, samples: Path | None, abis: Sequence[str], progress: Progress) -> ir.Model:
+def _inputs(source: Source, recipe: Recipe, samples: Path | None) -> Inputs:
+    """The input of this export. Raises SourceError where calibration would see nothing real."""
+    from edgekit.frontend.inputs import MOST_VECTORS, model_inputs, resolve
+
+    if recipe.static is None:
+        return resolve(source, samples)
+    if isinstance(source, ModuleSource) and source.task == "text-generation":
+        raise UnsupportedError(
+            f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {source.architecture}"
+        )
+    inputs = resolve(source, samples, max(MOST_VECTORS, recipe.static.samples))
+    if inputs.kind == "random":
+        raise SourceError(
+            f"recipe {recipe.name}: its ranges come from real input, and all that is known are the example inputs of "
+            f"{source.name}, {', '.join(map(str, model_inputs(source)))}; give --samples a directory of pictures or an .npz"
+        )
+    return inputs
+
+
+def _graph(source: Source, recipe: Recipe, inputs: Inputs, abis: Sequence[str], progress: Progress) -> ir.Model:
     """The final graph, weights still unread."""
     from edgekit.frontend import decoder
     from edgekit.passes import pipeline
 
     if source.task == "text-generation" and isinstance(source, ModuleSource):
-        if recipe.static is not None:
-            raise UnsupportedError(
-                f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {source.architecture}"
-            )
         from edgekit.frontend.streamed import widen
 
         model = decoder.build(widen(source.module))
     else:
         from edgekit.frontend import generic
 
-        model = generic.build(source, samples)
+        model = generic.build(source, inputs)
     if recipe.static is not None:
-        from edgekit.frontend.generic import calibration
         from edgekit.passes.dead_units.removal import RemoveDeadUnits
         from edgekit.passes.static_quantize import quantize_static
 
         model = RemoveDeadUnits()(model).model
         progress("calibrate", 0.0)
-        return quantize_static(model, recipe.static, calibration(source, samples, recipe.static.samples))
+        return quantize_static(model, recipe.static, inputs.for_calibration(recipe.static.samples))
     progress("rewrite the graph", 0.0)
     for step in pipeline(recipe, abis):
         model = step(model).model

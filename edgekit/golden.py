@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from edgekit.bundle import Bundle, Manifest
+from edgekit.errors import SourceError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.frontend.compressed import compressed, native_activations
 from edgekit.frontend.decoder import decoder_layers
-from edgekit.frontend.generic import batches, kind
-from edgekit.frontend.samples import text_ids
+from edgekit.frontend.inputs import MOST_VECTORS, Inputs
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
 from edgekit.runtime.session import Session, onnxruntime
@@ -37,13 +36,12 @@ DECODE_STEPS = 8
 ROWS = DECODE_STEPS + 1
 TAP_ROWS = 4
 CHUNK = 32
-MOST_SAMPLES = 16
 
 Arrays = dict[str, np.ndarray]
 
 
 def write_vectors(
-    source: Source, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
+    source: Source, bundle: Bundle, inputs: Inputs, surviving: Mapping[str, Surviving], progress: Progress
 ) -> Manifest:
     """Writes the golden vectors into a draft of a bundle and returns its manifest with them listed.
 
@@ -51,44 +49,48 @@ def write_vectors(
     """
     (bundle.directory / VECTORS).mkdir(exist_ok=True)
     if bundle.manifest.decoder is None:
-        vectors = _samples(source, bundle, samples, surviving, progress)
+        vectors = _samples(source, bundle, inputs, surviving, progress)
         return replace(bundle.manifest, vectors=vectors, files=())
     assert isinstance(source, ModuleSource)
-    vector, evaluation = _text(source, bundle, samples, surviving, progress)
+    vector, evaluation = _text(source, bundle, inputs, surviving, progress)
     return replace(bundle.manifest, vectors=(vector,), evaluation=evaluation, files=())
 
 
 def _samples(
-    source: Source, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
+    source: Source, bundle: Bundle, inputs: Inputs, surviving: Mapping[str, Surviving], progress: Progress
 ) -> tuple[VectorInfo, ...]:
     """One vector for each batch of input."""
-    inputs = batches(source, samples)[:MOST_SAMPLES]
+    batches = inputs.batches[:MOST_VECTORS]
     progress("golden vectors: original model", 0.0)
-    originals = _originals(source, bundle, inputs)
+    originals = _originals(source, bundle, inputs.origin, batches)
     progress("golden vectors: compressed model", 0.5)
-    references = _references(source, bundle, inputs, surviving)
+    references = _references(source, bundle, batches, surviving)
     listed = []
-    for index, (feeds, original, reference) in enumerate(zip(inputs, originals, references, strict=True)):
+    for index, (feeds, original, reference) in enumerate(zip(batches, originals, references, strict=True)):
         parts = {"input": feeds, "original": original, "compressed": reference}
         vector = {f"{part}.{n}": np.ascontiguousarray(a) for part, arrays in parts.items() for n, a in arrays.items()}
         file = f"{VECTORS}/sample-{index:02}.safetensors"
         save_file(vector, bundle.directory / file)
-        listed.append(VectorInfo(file, kind(source, samples)))
+        listed.append(VectorInfo(file, inputs.kind))
     return tuple(listed)
 
 
-def _originals(source: Source, bundle: Bundle, inputs: Sequence[Arrays]) -> list[Arrays]:
-    """What the model answers as it was given; an .onnx file in ONNX Runtime."""
-    if isinstance(source, OnnxSource):
+def _originals(source: Source, bundle: Bundle, origin: str, batches: Sequence[Arrays]) -> list[Arrays]:
+    """What the model answers as it was given; an .onnx file in ONNX Runtime. Raises SourceError when that refuses."""
+    if not isinstance(source, OnnxSource):
+        with native_activations(source.module):
+            return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in batches]
+    try:
         session = onnxruntime().InferenceSession(str(source.path), providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in inputs]
-    with native_activations(source.module):
-        return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
+        return [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in batches]
+    except Exception as error:  # ONNX Runtime raises its own kinds
+        words = " ".join(str(error).split())[:200]
+        raise SourceError(f"{source.path}: ONNX Runtime does not run it on {origin} ({words})") from error
 
 
 def _references(
-    source: Source, bundle: Bundle, inputs: Sequence[Arrays], surviving: Mapping[str, Surviving]
+    source: Source, bundle: Bundle, batches: Sequence[Arrays], surviving: Mapping[str, Surviving]
 ) -> list[Arrays]:
     """What the compressed model answers.
 
@@ -97,10 +99,10 @@ def _references(
     """
     if not isinstance(source, ModuleSource) or bundle.manifest.recipe["static"]:
         session = Session(bundle, 1, optimize=False)
-        return [session.run(feeds) for feeds in inputs]
+        return [session.run(feeds) for feeds in batches]
     weights, blocks = packed_weights(bundle)
     with native_activations(source.module), compressed(source.module, weights, blocks, surviving):
-        return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in inputs]
+        return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in batches]
 
 
 def _outputs(bundle: Bundle) -> list[str]:
@@ -108,12 +110,12 @@ def _outputs(bundle: Bundle) -> list[str]:
 
 
 def _text(
-    source: ModuleSource, bundle: Bundle, samples: Path | None, surviving: Mapping[str, Surviving], progress: Progress
+    source: ModuleSource, bundle: Bundle, inputs: Inputs, surviving: Mapping[str, Surviving], progress: Progress
 ) -> tuple[VectorInfo, dict[str, float]]:
     """The vector of a decoder, and both models' perplexity on it."""
     decoder, module = bundle.manifest.decoder, source.module
     assert decoder is not None
-    ids, kind = text_ids(source.assets, samples, decoder.max_length, decoder.vocab_size)
+    ids = np.ascontiguousarray(inputs.batches[0]["input_ids"][:, : decoder.max_length])
     with native_activations(module), _layer_by_layer(module, "golden vectors: original model", progress):
         original = text_vector(module, ids)
     give_back_memory()
@@ -134,7 +136,7 @@ def _text(
         "original_perplexity": perplexity(original["nll"]),
         "compressed_perplexity": perplexity(reference["nll"]),
     }
-    return VectorInfo(f"{VECTORS}/text.safetensors", kind), evaluation
+    return VectorInfo(f"{VECTORS}/text.safetensors", inputs.kind), evaluation
 
 
 @contextmanager

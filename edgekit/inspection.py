@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.bundle.tensors import read_graph
+from edgekit.spec.names import REAL_INPUT
 from edgekit.spec.records import DeadUnits
 
 MEGA = 1e6
@@ -78,6 +79,8 @@ class Inspection:
             yield f"  removed because they change no output: {counts}"
         for name, value in manifest.evaluation.items():
             yield f"  {name.replace('_', ' ')} {value:.4g}"
+        if not any(vector.kind in REAL_INPUT for vector in manifest.vectors):
+            yield "  golden vectors: no real input, so verify cannot say PASS; export again with --samples"
 
     def lines(self) -> Iterator[str]:
         """The summary, the operators, and a table of layers with equal ones of a kind on one line."""

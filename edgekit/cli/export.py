@@ -31,7 +31,7 @@ from edgekit.spec.names import TASKS
 @click.option(
     "--samples",
     type=click.Path(exists=True, path_type=Path),
-    help="Your own real input: a text, a directory of images, an .npz.",
+    help="Your own real input: a text, a directory of pictures (gray or RGB), an .npz. Without it verify says PASS only for models that read text or RGB pictures.",
 )
 @click.option(
     "--task",

@@ -12,7 +12,7 @@ import ast
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgekit.errors import SourceError
-from edgekit.frontend.source import ExportedSource
+from edgekit.frontend.source import ExportedSource, ModelInput
 from edgekit.strict import parse_json
 
 _AGAIN = "export it again with torch.export.save of torch 2.9 or newer"
@@ -57,7 +57,16 @@ def load(path: Path, *, task: str | None = None) -> ExportedSource:
     program._guards_code = []  # module() would exec them
     inputs = _example_inputs(path, program)
     module = _ByName(program, list(inputs))
-    return ExportedSource(path.stem, task or "generic", program, module, inputs)
+    return ExportedSource(path.stem, task or "generic", program, module, _declared(program, inputs), inputs)
+
+
+def _declared(program: ExportedProgram, examples: Mapping[str, torch.Tensor]) -> tuple[ModelInput, ...]:
+    """What the graph takes: a size that was not exported as dynamic is fixed."""
+    shapes = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.name in examples}
+    return tuple(
+        ModelInput(name, tensor.numpy().dtype.name, tuple(d if isinstance(d, int) else None for d in shapes[name]))
+        for name, tensor in examples.items()
+    )
 
 
 class _ByName(nn.Module):

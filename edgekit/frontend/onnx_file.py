@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from edgekit.errors import SourceError
 from edgekit.frontend import assets
 from edgekit.frontend.config_file import read_config
-from edgekit.frontend.source import OnnxSource
+from edgekit.frontend.source import ModelInput, OnnxSource
 
 
 def load(path: Path, *, task: str | None = None) -> OnnxSource:
@@ -48,8 +48,23 @@ def load(path: Path, *, task: str | None = None) -> OnnxSource:
         task=task or "generic",
         architecture=str(names[0]),
         path=path,
+        inputs=tuple(_declared(model.graph)),
         assets=files,
     )
+
+
+def _declared(graph: onnx.GraphProto) -> Iterator[ModelInput]:
+    weights = {tensor.name for tensor in graph.initializer}  # older files list these among the inputs
+    for value in graph.input:
+        kind = value.type.tensor_type
+        if value.name in weights:
+            continue
+        try:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        except KeyError:  # a sequence, a map, an optional
+            dtype = "?"
+        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        yield ModelInput(value.name, dtype, dims if kind.HasField("shape") else None)
 
 
 def _tensors(message: Any) -> Iterator[Any]:

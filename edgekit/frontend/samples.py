@@ -1,133 +1,133 @@
-"""Real input for golden vectors and calibration: the user's own, or what ships with edgekit."""
+"""What `--samples` names, read: a text, pictures, arrays; and what ships with edgekit in their place."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgekit.errors import SourceError
+from edgekit.strict import read_json
 
 DATA = Path(__file__).parent / "data"
-TEXT_TOKENS = 512
 SENTENCES = 128
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COLOURS = {1: "L", 3: "RGB"}
+"""How pictures are read, by the channels that a model takes."""
 
-Inputs = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]
 
 
-def prose(samples: Path | None = None) -> str:
+def prose(samples: Path | None) -> str:
     """The user's text file, or the shipped prose. Raises SourceError when it cannot be read as text."""
     path = samples if samples is not None else DATA / "prose.txt"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"{path}: not a readable UTF-8 text ({type(error).__name__}); --samples takes a .txt file for language models"
-        ) from error
+        raise SourceError(f"{path}: not a readable UTF-8 text ({type(error).__name__}); give a .txt file") from error
     if not text.strip():
         raise SourceError(f"{path}: is empty; --samples takes a text of a few thousand characters")
     return text
 
 
-def text_ids(assets: Sequence[Path], samples: Path | None, limit: int, vocabulary: int) -> tuple[np.ndarray, str]:
-    """Token ids int64 [1, T] of real prose for a language model, T <= 512, and their kind.
-
-    Without a tokenizer there is no real text: the ids are random and the kind is "random", which reports say.
-    """
-    length = min(TEXT_TOKENS, limit)
-    tokenizer = next((p for p in assets if p.name == "tokenizer.json"), None)
-    if tokenizer is None:
-        return np.random.default_rng(0).integers(0, vocabulary, (1, length)), "random"
+def tokens(tokenizer: Path, samples: Path | None, count: int) -> np.ndarray:
+    """The first tokens of a text for a language model: ids int64 [1, T], 2 <= T <= ``count``."""
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(tokenizer)).encode(prose(samples)).ids[:length]
+    ids = Tokenizer.from_file(str(tokenizer)).encode(prose(samples)).ids[:count]
     if len(ids) < 2:
         raise SourceError(f"{samples}: {len(ids)} tokens; --samples takes a text of a few thousand characters")
-    return np.array([ids], np.int64), "text"
+    return np.array([ids], np.int64)
 
 
-def sentence_batches(assets: Sequence[Path], samples: Path | None, names: Sequence[str]) -> list[Inputs]:
-    """Batches of 8 sentences for a text encoder, padded on the right: input_ids, attention_mask and what else it takes.
-
-    Raises SourceError when the model has no tokenizer.json.
-    """
-    path = next((p for p in assets if p.name == "tokenizer.json"), None)
-    if path is None:
-        raise SourceError(
-            "the model has no tokenizer.json, so text cannot be turned into its input; give --samples inputs.npz"
-        )
+def sentences(tokenizer: Path, samples: Path | None, most: int) -> list[list[int]]:
+    """Token ids of up to 128 sentences of a text, each of at most ``most`` tokens."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(64)
-    sentences = [s.strip() + "." for s in prose(samples).replace("\n", " ").split(". ") if len(s) > 20][:SENTENCES]
-    return [
-        _padded([tokenizer.encode(s).ids for s in sentences[i : i + 8]], names) for i in range(0, len(sentences), 8)
-    ]
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_padding()
+    reader.enable_truncation(most)
+    texts = [s.strip() + "." for s in prose(samples).replace("\n", " ").split(". ") if len(s) > 20][:SENTENCES]
+    if not texts:
+        raise SourceError(
+            f"{samples}: no sentence of more than 20 characters; --samples takes a text of a page or more"
+        )
+    return [reader.encode(text).ids for text in texts]
 
 
-def _padded(rows: Sequence[Sequence[int]], names: Sequence[str]) -> Inputs:
-    length = max(len(r) for r in rows)
+def padded(rows: Sequence[Sequence[int]], length: int) -> Batch:
+    """Sentences as a text encoder takes them, filled up on the right: int64 [n, length] each."""
     ids, mask = np.zeros((len(rows), length), np.int64), np.zeros((len(rows), length), np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    return {name: every[name] for name in names if name in every}
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def photos(samples: Path | None, size: tuple[int, int], directory: Path | None) -> np.ndarray:
-    """Photos as float32 [n, 3, H, W], resized, cropped in the middle and normalized as the model expects.
+def picture_files(samples: Path, most: int) -> list[Path]:
+    """One picture, or up to ``most`` of a directory and its folders, evenly spaced in the order of their names."""
+    if samples.is_file():
+        return [samples]
+    paths = sorted(p for p in samples.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise SourceError(f"{samples}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this directory")
+    return [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else paths
 
-    ``directory`` may hold preprocessor_config.json; without it the ImageNet mean and deviation are used.
+
+def pictures(paths: Sequence[Path], channels: int, size: tuple[int, int], directory: Path | None) -> np.ndarray:
+    """Pictures as float32 [n, channels, H, W]: resized and cropped in the middle where they have another size.
+
+    RGB is normalized as preprocessor_config.json in ``directory`` says, else by ImageNet's mean and deviation; gray
+    likewise, else it is 0 to 1. Raises SourceError for a file that is no picture of 8 bits.
     """
+    mean, deviation = _normalization(directory, channels)
+    images = [(_pixels(path, COLOURS[channels], size) - mean) / deviation for path in paths]
+    return np.stack([image.transpose(2, 0, 1) for image in images]).astype(np.float32)
+
+
+def _pixels(path: Path, colours: str, size: tuple[int, int]) -> np.ndarray:
+    """float32 [H, W, channels], 0 to 1."""
     from PIL import Image
 
-    folder = samples or DATA / "photos"
-    paths = [folder] if folder.is_file() else sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise SourceError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}); --samples takes a directory of photos")
-    mean, deviation = _normalization(directory)
     height, width = size
-    images = []
-    for path in paths:
-        try:
-            image = Image.open(path).convert("RGB")
-        except OSError as error:
-            raise SourceError(f"{path}: not a readable image") from error
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise SourceError(f"{path}: a picture of more than 8 bits a channel; save it with 8, or give an .npz")
+            image = opened.convert(colours)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path}: not a readable picture ({str(error)[:80]})") from error
+    if (image.height, image.width) != size:
         scale = max(height / image.height, width / image.width) * 256 / 224
         image = image.resize(
             (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
             Image.Resampling.BILINEAR,
         )
         left, top = (image.width - width) // 2, (image.height - height) // 2
-        pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
-        images.append(((pixels - mean) / deviation).transpose(2, 0, 1))
-    return np.stack(images).astype(np.float32)
+        image = image.crop((left, top, left + width, top + height))
+    return np.asarray(image, np.float32).reshape(height, width, len(colours)) / 255
 
 
-def _normalization(directory: Path | None) -> tuple[np.ndarray, np.ndarray]:
+def _normalization(directory: Path | None, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the channels, float32."""
     path = directory / "preprocessor_config.json" if directory is not None else None
-    settings: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
-    )
-    mean, deviation = settings.get("image_mean", IMAGENET_MEAN), settings.get("image_std", IMAGENET_STD)
-    return np.array(mean, np.float32), np.array(deviation, np.float32)
-
-
-def arrays(path: Path) -> list[Inputs]:
-    """An .npz of named inputs, the first axis of each being the sample; one sample a batch of its own."""
+    settings = read_json(path, SourceError, "fetch the file again") if path is not None and path.is_file() else {}
+    given = settings.get("image_mean"), settings.get("image_std")
+    unknown = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,), (1.0,))
     try:
-        with np.load(path, allow_pickle=False) as file:
-            named = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: not a readable .npz ({str(error)[:80]})") from error
-    counts = {len(a) for a in named.values()}
-    if len(counts) != 1:
-        raise SourceError(f"{path}: arrays have different first axes {sorted(counts)}; each is a batch of samples")
-    return [{name: array[i : i + 1] for name, array in named.items()} for i in range(counts.pop())]
+        mean, deviation = (np.array(u if g is None else g, np.float32) for g, u in zip(given, unknown, strict=True))
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"{path}: image_mean and image_std are {given}; expected a number a channel") from error
+    if channels == 1:
+        return mean.mean(), deviation.mean()
+    return mean, deviation
+
+
+def arrays(path: Path) -> Batch:
+    """An .npz by name. Raises SourceError when it cannot be read without unpickling."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile, zlib and numpy raise their own kinds for damaged files
+        raise SourceError(f"{path}: not a readable .npz ({' '.join(str(error).split())[:80]})") from error

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ModelInput:
+    """One input of a model: numpy's name of its dtype, its sizes (None: any size). Where nothing is known, "" and None."""
+
+    name: str
+    dtype: str = ""
+    dims: tuple[int | None, ...] | None = None
+
+    def __str__(self) -> str:
+        """As messages show it: ``images float32 [n, 1, 28, 28]``."""
+        if self.dims is None:
+            return self.name
+        sizes = [("n" if i == 0 else "any") if d is None else str(d) for i, d in enumerate(self.dims)]
+        return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
+
+
+@dataclass(frozen=True)
 class ModuleSource:
     """A PyTorch module whose layers can be found by name, compressed and traced.
 
@@ -48,6 +64,7 @@ class ExportedSource:
 
     Attributes:
         module: runs the program; takes every input by its name in the graph.
+        inputs: what the graph takes.
         example_inputs: by the same names.
     """
 
@@ -55,6 +72,7 @@ class ExportedSource:
     task: str
     program: ExportedProgram
     module: torch.nn.Module
+    inputs: tuple[ModelInput, ...]
     example_inputs: dict[str, torch.Tensor]
     architecture: str = "ExportedProgram"
     assets: tuple[Path, ...] = ()
@@ -68,6 +86,7 @@ class OnnxSource:
     task: str
     architecture: str
     path: Path
+    inputs: tuple[ModelInput, ...]
     assets: tuple[Path, ...] = ()
 
 

@@ -16,7 +16,7 @@ from edgekit.metrics import Arrays
 from edgekit.parity.backends import Place
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
-from edgekit.parity.report import SCHEMA_VERSION, LayerDistance, Report, Section, finite, layer_lines
+from edgekit.parity.report import SCHEMA_VERSION, UNPROVEN, LayerDistance, Report, Section, finite, layer_lines
 from edgekit.parity.verification import Golden, judge_place, open_place, section
 from edgekit.spec.progress import Progress
 
@@ -46,15 +46,16 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Every machine answered, within every limit, and they agree."""
-        return not self.failures and all(r.passed for r in self.reports) and all(a.passed for a in self.agreement)
+        """Every machine answered real input, within every limit, and they agree."""
+        return self.verdict == "PASS"
 
     @property
     def verdict(self) -> str:
-        """PASS, FAIL, or SMOKE as a report's."""
-        if not self.passed:
+        """PASS, FAIL, or UNPROVEN as a report's."""
+        verdicts = {report.verdict for report in self.reports}
+        if self.failures or "FAIL" in verdicts or not all(a.passed for a in self.agreement):
             return "FAIL"
-        return "SMOKE" if any(report.verdict == "SMOKE" for report in self.reports) else "PASS"
+        return "PASS" if verdicts == {"PASS"} else "UNPROVEN"
 
     def to_json(self) -> dict[str, Any]:
         """One report a target as `verify` has them, and the agreement."""
@@ -71,7 +72,7 @@ class Comparison:
     def lines(self) -> Iterator[str]:
         """Reports that failed in full, then the table, one line a machine, and the verdict."""
         for report in self.reports:
-            if not report.passed:
+            if report.verdict == "FAIL":
                 yield from report.lines()
         for one in self.agreement:
             if not one.passed:
@@ -80,6 +81,8 @@ class Comparison:
         yield from self._table()
         for target, reason in self.failures.items():
             yield f"{target}: no answer: {reason}"
+        if self.verdict == "UNPROVEN":
+            yield UNPROVEN
         yield f"verdict: {self.verdict}"
 
     def _table(self) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
-VECTOR_KINDS = ("text", "sample", "random")
+REAL_INPUT = ("text", "sample")
+VECTOR_KINDS = (*REAL_INPUT, "random")
 """What a golden input is; random input proves less and is never called a pass."""
 
 MANIFEST = "manifest.json"

@@ -19,6 +19,7 @@ from torch.nn import functional
 from edgekit.bundle import Bundle
 from edgekit.exporter import export
 from edgekit.frontend import decoder, generic
+from edgekit.frontend.inputs import resolve
 from edgekit.frontend.source import ModuleSource
 from edgekit.inspection import inspect
 from edgekit.parity import verify
@@ -234,9 +235,8 @@ ARCHITECTURES: dict[str, Callable[[], Planted]] = {
 def _graph(planted: Planted) -> ir.Model:
     if "input_ids" in planted.inputs and hasattr(planted.model, "lm_head"):
         return decoder.build(planted.model)
-    return generic.build(
-        ModuleSource("factory", "tiny", "generic", "", module=planted.model, example_inputs=planted.inputs)
-    )
+    source = ModuleSource("factory", "tiny", "generic", "", module=planted.model, example_inputs=planted.inputs)
+    return generic.build(source, resolve(source, None))
 
 
 def _compiled(graph: ir.Model, remove: bool) -> ir.Model:
