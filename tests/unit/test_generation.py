@@ -334,7 +334,7 @@ def test_other_models_do_not_talk(bundle: Bundle, tmp_path: Path) -> None:
 def test_damaged_tokenizer_files_are_named(tmp_path: Path) -> None:
     bundle = decoder_bundle(tmp_path / "b")
     (bundle.directory / "tokenizer_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer_config.json: not valid JSON"):
+    with pytest.raises(BundleError, match=r"tokenizer_config.json: not readable as JSON"):
         Tokenizer(bundle).encode("hi")
     (bundle.directory / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleError, match=r"tokenizer.json: not a readable tokenizer"):
