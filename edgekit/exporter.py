@@ -19,7 +19,7 @@ from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import OPERATORS
+from edgekit.spec.names import OPERATORS, SCHEMA_VERSION
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DecoderInfo, TensorInfo
 from edgekit.strict import build as from_dict
@@ -160,7 +160,7 @@ def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Man
     if isinstance(source, ModuleSource) and facts.decoder is not None:
         decoder = _decoder_info(facts.decoder, source)
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         task=source.task,
         name=source.name,
         architecture=source.architecture,

