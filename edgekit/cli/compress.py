@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
+from edgekit.spec.methods import BY_NAME
 
 
 @click.command(
@@ -26,23 +27,7 @@ from edgekit.cli.console import examples, json_option, progress_bar, quiet_libra
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
 @click.option(
     "--method",
-    type=click.Choice(
-        [
-            "backslash",
-            "prune",
-            "2:4",
-            "bitnet",
-            "salt",
-            "distill",
-            "rate-quantize",
-            "gptq",
-            "ternarize",
-            "eora",
-            "lora",
-            "sensitivity",
-            "none",
-        ]
-    ),
+    type=click.Choice(list(BY_NAME)),
     help="Instead of the one in the config; `none` trains without, as a baseline.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted; the result is the same.")
@@ -76,11 +61,11 @@ def compress(
         raise click.UsageError("--config needs --output DIR, and has the step of the report itself (report_step)")
     try:
         with progress_bar() as progress:
-            found = run(
+            compressed = run(
                 model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
             )  # fmt: skip
     except KeyboardInterrupt:
         if checkpoint_path(output).exists():
             click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
         raise
-    show(found.lines(), found.to_json(), as_json)
+    show(compressed.lines(), compressed.to_json(), as_json)

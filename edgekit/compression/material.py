@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 
 from edgekit.compression.settings import Compression, Data
-from edgekit.errors import EdgekitError, SourceError
+from edgekit.errors import CheckFailed, EdgekitError, SourceError
 from edgekit.frontend import factory
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.source import ModuleSource
@@ -28,6 +30,20 @@ class Material:
     objective: Objective
     train: Examples
     evaluation: Examples
+
+    def batches(self, count: int, size: int) -> list[dict[str, Tensor]]:
+        """The model's inputs of the first ``count`` examples to train with, ``size`` at a time."""
+        first = Examples(self.train.select(slice(0, count)))
+        return [self.objective.inputs(batch) for batch in first.batches(size)]
+
+    def scores(self, name: str, model: nn.Module) -> dict[str, float]:
+        """Scores on the held-out examples, before any step. Raises CheckFailed naming the model when they are not finite."""
+        scores = self.objective.evaluate(model, self.evaluation)
+        if not all(math.isfinite(score) for score in scores.values()):
+            raise CheckFailed(
+                f"{name}: its scores on the held-out examples are {scores}; a model must give finite numbers"
+            )
+        return {"step": 0, **scores}
 
 
 def material(source: ModuleSource, settings: Compression, directory: Path) -> Material | None:
@@ -55,15 +71,15 @@ def material(source: ModuleSource, settings: Compression, directory: Path) -> Ma
     return Material(objective, train, evaluation)
 
 
-def _examples(source: ModuleSource, data: Data, given: tuple[str, ...], directory: Path) -> Examples:
+def _examples(source: ModuleSource, data: Data, places: tuple[str, ...], directory: Path) -> Examples:
     names = _input_names(source)
-    first = given[0]
-    if len(given) == 1 and _FUNCTION.fullmatch(first) and not (directory / first).exists():
+    first = places[0]
+    if len(places) == 1 and _FUNCTION.fullmatch(first) and not (directory / first).exists():
         return named(factory.call(first), names, first)
-    paths = [directory / Path(path).expanduser() for path in given]
+    paths = [directory / Path(path).expanduser() for path in places]
     if any(path.suffix == ".npz" for path in paths):
         if len(paths) > 1:
-            raise SourceError(f"{given[0]}: one .npz stands alone; {len(given)} paths are given")
+            raise SourceError(f"{first}: one .npz stands alone; {len(places)} paths are given")
         return arrays(paths[0], names)
     return _texts(source, data, paths, names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,28 +20,10 @@ from edgekit.methods.salt import Salt
 from edgekit.methods.sensitivity import Scan
 from edgekit.methods.ternarize import Ternary
 from edgekit.methods.training import Training
+from edgekit.spec.methods import BY_NAME, TAUGHT, TRAINING
 from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
-POST_TRAINING = ("gptq", "ternarize", "eora", "lora", "sensitivity")
-TAUGHT = ("salt", "distill")
-METHODS = ("backslash", "prune", "2:4", "bitnet", *TAUGHT, "rate-quantize", *POST_TRAINING, "none")
-UNTRAINED = ("rate-quantize", *POST_TRAINING)
-SECTIONS = (
-    "rate",
-    "prune",
-    "bitnet",
-    "salt",
-    "distill",
-    "quantize",
-    "calibration",
-    "gptq",
-    "ternarize",
-    "eora",
-    "lora",
-    "sensitivity",
-)
-"""What some methods read and others do not."""
 REPORT_STEP = 2.0**-8
 CONSTRAINED = 0.75
 """Share of the steps that the rate term acts in, where the file does not say."""
@@ -65,7 +47,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Compression:
-    """A method, its settings, and how long to train (what is in UNTRAINED does not). What is left out has its class's defaults.
+    """A method, its settings, and how long to train. What is left out has its class's defaults.
 
     A section of a method that is not the one used is allowed, so that one file can serve several.
     """
@@ -74,15 +56,15 @@ class Compression:
     data: Data | None = None  # needed by whatever trains
     method: str = "backslash"
     training: Training = field(default_factory=Training)
-    rate: Rate | None = None
-    prune: Pruning | None = None
-    bitnet: BitNet | None = None
+    rate: Rate | None = None  # left out: its defaults, over three quarters of the steps
+    prune: Pruning = field(default_factory=Pruning)
+    bitnet: BitNet = field(default_factory=BitNet)
     salt: Salt | None = None
     distill: Distillation | None = None
     quantize: Budget | None = None
-    calibration: Calibration | None = None
-    gptq: Gptq | None = None  # read by gptq, and by eora and lora that compress so
-    ternarize: Ternary | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    gptq: Gptq = field(default_factory=Gptq)  # read by gptq, and by eora and lora that compress so
+    ternarize: Ternary = field(default_factory=Ternary)
     eora: Compensation | None = None
     lora: Lora | None = None
     sensitivity: Scan | None = None
@@ -91,128 +73,87 @@ class Compression:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise RecipeError(f"compress.version: {self.version} is not {VERSION}, the version this edgekit reads")
-        if self.method not in METHODS:
+        if self.method not in BY_NAME:
             raise RecipeError(
-                f"compress.method: '{self.method}' is not one of {', '.join(METHODS)}{suggest(self.method, METHODS)}"
+                f"compress.method: '{self.method}' is not one of {', '.join(BY_NAME)}{suggest(self.method, BY_NAME)}"
             )
         if not self.report_step > 0:
             raise RecipeError(f"compress.report_step: {self.report_step} is not above 0")
+        method = BY_NAME[self.method]
+        if method.example and getattr(self, method.section) is None:
+            raise RecipeError(f"compress.{method.section}: missing; give for example {method.example}")
         if self.data is not None:
             _check_data(self.data)
-        if self.method == "rate-quantize":
-            self._check_budget()
-        elif self.method in POST_TRAINING:
-            self._check_post_training()
-        elif self.training.steps and self.data is None:
+        if method.kind in (TRAINING, TAUGHT):
+            self._check_training(method.kind)
+        elif self.data is None and self._needs_examples():
+            raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
+
+    def _check_training(self, kind: str) -> None:
+        steps = self.training.steps
+        if steps and self.data is None:
             raise RecipeError("compress.data: missing; training needs examples (or set training.steps: 0)")
-        if self.method in TAUGHT:
-            self._check_teacher()
-        if self.student == "backslash":
-            self._check_rate()
-        if self.student == "bitnet":
-            self._check_ramp()
-        steps = self.pruning().steps
-        if self.student == "prune" and steps > max(1, self.training.steps):
-            raise RecipeError(
-                f"compress.prune.steps: {steps} is more than training.steps, {self.training.steps}; lower it or train longer"
-            )
-
-    def _check_budget(self) -> None:
-        if self.quantize is None:
-            raise RecipeError("compress.quantize: missing; give a budget, such as {bits: 3} or {loss: 0.01}")
-        if self.data is None and (self.quantize.loss is not None or self.quantize.moments != "none"):
-            raise RecipeError(
-                "compress.data: missing; rate-quantize needs examples for Hessians and losses (or a budget of bits with "
-                "moments: none)"
-            )
-
-    def _check_post_training(self) -> None:
-        examples = {"eora": "{of: gptq, rank: 32}", "lora": "{adapter: DIRECTORY}", "sensitivity": "{bits: 5}"}
-        if self.method in examples and getattr(self, self.method) is None:
-            raise RecipeError(f"compress.{self.method}: missing; give for example {examples[self.method]}")
-        if self.data is None and self.post_training().of != "none":
-            raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
-        if self.data is None and self.method in ("eora", "sensitivity"):
-            raise RecipeError(f"compress.data: missing; {self.method} needs examples to calibrate with")
-
-    def _check_teacher(self) -> None:
-        if getattr(self, self.method) is None:
-            example = "{teacher: MODEL, steps: 200}" if self.method == "salt" else "{teacher: MODEL}"
-            raise RecipeError(f"compress.{self.method}: missing; give for example {example}")
-        if not self.training.steps:
+        if not steps and (kind == TAUGHT or self.student in ("backslash", "bitnet")):
             raise RecipeError(
                 f"compress.training.steps: 0, but {self.method} works by training; give at least some hundred"
             )
-        if self.method == "salt" and self.salting().steps > self.training.steps:
-            raise RecipeError(
-                f"compress.salt.steps: {self.salting().steps} is more than training.steps, {self.training.steps}; the teacher helps in "
-                "the first of them"
-            )
+        stages = {
+            "salt.steps": (self.salt.steps if self.salt else 0, "the teacher helps in the first of them"),
+            "rate.steps": (self.rate_term().steps, "the rate term acts in the first of them"),
+            "bitnet.ramp": (self.bitnet.ramp, "a model that ends inside the ramp was never ternary"),
+            "prune.steps": (self.pruning().steps, "lower it or train longer"),
+        }
+        for key, (length, why) in stages.items():
+            read = key.partition(".")[0] in self.sections()
+            if read and length > max(1, steps):
+                raise RecipeError(f"compress.{key}: {length} is more than training.steps, {steps}; {why}")
 
-    def _check_ramp(self) -> None:
-        if not self.training.steps:
-            raise RecipeError("compress.training.steps: 0, but bitnet works by training; give at least some hundred")
-        if self.ternary().ramp > self.training.steps:
-            raise RecipeError(
-                f"compress.bitnet.ramp: {self.ternary().ramp} is more than training.steps, {self.training.steps}; a model that ends "
-                "inside the ramp was never ternary"
-            )
+    def _needs_examples(self) -> bool:
+        """Whether a method that does not train looks at examples with these settings."""
+        if self.method == "rate-quantize":
+            assert self.quantize is not None
+            return self.quantize.loss is not None or self.quantize.moments != "none"
+        return self.method in ("eora", "sensitivity") or self.layer_method().of != "none"
 
-    def _check_rate(self) -> None:
-        if not self.training.steps:
-            raise RecipeError("compress.training.steps: 0, but backslash works by training; give at least some hundred")
-        if self.rating().steps > self.training.steps:
-            raise RecipeError(
-                f"compress.rate.steps: {self.rating().steps} is more than training.steps, {self.training.steps}; the rate term acts "
-                "in the first of them"
-            )
+    @property
+    def kind(self) -> str:
+        """Of the method, one of edgekit.spec.methods."""
+        return BY_NAME[self.method].kind
 
     @property
     def student(self) -> str:
         """The method that constrains the weights while they are trained."""
         return self.distill.student if self.method == "distill" and self.distill is not None else self.method
 
-    def ternary(self) -> BitNet:
-        """How layers become ternary."""
-        return self.bitnet or BitNet()
+    def sections(self) -> set[str]:
+        """The keys of the settings that the method reads."""
+        sections = {BY_NAME[name].section for name in (self.method, self.student)}
+        if self.kind in (TRAINING, TAUGHT):
+            return {"training", *sections}
+        if self.method == "rate-quantize":
+            return sections
+        of = self.layer_method().of
+        return {"calibration", *sections, *({"int4": "gptq"}.get(of, of),)} - {"none", "2:4"}
 
-    def salting(self) -> Salt:
-        """Who teaches at first."""
-        assert self.salt is not None
-        return self.salt
-
-    def distillation(self) -> Distillation:
-        """Who teaches."""
-        assert self.distill is not None
-        return self.distill
-
-    def rating(self) -> Rate:
+    def rate_term(self) -> Rate:
         """The rate term's settings."""
         return self.rate or Rate(steps=max(1, round(CONSTRAINED * self.training.steps)))
 
     def pruning(self) -> Pruning:
         """The settings of either kind of pruning."""
-        given = self.prune or Pruning()
-        return replace(given, pattern="2:4") if self.student == "2:4" else given
+        return replace(self.prune, pattern="2:4") if self.student == "2:4" else self.prune
 
-    def budget(self) -> Budget:
-        """What rate-aware quantization may cost."""
-        assert self.quantize is not None
-        return self.quantize
-
-    def post_training(self) -> Method:
-        """How weights are rounded without training, and what compensates it."""
+    def layer_method(self) -> Method:
+        """How weights are rounded layer by layer, and what compensates it."""
         compensation = self.eora if self.method == "eora" else None
         own = {"eora": self.eora and self.eora.of, "lora": self.lora and self.lora.of, "sensitivity": "none"}
-        return Method(
-            own.get(self.method, self.method) or "none", self.gptq or Gptq(), self.ternarize or Ternary(), compensation
-        )
+        return Method(own.get(self.method, self.method) or "none", self.gptq, self.ternarize, compensation)
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether what was compressed before stays as it is and gets something beside it."""
+        """True when existing weights stay and only a low-rank branch is added."""
         merged = self.method == "lora" and self.lora is not None and self.lora.merge
-        return self.method in ("eora", "lora") and self.post_training().of == "none" and not merged
+        return self.method in ("eora", "lora") and self.layer_method().of == "none" and not merged
 
     def with_method(self, method: str | None) -> Compression:
         """The same with another method."""
@@ -220,37 +161,9 @@ class Compression:
 
     def to_dict(self) -> dict[str, Any]:
         """What was used, defaults included; sections of other methods are left out."""
-        found = {k: v for k, v in asdict(self).items() if k not in SECTIONS}
-        if self.method in UNTRAINED:
-            del found["training"]
-        if self.method == "rate-quantize":
-            found["quantize"] = asdict(self.budget())
-        if self.method in POST_TRAINING:
-            found |= self._post_training_sections()
-        if self.method in TAUGHT:
-            found[self.method] = asdict(self.salting() if self.method == "salt" else self.distillation())
-        if self.student == "backslash":
-            found["rate"] = asdict(self.rating())
-        if self.student in ("prune", "2:4"):
-            found["prune"] = asdict(self.pruning())
-        if self.student == "bitnet":
-            found["bitnet"] = asdict(self.ternary())
-        return found
-
-    def _post_training_sections(self) -> dict[str, Any]:
-        method = self.post_training()
-        found = {"calibration": asdict(self.calibration or Calibration())}
-        if method.of in ("gptq", "int4"):
-            found["gptq"] = asdict(method.gptq)
-        if method.of == "ternarize":
-            found["ternarize"] = asdict(method.ternary)
-        if method.compensation is not None:
-            found["eora"] = asdict(method.compensation)
-        if self.method == "lora" and self.lora is not None:
-            found["lora"] = asdict(self.lora)
-        if self.method == "sensitivity" and self.sensitivity is not None:
-            found["sensitivity"] = asdict(self.sensitivity)
-        return found
+        filled = replace(self, rate=self.rate_term(), prune=self.pruning())
+        left_out = SECTIONS - self.sections()
+        return {key: value for key, value in asdict(filled).items() if key not in left_out}
 
     @staticmethod
     def load(path: Path, method: str | None = None) -> Compression:
@@ -262,6 +175,10 @@ class Compression:
             return cast(Compression, build(Compression, data, "compress", RecipeError))
         except EdgekitError as error:
             raise type(error)(f"{path}: {error}") from None
+
+
+SECTIONS = {f.name for f in fields(Compression)} - {"version", "data", "method", "report_step"}
+"""What some methods read and others do not."""
 
 
 def _check_data(data: Data) -> None:

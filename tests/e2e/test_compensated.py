@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgekit.bundle import Bundle
-from edgekit.compression import compress, post_training
+from edgekit.compression import compress
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
 from edgekit.exporter import export
@@ -24,6 +24,7 @@ from edgekit.frontend.streamed import materialize
 from edgekit.golden import packed_weights
 from edgekit.low_rank import BranchedLinear, fold_branches
 from edgekit.lowbit.formats import CODECS
+from edgekit.methods import layerwise
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration
@@ -210,7 +211,7 @@ def test_an_interrupted_run_goes_on_block_by_block(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match=r"eora\.rank is 5 now and was 4; resume with the settings"):
         compress(model, changed, tmp_path / "made", resume=True)
     rounded: list[Any] = []
-    monkeypatch.setattr(post_training, "ternarize", lambda *given: rounded.append(given) or ternarize(*given))
+    monkeypatch.setattr(layerwise, "ternarize", lambda *given: rounded.append(given) or ternarize(*given))
     resumed = compress(model, config, tmp_path / "made", resume=True)
     assert len(rounded) == 7  # the layers of the third block alone
     whole = compress(model, config, tmp_path / "whole")

@@ -287,7 +287,7 @@ def test_an_encoder_keeps_its_embeddings(tmp_path: Path, encoder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "compress.quantize: missing; give a budget"),
+        ("", "compress.quantize: missing; give for example {bits: 3} or {loss: 0.01}"),
         ("quantize: {bits: 3}\n", "compress.data: missing; rate-quantize needs examples"),
         ("quantize: {bits: 3, loss: 0.1}\n", "bits 3.0, bytes None, loss 0.1: give exactly one of them"),
         ("quantize: {bytes: 0}\n", "bytes 0, loss None: give exactly one of them, above 0"),
