@@ -11,6 +11,7 @@ import yaml
 import edgekit.recipe as recipe_module
 from edgekit.errors import RecipeError
 from edgekit.recipe import Limits, Recipe, Rule, StaticQuantization, shipped_recipes
+from edgekit.spec.formats import FORMATS
 
 SHIPPED = ("fp16", "fp32", "int4", "int8", "int8-static", "rate", "ternary")
 LEAST = {"version": 1, "name": "mine", "rules": [{"match": "*", "format": "int8"}]}
@@ -66,7 +67,7 @@ def test_first_match_wins() -> None:
         ({"ruels": []}, "recipe: unknown key 'ruels'; did you mean 'rules'?; known are version, name, rules, description, "
                         "parity, accuracy, static, unused_embedding_rows"),
         ({"rules": [{"match": "*", "format": "int8"}, {"match": "*", "format": "int5"}]},
-         "recipe.rules[1].format: 'int5' is not one of 'fp32', 'fp16', 'int8', 'int8-channel', 'int4', 't2', 'sparse-int4', 'sparse-int8'; did you mean 'int8'?"),
+         f"recipe.rules[1].format: 'int5' is not one of {str(list(FORMATS))[1:-1]}; did you mean 'int8'?"),
         ({"rules": [{"match": "*", "fromat": "int8"}]},
          "recipe.rules[0]: unknown key 'fromat'; did you mean 'format'?; known are match, format, block_size, only"),
         ({"rules": [{"match": "*"}]}, "recipe.rules[0]: missing key 'format'"),
