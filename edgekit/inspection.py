@@ -91,12 +91,17 @@ class Inspection:
             groups[
                 (_kind(layer.name), layer.format, layer.block_size, layer.bits_per_weight, layer.shape, layer.reason)
             ].append(layer.name)
-        width = max((len(key[0]) for key in groups), default=0)
+        kinds = Counter(key[0] for key in groups)
+        labels = {key: key[0] if kinds[key[0]] == 1 < len(m) else _together(key[0], m) for key, m in groups.items()}
+        width = max(map(len, labels.values()), default=0)
         yield f"  {'layer':<{width}}  count  format  block  bits/weight  shape"
-        for (kind, name, block, bits, shape, reason), members in groups.items():
+        for key, members in groups.items():
+            _, name, block, bits, shape, reason = key
             size = "×".join(str(s) for s in shape)
             note = f"   {reason}" if reason else ""
-            yield f"  {kind:<{width}}  {len(members):>5}  {name:<11.11} {block or '':>5}  {bits:>11.3f}  {size}{note}"
+            yield (
+                f"  {labels[key]:<{width}}  {len(members):>5}  {name:<11.11} {block or '':>5}  {bits:>11.3f}  {size}{note}"
+            )
         yield from _dead_units(self.bundle.manifest.dead_units)
 
 
@@ -117,7 +122,28 @@ def _dead_units(found: tuple[DeadUnits, ...]) -> Iterator[str]:
 
 def _kind(name: str) -> str:
     """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+    return ".".join("*" if part.isdecimal() and len(part) < 10 else part for part in name.split("."))
+
+
+def _together(kind: str, names: list[str]) -> str:
+    """Names of a kind of which others look different: model.layers.{0-3,7}.mlp.up_proj."""
+    if len(names) == 1:
+        return names[0]
+    columns = [set(parts) for parts in zip(*(name.split(".") for name in names), strict=True)]
+    if sum(len(column) > 1 for column in columns) > 1:
+        return kind
+    return ".".join(c.pop() if len(c) == 1 else f"{{{_ranges([int(n) for n in c])}}}" for c in columns)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 3, 7 -> 0-3,7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def inspect(bundle: BundleLike) -> Inspection:

@@ -17,6 +17,7 @@ from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.merge_low_rank import MergeLowRank
 from edgekit.passes.normalize_linear import NormalizeLinear
+from edgekit.passes.stock_layers import ListStockLayers
 from edgekit.recipe import Recipe
 
 CONSTANT_ELEMENTS = 16
@@ -38,6 +39,7 @@ def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBa
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerLinears(),  # last rewrite: abstract layers become operators
+        ListStockLayers(),  # after it: what it left
         RemoveUnusedNodesPass(),  # weights that merging replaced
         RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
     )

@@ -149,7 +149,7 @@ def _replace(
     attributes = [ir.AttrInt64("activation_block_size", -1)] if op == "Linear" else []
     new = ir.Node(EDGEKIT, op, inputs, attributes, num_outputs=1, name=f"node:{old.name}.{op}")
     new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
-    set_plan(new, Plan(_layer_name(first, weight)))
+    set_plan(new, Plan(layer_name(first, str(weight.name))))
     graph.insert_after(last, new)
     name = old.name
     ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
@@ -157,7 +157,7 @@ def _replace(
     new.outputs[0].name = name
 
 
-def _layer_name(node: ir.Node, weight: ir.Value) -> str:
+def layer_name(node: ir.Node, weight: str) -> str:
     """The module path that torch.onnx noted, else the weight's name without its last part."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
@@ -165,4 +165,4 @@ def _layer_name(node: ir.Node, weight: ir.Value) -> str:
         scopes = []
     if len(scopes) >= 2 and scopes[-2]:
         return str(scopes[-2])
-    return str(weight.name).removesuffix(".weight")
+    return weight.removesuffix(".weight")

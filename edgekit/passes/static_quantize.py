@@ -11,11 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
+from edgekit.passes.stock_layers import stock_layers
 from edgekit.recipe import StaticQuantization
 from edgekit.spec.facts import facts_of
-from edgekit.spec.records import Layer
-
-LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 def quantize_static(
@@ -54,7 +52,7 @@ def quantize_static(
         ir.external_data.load_to_model(result)
     result.metadata_props.update(model.metadata_props)
     facts_of(result).dead_units = facts_of(model).dead_units
-    facts_of(result).layers = list(_outcomes(result))
+    facts_of(result).layers = list(stock_layers(result, calibrated=True))
     return result
 
 
@@ -77,31 +75,3 @@ class _silent:
 
     def __exit__(self, *error: object) -> None:
         logging.disable(logging.NOTSET)
-
-
-def _outcomes(model: ir.Model) -> Iterator[Layer]:
-    """Each convolution and matrix product with what its weight is stored as."""
-    for node in model.graph:
-        if node.op_type not in LAYERS or len(node.inputs) < 2 or node.inputs[1] is None:
-            continue
-        weight, source = node.inputs[1], node.inputs[1].producer()
-        stored = source.inputs[0] if source is not None and source.op_type == "DequantizeLinear" else weight
-        if stored is None or stored.const_value is None:
-            continue
-        shape = tuple(int(d) for d in stored.const_value.shape.numpy())
-        quantized = stored.const_value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
-        count = int(np.prod(shape))
-        scales = source.inputs[1] if quantized and source is not None else None
-        extra = (
-            32 * int(np.prod(scales.const_value.shape.numpy()))
-            if scales is not None and scales.const_value is not None
-            else 0
-        )
-        yield Layer(
-            name=str(weight.name).removesuffix("_DequantizeLinear_Output").removesuffix(".weight"),
-            format="int8-static" if quantized else "fp32",
-            block_size=0,
-            bits_per_weight=round((8 * count + extra) / count, 4) if quantized else 32.0,
-            shape=shape,
-            reason="" if quantized else "the quantizer left it in float32",
-        )

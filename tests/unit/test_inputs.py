@@ -89,6 +89,12 @@ def test_gray_pictures_are_what_is_proved(
     path = tmp_path / "out"
     assert run("export", GRAY, "--recipe", recipe, "--samples", drawings, "-o", path) == 0
     bundle = Bundle.open(path)
+    layers = {layer.name: (layer.format, layer.shape) for layer in bundle.manifest.layers}
+    convolutions = "int8-static" if recipe == "int8-static" else "fp32"
+    assert layers == {
+        "features.0": (convolutions, (8, 1, 3, 3)), "features.2": (convolutions, (16, 8, 3, 3)),
+        "head": (recipe, (10, 16)),
+    }  # fmt: skip
     vectors = bundle.vectors()
     assert [info.kind for info, _ in vectors] == ["sample"] * 12
     module, _ = gray()
@@ -100,6 +106,9 @@ def test_gray_pictures_are_what_is_proved(
             assert np.allclose(vector["original.output"], module(torch.from_numpy(picture)).numpy(), atol=1e-5)
     assert vectors[11][1]["input.images"].shape == (1, 1, 16, 16)
     capsys.readouterr()
+    assert run("inspect", path) == 0
+    told = capsys.readouterr().out
+    assert "features.0" in told and "features.2" in told and "features.*" not in told
     assert run("verify", path) == 0
     assert capsys.readouterr().out.endswith("verdict: PASS\n")
 
