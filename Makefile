@@ -63,10 +63,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup kernels
-	$(BIN)/python -m benchmarks.decoder_peers
+	$(BIN)/python -m benchmarks.llm.decoder_peers
 	$(BIN)/python benchmarks/ops.py --output build/ops.json
-	$(BIN)/python -m benchmarks.ops_memory
-	$(BIN)/python -m benchmarks.ops_neighbour
+	$(BIN)/python -m benchmarks.operators.memory
+	$(BIN)/python -m benchmarks.operators.neighbour
 	$(BIN)/python benchmarks/coding.py
 
 clean:

@@ -29,8 +29,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from benchmarks.accuracy_plot import draw
-from benchmarks.backslash_models import PLAYS
+from benchmarks.compress.accuracy_plot import draw
+from benchmarks.compress.backslash_models import PLAYS
 from edgekit.benchmark.machine import describe
 from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
@@ -142,7 +142,7 @@ def encoder(examples: int, quick: bool) -> Subject:
     """MiniLM with its pooling."""
     directory = minilm()
     found = load_module(str(directory))
-    module = materialize(found.module).float()
+    module: Any = materialize(found.module).float()
     if quick:
         del module.model.encoder.layer[2:]
     tokenizer = Tokenizer.from_file(str(next(a for a in found.assets if a.name == "tokenizer.json")))

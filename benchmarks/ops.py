@@ -34,9 +34,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ops_cells import READ, Row, Settings
-from benchmarks.ops_limits import Limits
-from benchmarks.ops_models import NAMES
+from benchmarks.operators.cells import READ, Row, Settings
+from benchmarks.operators.limits import Limits
+from benchmarks.operators.models import NAMES
 from edgekit.benchmark.machine import describe
 from edgekit.errors import EdgekitError
 from edgekit.lowbit.library import load_library
@@ -112,7 +112,7 @@ def _shape(shape: str, options: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="edgekit-ops-") as scratch:
         for threads in options.threads:
             settings = Settings(n, k, threads, list(options.m), options.impl, options.rounds, seconds, scratch)
-            command = [sys.executable, "-m", "benchmarks.ops_cells", json.dumps(asdict(settings))]
+            command = [sys.executable, "-m", "benchmarks.operators.cells", json.dumps(asdict(settings))]
             worker = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if worker.returncode:
                 sys.exit(f"{shape}, threads = {threads}: the worker stopped with exit code {worker.returncode}")

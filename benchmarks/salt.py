@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.backslash_models import BYTES, CONTEXT, plays
+from benchmarks.compress.backslash_models import BYTES, CONTEXT, plays
 from edgekit.benchmark.machine import describe
 from edgekit.methods.distill import cached
 from edgekit.methods.examples import LANGUAGE, Examples
@@ -119,7 +119,7 @@ def decoder(name: str, seed: int) -> nn.Module:
     """An untrained Llama that reads bytes."""
     hidden, layers, feed_forward = SIZES[name]
     torch.manual_seed(seed)
-    return LlamaForCausalLM(  # type: ignore[no-any-return]
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=BYTES, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=4,
             num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, use_cache=False,

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ops_cells import Row, Settings
+from benchmarks.operators.cells import Row, Settings
 from edgekit.benchmark.machine import describe
 from edgekit.errors import EdgekitError
 from edgekit.lowbit.library import load_library
@@ -74,12 +74,13 @@ def main() -> None:
     machine = {**asdict(describe()), "onnxruntime": onnxruntime().__version__, "library": ours, "clock": options.clock}
     lines = [line for shape in options.shapes for line in _shape(shape, options)]
     even = [found for cell in _curves(lines) for found in break_even(*cell)]
-    document = {"machine": machine, "rows": [asdict(line) for line in lines], "break_even": even}
+    rows = [asdict(line) for line in lines]
+    document = {"machine": machine, "rows": rows, "break_even": even}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    from benchmarks.sparse_plot import draw
+    from benchmarks.operators.sparse_plot import draw
 
-    draw(document["rows"], options.output.with_suffix(".png"))
+    draw(rows, options.output.with_suffix(".png"))
     print(json.dumps(document) if options.json else "\n".join(table(lines, even)))
 
 
@@ -112,7 +113,7 @@ def _shape(shape: str, options: argparse.Namespace) -> Iterator[Line]:
                 settings = Settings(
                     n, k, threads, list(options.m), [*sparse, *PEERS], rounds, seconds, scratch, options.clock
                 )
-                command = [sys.executable, "-m", "benchmarks.ops_cells", json.dumps(asdict(settings))]
+                command = [sys.executable, "-m", "benchmarks.operators.cells", json.dumps(asdict(settings))]
                 worker = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if worker.returncode:
                     sys.exit(f"{shape}, {zeros} % zeros: the worker stopped with exit code {worker.returncode}")

@@ -61,8 +61,8 @@ class Settings:
                 raise SystemExit(f"{gradle}: has no line `{name} = ...`")
             return found[1]
 
-        numbers = (int(value(name)) for name in ("minSdk", "targetSdk", "versionCode"))
-        return Settings(value("applicationId"), *numbers, value("versionName"))
+        oldest, target, code = (int(value(name)) for name in ("minSdk", "targetSdk", "versionCode"))
+        return Settings(value("applicationId"), oldest, target, code, value("versionName"))
 
 
 def build(apk: Path = WORK / "edgekit-demo.apk", bundles: Sequence[Path] = ()) -> Path:

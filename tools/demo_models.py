@@ -41,8 +41,8 @@ def smollm2() -> Path:
 def _dequantize(gguf: Path, target: Path) -> None:
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     options = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
     dequantize = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None

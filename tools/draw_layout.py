@@ -122,7 +122,7 @@ def example() -> dict[str, Any]:
 
 def values(directory: str, kind: str) -> dict[str, str]:
     """name -> text of the resources of a kind in res/values or another directory."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted((LAYOUT.parent.parent / directory).glob("*.xml")):
         found |= {str(item.get("name")): item.text or "" for item in ElementTree.parse(path).iter(kind)}
     return found

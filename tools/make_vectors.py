@@ -34,7 +34,7 @@ def cases() -> list[Case]:
     shapes = (
         (1, 1, 1), (1, 5, 130), (1, 33, 200), (2, 40, 128), (3, 7, 257), (5, 18, 384), (8, 31, 100), (17, 34, 130), (40, 9, 300),
     )  # fmt: skip
-    made = []
+    made: list[Case] = []
     for index, (m, n, k) in enumerate(shapes):
         for kind, block in (("tensor", 0), ("row", 0), ("group", 128), ("row", 128)):
             half = (index + block // 128) % 3 == 2

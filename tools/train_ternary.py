@@ -167,6 +167,7 @@ def training_files(texts: Path) -> list[Path]:
 def data(texts: Path, tokenizer: Tokenizer, length: int) -> tuple[Examples, Examples]:
     """Sequences to train with, in a random order, and held-out ones."""
     end = tokenizer.token_to_id(END)
+    assert end is not None
 
     def encode(text: str) -> list[int]:
         return [*tokenizer.encode(text.strip()).ids, end]

@@ -48,5 +48,5 @@ def test_the_sketch_of_the_screen(theme: str) -> None:
         if view.kind in ("Button", "EditText", "Spinner"):  # they have one line
             assert view.font.getlength(view.text) / draw_layout.UNIT <= width - 16, view
     picture = draw_layout.draw(theme, said, root)
-    assert picture.size == (draw_layout.WIDTH * draw_layout.UNIT, root.box[3] * draw_layout.UNIT)
+    assert list(picture.size) == [draw_layout.WIDTH * draw_layout.UNIT, root.box[3] * draw_layout.UNIT]
     assert len(picture.getcolors(1 << 20) or []) > 20

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from tools import build_runner, kotlin
 
 TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"
 BURNED, BURNED_SIZE = 3600, 512
-TEXTS: tuple[dict[str, object], ...] = (
+TEXTS: tuple[dict[str, Any], ...] = (
     {"prompt": "abc", "chat": False, "system": None, "stop": [], "max_new_tokens": 20},
     {"prompt": "hello there", "chat": None, "system": None, "stop": [], "max_new_tokens": 256},
     {"prompt": "Zeile 2", "chat": True, "system": "be brief", "stop": ["never"], "max_new_tokens": 7},
@@ -95,7 +96,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             **case,
             "text": "".join(generate(decoder, str(case["prompt"]), **{k: v for k, v in case.items() if k != "prompt"})),
-        }  # type: ignore[arg-type]
+        }
         for case in TEXTS
     ]
     answers = {"texts": texts, "parity": {name: parity(bundle) for name, bundle in measured.items()}}

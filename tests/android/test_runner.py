@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -180,7 +181,7 @@ def test_the_operators_golden_vectors_bit_for_bit(ternary: Bundle, tmp_path: Pat
     golden.write_model(tmp_path)
     expected = np.load(tmp_path / "expected.npz")
     assert len(expected.files) > 40
-    settings = {"library": str(jvm.operators()), "threads": 2}
+    settings: dict[str, Any] = {"library": str(jvm.operators()), "threads": 2}
     with running(tmp_path, **settings) as device:
         device.line()
         version = device.ask("load")["operators"]

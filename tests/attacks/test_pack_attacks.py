@@ -99,7 +99,8 @@ def with_chunk(good: Path, target: Path, packed: bytes, size: int | None = None,
 
 def first(listed: dict[str, Any]) -> dict[str, Any]:
     """A file that is not the manifest."""
-    return listed["files"][1]
+    file: dict[str, Any] = listed["files"][1]
+    return file
 
 
 OUTSIDE = ["../x", "a/../../x", "/etc/x", "..", "", "C:x", "a\\b", "nul", "a\0b", "x.", "a//b"]
@@ -227,7 +228,7 @@ def test_a_manifest_that_is_too_large(good: Path, target: Path) -> None:
         ({"signed": 1}, "the head's sha256 is not what its first bytes say"),
     ],
 )
-def test_first_bytes_that_do_not_fit(good: Path, target: Path, prologue: dict[str, int], message: str) -> None:
+def test_first_bytes_that_do_not_fit(good: Path, target: Path, prologue: dict[str, Any], message: str) -> None:
     refused(put(target.parent.parent / "evil", *parts(good), **prologue), target, message)
 
 

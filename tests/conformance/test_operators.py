@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -213,7 +214,7 @@ def test_golden_vectors(isa: str, tmp_path: Path) -> None:
     assert (found["cases"], found["differing"]) == (len(golden.golden()), [])
 
 
-def refusal(op: str, arrays: dict[str, np.ndarray], **attributes: int) -> str:
+def refusal(op: str, arrays: dict[str, np.ndarray], **attributes: Any) -> str:
     """What the operator says of these inputs, given when it runs (ONNX Runtime cannot check them before)."""
     library = load_library()
     assert library is not None
@@ -225,11 +226,11 @@ def refusal(op: str, arrays: dict[str, np.ndarray], **attributes: int) -> str:
     return str(caught.value)
 
 
-GOOD = {
+GOOD: dict[str, np.ndarray] = {
     "X": np.zeros((2, 300), np.float32), "W": np.zeros((40, 3, 32), np.uint8), "scales": np.ones(1, np.float32),
     "bias": np.zeros(40, np.float32),
 }  # fmt: skip
-SIZES = {"K": 300, "N": 40, "activation_block_size": 0}
+SIZES: dict[str, Any] = {"K": 300, "N": 40, "activation_block_size": 0}
 
 
 @pytest.mark.parametrize(

@@ -148,10 +148,11 @@ def test_damaged_bytes_are_refused_or_other_weights_never_a_crash(at: int, flip:
 
 
 def test_damage_is_named() -> None:
-    x, weight, _ = case("sparse-int4", 1, 20, 300, 0.8, 3)
-    given_arrays = {"X": x, "W": weight.data.copy(), "scales": np.ones(1, np.float32)}
+    x, packed, _ = case("sparse-int4", 1, 20, 300, 0.8, 3)
+    weight = np.asarray(packed.data, np.uint8)
+    given_arrays: dict[str, np.ndarray] = {"X": x, "W": weight.copy(), "scales": np.ones(1, np.float32)}
     sizes = {"K": 300, "N": 20, "bits": 4, "activation_block_size": 0}
-    third = int(sparse_rows.row_places(weight.data, 20)[3])
+    third = int(sparse_rows.row_places(weight, 20)[3])
     given_arrays["W"][third : third + 2] = 255
     expected = (
         "SparseMatMul: row 3 of W has a mask that does not fit its codes; the file is damaged, export or copy it again"
@@ -159,8 +160,8 @@ def test_damage_is_named() -> None:
     assert expected in refusal("SparseMatMul", given_arrays, **sizes)
     with pytest.raises(BundleError, match="sparse weight has a mask that does not fit its codes"):
         sparse_rows.unpack(given_arrays["W"], 20, 300, 4)
-    short = {**given_arrays, "W": weight.data[:-1]}
-    end = int(sparse_rows.row_places(weight.data, 20)[-1])
+    short = {**given_arrays, "W": weight[:-1]}
+    end = int(sparse_rows.row_places(weight, 20)[-1])
     expected = (
         f"SparseMatMul: W says that its rows are bytes 84 to {end}, 84 to {end - 1} expected; the file is damaged"
     )
@@ -168,10 +169,10 @@ def test_damage_is_named() -> None:
     with pytest.raises(BundleError, match="sparse weight's rows are not one after the other"):
         sparse_rows.unpack(short["W"], 20, 300, 4)
     with pytest.raises(BundleError, match="sparse weight has 20 rows, 15 to 21 expected"):
-        sparse_rows.cut(weight.data, 15, 21)
+        sparse_rows.cut(weight, 15, 21)
     with pytest.raises(BundleError, match="is too short for 20 rows"):
-        sparse_rows.unpack(weight.data[:100], 20, 300, 4)
-    assert "W has 100 bytes, at least" in refusal("SparseMatMul", {**given_arrays, "W": weight.data[:100]}, **sizes)
+        sparse_rows.unpack(weight[:100], 20, 300, 4)
+    assert "W has 100 bytes, at least" in refusal("SparseMatMul", {**given_arrays, "W": weight[:100]}, **sizes)
     assert "attribute bits is 5, 4 or 8 expected" in refusal("SparseMatMul", given_arrays, **{**sizes, "bits": 5})
 
 

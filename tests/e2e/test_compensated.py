@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -102,7 +102,7 @@ def test_an_adapter_beside_rounded_weights(tmp_path: Path) -> None:
     from tests.support.tiny_decoders import build
 
     adapter(tmp_path / "lora")
-    build("Llama", {}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    build("Llama", {}).save_pretrained(tmp_path / "model")
     config = Compression(1, None, "lora", lora=Lora(str(tmp_path / "lora")))
     result = compress(str(tmp_path / "model"), config, tmp_path / "made")
     merged = compress(
@@ -182,7 +182,7 @@ def test_an_adapter_keeps_its_format(tmp_path: Path, form: str) -> None:
     from tests.support.tiny_decoders import build
 
     adapter(tmp_path / "lora")
-    build("Llama", {}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    build("Llama", {}).save_pretrained(tmp_path / "model")
     config = Compression(1, None, "lora", lora=Lora(str(tmp_path / "lora"), format=form))
     result = compress(str(tmp_path / "model"), config, tmp_path / "made")
     bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
@@ -211,7 +211,12 @@ def test_an_interrupted_run_goes_on_block_by_block(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match=r"eora\.rank is 5 now and was 4; resume with the settings"):
         compress(model, changed, tmp_path / "made", resume=True)
     rounded: list[Any] = []
-    monkeypatch.setattr(layerwise, "ternarize", lambda *given: rounded.append(given) or ternarize(*given))
+
+    def counted(*given: Any) -> Any:
+        rounded.append(given)
+        return ternarize(*given)
+
+    monkeypatch.setattr(layerwise, "ternarize", counted)
     resumed = compress(model, config, tmp_path / "made", resume=True)
     assert len(rounded) == 7  # the layers of the third block alone
     whole = compress(model, config, tmp_path / "whole")
@@ -285,7 +290,7 @@ def tiny(path: Path) -> str:
     from tests.support.tiny_bundle import write_tokenizer
     from tests.support.tiny_decoders import build
 
-    build("Llama", {"vocab_size": 259, "num_hidden_layers": 3}).save_pretrained(path)  # type: ignore[operator]
+    build("Llama", {"vocab_size": 259, "num_hidden_layers": 3}).save_pretrained(path)
     write_tokenizer(path)
     return str(path)
 
@@ -315,7 +320,7 @@ def test_refusals(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
         ({"method": "gptq"}, r"compress\.data: missing; gptq needs examples to calibrate with"),
     ):
         with pytest.raises(RecipeError, match=message):
-            Compression(1, **sections)
+            Compression(1, **cast(dict[str, Any], sections))
     with pytest.raises(UsageError, match=r"exclude: '\*nothing\*' fits no layer"):
         config = settings(tmp_path, "gptq")
         object.__setattr__(config, "calibration", Calibration(exclude=("*nothing*",)))
@@ -323,7 +328,7 @@ def test_refusals(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
     with pytest.raises(SourceError, match=r"has no linear layer 'model\.layers"):
         from tests.support.tiny_decoders import build
 
-        build("Llama", {}).save_pretrained(tmp_path / "other")  # type: ignore[operator]
+        build("Llama", {}).save_pretrained(tmp_path / "other")
         config = settings(tmp_path, "eora", eora=Compensation("none", original=str(tmp_path / "other"), rank=2))
         compress(str(decoder), config, tmp_path / "made")
     assert not (tmp_path / "made").exists()

@@ -119,7 +119,12 @@ def bert() -> Planted:
     """A MiniLM-like encoder. A value head that is a bias alone stays: rows that are masked whole would tell."""
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     model: Any = BertModel(BertConfig(vocab_size=97, max_position_embeddings=32, **sizes)).eval()
     _randomize(model)
     first, second = model.encoder.layer
@@ -157,7 +162,8 @@ class Bottleneck(nn.Module):
 
 def mobilenet() -> Planted:
     """Batch norms are inside the convolutions by then. Padding keeps what is constant and not zero."""
-    one, two = Bottleneck(8), Bottleneck(8)
+    one: Any = Bottleneck(8)
+    two: Any = Bottleneck(8)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), one, two, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
     ).eval()
@@ -189,7 +195,7 @@ class Branches(nn.Module):
 
 
 def branches() -> Planted:
-    model = Branches().eval()
+    model: Any = Branches().eval()
     _randomize(model)
     with torch.no_grad():
         model.stem.weight[[2, 5]] = 0.0
@@ -205,7 +211,7 @@ def branches() -> Planted:
 
 def mlp() -> Planted:
     """Alive: the second layer reads unit 0 of the first; a chain that ends in zeros."""
-    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12), nn.Sigmoid(), nn.Linear(12, 5)).eval()
+    model: Any = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12), nn.Sigmoid(), nn.Linear(12, 5)).eval()
     _randomize(model)
     _zero(model[0].weight[4], model[2].weight[1:3], model[4].weight[:, 7], model[2].weight[:, 9])
     pixels = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_model_is_left_as_it_was() -> None:
 
 
 def test_unknown_attention_argument_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.llama import modeling_llama
+    modeling_llama: Any = importlib.import_module("transformers.models.llama.modeling_llama")
 
     forward = modeling_llama.LlamaAttention.forward
 
@@ -162,7 +163,8 @@ def test_unknown_attention_argument_is_refused(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("mask", ["create_chunked_causal_mask"] + ([] if OLD else ["create_bidirectional_mask"]))
 def test_other_masks_are_refused(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import masking_utils
-    from transformers.models.llama import modeling_llama
+
+    modeling_llama: Any = importlib.import_module("transformers.models.llama.modeling_llama")
 
     model = tiny("Llama", {})
     plain = modeling_llama.create_causal_mask

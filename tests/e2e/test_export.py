@@ -25,7 +25,7 @@ from tests.support.tiny_decoders import build as tiny
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny tied Llama as a Hugging Face directory; without a tokenizer, so vectors are random ids."""
     path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny("Llama", {"tie_word_embeddings": True, "max_position_embeddings": 96}).save_pretrained(path)  # type: ignore[operator]
+    tiny("Llama", {"tie_word_embeddings": True, "max_position_embeddings": 96}).save_pretrained(path)
     return str(path)
 
 
@@ -70,19 +70,21 @@ def test_a_wrong_packing_is_caught_and_nothing_kept(
     llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted bug: high and low nibble swapped. ONNX Runtime and the compressed PyTorch model then disagree."""
-    plain = formats.FORMATS["int4"]
+    plain = formats.CODECS["int4"]
 
     def swapped(weight: Any, block: int) -> formats.PackedTensor:
         packed = plain.quantize(weight, block)
         data = packed.data.astype(np.uint8)
-        return dataclasses.replace(packed, data=(data << 4) | (data >> 4))
+        return formats.PackedTensor(
+            packed.format, packed.shape, packed.block_size, (data << 4) | (data >> 4), packed.scales
+        )
 
     def unswapped(packed: formats.PackedTensor) -> Any:
         data = np.asarray(packed.data, np.uint8)
         return plain.dequantize(dataclasses.replace(packed, data=(data << 4) | (data >> 4)))
 
     broken = dataclasses.replace(plain, quantize=swapped, dequantize=unswapped)
-    monkeypatch.setitem(formats.FORMATS, "int4", broken)
+    monkeypatch.setitem(formats.CODECS, "int4", broken)
     with pytest.raises(CheckFailed, match="the written model differs from the compressed PyTorch model: sqnr_db"):
         export(llama, "int4", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -184,7 +186,7 @@ def test_a_vocabulary_by_row_is_stored_once(columns: int, tmp_path: Path, monkey
         "head_dim": 16,
     }
     source = tmp_path / "source"
-    tiny("Llama", {**sizes, "tie_word_embeddings": True}).save_pretrained(source)  # type: ignore[operator]
+    tiny("Llama", {**sizes, "tie_word_embeddings": True}).save_pretrained(source)
     rules = (Rule("*", "int8-channel", only="vocabulary"), Rule("*", "fp32"))
     recipe = dataclasses.replace(Recipe.load("int8"), rules=rules)
     bundle = export(str(source), recipe, tmp_path / "out")
@@ -207,7 +209,7 @@ def test_a_vocabulary_by_row_is_stored_once(columns: int, tmp_path: Path, monkey
 
 def test_a_table_that_is_only_looked_up_needs_no_library(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    tiny("Llama", {"tie_word_embeddings": False}).save_pretrained(source)  # type: ignore[operator]
+    tiny("Llama", {"tie_word_embeddings": False}).save_pretrained(source)
     rules = (Rule("*embed_tokens", "int8-channel"), Rule("*", "fp32"))
     bundle = export(str(source), dataclasses.replace(Recipe.load("int8"), rules=rules), tmp_path / "out")
     assert not bundle.manifest.uses_operators

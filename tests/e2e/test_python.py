@@ -16,7 +16,7 @@ from tests.support.tiny_decoders import build
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tokenizer, as a Hugging Face directory."""
     path = tmp_path_factory.mktemp("models") / "llama"
-    build("Llama", {"vocab_size": VOCABULARY}).save_pretrained(path)  # type: ignore[operator]
+    build("Llama", {"vocab_size": VOCABULARY}).save_pretrained(path)
     write_tokenizer(path)
     return path
 

@@ -26,11 +26,11 @@ def test_a_pruned_decoder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(choose_formats, "CACHE_BYTES", 0)  # as if the model were large
     model = build("Llama", SIZES)
     with torch.no_grad():
-        for layer in model.modules():  # type: ignore[attr-defined]
-            if isinstance(layer, torch.nn.Linear) and layer.weight.shape[0] != model.config.vocab_size:  # type: ignore[attr-defined]
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear) and layer.weight.shape[0] != model.config.vocab_size:
                 weight = layer.weight
                 weight[weight.abs() <= weight.abs().flatten().quantile(0.8)] = 0
-    model.save_pretrained(tmp_path / "model")  # type: ignore[attr-defined]
+    model.save_pretrained(tmp_path / "model")
     rules = (Rule("*", "int8", only="vocabulary"), Rule("*", name))
     bundle = export(
         str(tmp_path / "model"), Recipe(version=1, name=name, rules=rules), tmp_path / "bundle", abis=["linux-x86_64"]

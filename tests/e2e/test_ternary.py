@@ -40,7 +40,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 
 def checkpoint(path: Path, form: str, invert: bool = False) -> Path:
     """A tiny BitNet saved as ``form``: online, autobitlinear or bitlinear."""
-    build("BitNet", SIZES).save_pretrained(path)  # type: ignore[operator]
+    build("BitNet", SIZES).save_pretrained(path)
     tensors = load_file(path / "model.safetensors")
     if form != "online":
         for name in [n for n in tensors if n.split(".")[-2] in LAYERS]:
@@ -119,7 +119,7 @@ def test_group_scales_are_kept(tmp_path: Path) -> None:
             )
             scale = torch.rand(groups.shape[:2], generator=random).mul(0.2).add(0.05)[..., None]
             parameter.data = (groups.sign() * (groups.abs() > 0.07) * scale).reshape(parameter.shape)
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     bundle = export(str(tmp_path / "model"), "ternary", tmp_path / "out")
     by_name = {layer.name: layer for layer in bundle.manifest.layers}
     query = by_name["model.layers.0.self_attn.q_proj"]

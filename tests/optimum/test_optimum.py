@@ -6,6 +6,7 @@ optimum-onnx needs transformers 4.57; the rest of the suite runs on transformers
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }
     source, target = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("onnx")
     BertModel(BertConfig(vocab_size=101, max_position_embeddings=64, **sizes)).eval().save_pretrained(source)
     main_export(str(source), target, task="feature-extraction", library_name="transformers", do_validation=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Net:
     def draw(self, *shape: int) -> np.ndarray:
         """Weights of which none is zero."""
         drawn = self.random.uniform(0.5, 1.5, shape) * self.random.choice([-1, 1], shape)
-        return (drawn / np.sqrt(max(1, np.prod(shape[1:])))).astype(np.float32)
+        return np.asarray(drawn / math.sqrt(max(1, math.prod(shape[1:]))), np.float32)
 
     def dense(self, x: ir.Value, weight: np.ndarray, bias: np.ndarray | None = None, name: str = "") -> ir.Value:
         """Gemm with weight [N, K]."""

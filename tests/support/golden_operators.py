@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +41,9 @@ def golden() -> list[Golden]:
 
 def write_model(directory: Path) -> None:
     """model.onnx with a node for each case and all of its inputs inside, and expected.npz with the results by output."""
-    nodes, constants, expected = [], [], {}
+    nodes: list[ir.Node] = []
+    constants: list[ir.Value] = []
+    expected: dict[str, Any] = {}
     for index, case in enumerate(golden()):
         inputs = [_constant(f"{name}{index}", array) for name, array in case.arrays.items() if name != "Y"]
         node = ir.Node(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,7 +68,7 @@ def native(
     return one_node(EDGEKIT, op, inputs, library=library.path, **_sizes(weight), activation_block_size=block)
 
 
-def _sizes(weight: PackedTensor) -> dict[str, int]:
+def _sizes(weight: PackedTensor) -> dict[str, Any]:
     bits = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
     return {"K": weight.shape[1], "N": weight.shape[0], **bits}
 

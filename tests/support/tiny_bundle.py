@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -64,7 +65,7 @@ def reference(weights: Weights, ids: np.ndarray) -> tuple[np.ndarray, dict[str, 
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5))
 
 
 def _rope(w: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -87,7 +88,7 @@ class GraphWriter:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.initializers.append(value)
         return value
 
@@ -98,7 +99,7 @@ class GraphWriter:
         name: str = "",
         domain: str = "",
         outputs: int = 1,
-        **attributes: object,
+        **attributes: Any,
     ) -> list[ir.Value]:
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
         node = ir.Node(domain, op, inputs, attrs, num_outputs=outputs, name=f"node{len(self.nodes)}")
@@ -176,7 +177,7 @@ def write_bundle(path: Path, model: ir.Model, manifest: Manifest, vectors: dict[
         return writer.commit(manifest)
 
 
-def manifest(model: ir.Model, task: str, recipe: dict[str, object], **extra: object) -> Manifest:
+def manifest(model: ir.Model, task: str, recipe: dict[str, object], **extra: Any) -> Manifest:
     """The least that a manifest needs."""
     infos = [
         tuple(TensorInfo(str(v.name), "float", tuple(str(d) for d in v.shape or ())) for v in values)
@@ -185,7 +186,7 @@ def manifest(model: ir.Model, task: str, recipe: dict[str, object], **extra: obj
     return Manifest(
         schema_version=1, task=task, name="tiny", architecture="Tiny", source="tests", recipe=recipe,
         inputs=infos[0], outputs=infos[1], nodes=len(model.graph), **extra,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def recipe(**limits: float) -> dict[str, object]:

@@ -6,7 +6,6 @@ import importlib
 from typing import Any
 
 import torch
-from torch import nn
 
 COMMON: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -110,7 +109,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 """name -> transformers class prefix, configuration, words of the refusal."""
 
 
-def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> nn.Module:
+def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> Any:
     """A random causal language model in float32; norms and biases are random too, so that swallowing one shows."""
     transformers = importlib.import_module("transformers")
     config = getattr(transformers, f"{prefix}Config")(**(settings if prefix == "GPT2" else {**COMMON, **settings}))
@@ -122,7 +121,7 @@ def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> nn.Module:
         else f"{prefix}ForCausalLM"
     )
     torch.manual_seed(seed)
-    model: nn.Module = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
+    model = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

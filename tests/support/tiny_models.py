@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -10,8 +11,9 @@ import onnx_ir as ir
 from edgekit.bundle import Bundle
 from edgekit.lowbit.formats import CODECS
 from edgekit.lowbit.functions import ternary_function
+from edgekit.spec.names import MICROSOFT
 from edgekit.spec.records import Layer, VectorInfo
-from tests.support.tiny_bundle import FLOAT, MICROSOFT, GraphWriter, manifest, recipe, write_bundle
+from tests.support.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_bundle
 
 SIZE = 256
 DIMS: list[int | str] = ["batch", SIZE]
@@ -34,17 +36,20 @@ def linear_bundle(
     g = GraphWriter()
     x = g.input("x", FLOAT, DIMS)
     packed = CODECS[format_name].quantize(weight(), 128)
+    settings: dict[str, Any]
     data = g.constant("w", packed.data)
     functions = []
     if format_name == "fp32":
         (y,) = g.op("MatMul", x, g.op("Transpose", data, perm=[1, 0])[0])
     elif format_name == "t2":
+        assert packed.scales is not None
         scales = g.constant("scales", packed.scales)
         settings = {"K": SIZE, "N": SIZE, "activation_block_size": 0}
         (y,) = g.op("TernaryMatMul", x, data, scales, domain="ai.edgekit", **settings)
         functions = [ternary_function()]
     else:
         bits = {"int4": 4, "int8": 8}[format_name]
+        assert packed.scales is not None
         scales = g.constant("scales", packed.scales)
         settings = {"K": SIZE, "N": SIZE, "bits": bits, "block_size": 128, "accuracy_level": 4}
         (y,) = g.op("MatMulNBits", x, data, scales, domain=MICROSOFT, **settings)

@@ -28,7 +28,7 @@ def model(seed: int = 0) -> nn.Module:
 def sampled(nu: float, count: int = 200_000) -> np.ndarray:
     """Values of a generalized Gaussian of scale 1."""
     random = np.random.default_rng(3)
-    return random.gamma(1 / nu, size=count) ** (1 / nu) * random.choice([-1.0, 1.0], count)
+    return np.asarray(random.gamma(1 / nu, size=count) ** (1 / nu) * random.choice([-1.0, 1.0], count))
 
 
 @pytest.mark.parametrize(("nu", "ratio"), [(0.5, 10 / 3), (1.0, 2.0), (2.0, math.pi / 2)])
@@ -130,7 +130,7 @@ def test_whole_groups_become_zero(group: str, dim: int) -> None:
 
 def test_whole_heads_become_zero() -> None:
     net = nn.ModuleDict({"v_proj": nn.Linear(8, 12, bias=False), "o_proj": nn.Linear(12, 8, bias=False)})
-    value, output = net["v_proj"].weight, net["o_proj"].weight
+    value, output = net.get_parameter("v_proj.weight"), net.get_parameter("o_proj.weight")
     with torch.no_grad():
         value[4:8] *= 1e-2  # the second of three heads
         value[0] *= 1e-2  # one row of another: not a head
@@ -240,11 +240,11 @@ def trainer(tmp_path: Path, net: nn.Module, steps: int, callback: BackslashCallb
 def test_a_fixed_shape_is_ordinary_regularization() -> None:
     for nu, kept in ((1.0, lambda w: w - 1e-3 * w.sign()), (2.0, lambda w: w * (1 - 2e-3))):
         net = model()
-        before = net[0].weight.detach().clone()  # type: ignore[union-attr, operator]
+        before = net.get_parameter("0.weight").detach().clone()
         rate = Backslash(net, Rate(steps=1, lam=1e-3 * 900, variant="decoupled", epsilon=1e-12, shape=nu))
         assert rate.count == 900
         rate.step()
-        torch.testing.assert_close(net[0].weight.detach(), kept(before))  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(net.get_parameter("0.weight").detach(), kept(before))  # type: ignore[no-untyped-call]
     with pytest.raises(UsageError, match=r"shape: 0.0 is not above 0 and at most 3"):
         Rate(steps=1, shape=0.0)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -76,7 +77,7 @@ def test_measures_latency_of_other_models(tmp_path: Path) -> None:
         ({"prompt_tokens": 60}, r"60 \+ 64 tokens; the context holds 64"),
     ],
 )
-def test_calls_that_cannot_be_measured(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_calls_that_cannot_be_measured(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bench(**{"bundles": [decoder_bundle(tmp_path / "b")], **changes})
 

@@ -100,6 +100,7 @@ def test_gradients_go_straight_through() -> None:
     x = torch.randn(3, 6, requires_grad=True)
     above = torch.randn(3, 4)
     (layer(x) * above).sum().backward()
+    assert layer.weight.grad is not None
     assert torch.allclose(layer.weight.grad, above.T @ int8_activations(x).detach(), atol=1e-6)
     assert x.grad is not None and torch.allclose(x.grad, above @ ternary_weights(layer.weight).detach(), atol=1e-6)
 
@@ -292,7 +293,7 @@ def test_the_callback_in_a_trainer(tmp_path: Path) -> None:
     rows = [{"input_ids": row, "labels": row} for row in examples(16).arrays["input_ids"]]
     seen: list[tuple[float, float]] = []
 
-    class Watch(transformers.TrainerCallback):  # type: ignore[misc]
+    class Watch(transformers.TrainerCallback):
         def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
             seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]))
 
@@ -331,7 +332,7 @@ def test_weight_decay_is_the_trainings_and_spares_norms(tmp_path: Path) -> None:
 
     seen: list[list[tuple[float, bool]]] = []
 
-    class Watch(transformers.TrainerCallback):  # type: ignore[misc]
+    class Watch(transformers.TrainerCallback):
         def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
             groups = optimizer.param_groups
             seen.append([(g["weight_decay"], all(p.ndim > 1 for p in g["params"])) for g in groups])
@@ -397,7 +398,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_bundle import write_tokenizer
 
     path = tmp_path_factory.mktemp("decoder")
-    build("Llama", {**SIZES, "vocab_size": 259}).save_pretrained(path / "model")  # type: ignore[operator]
+    build("Llama", {**SIZES, "vocab_size": 259}).save_pretrained(path / "model")
     write_tokenizer(path / "model")
     (path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     return path
@@ -437,7 +438,7 @@ def test_edgekit_compress_makes_it_ternary_and_resumes(decoder: Path, tmp_path: 
 def convertible_model(decoder: Path, **settings: int) -> str:
     """As ``decoder``'s model, with its tokenizer, but for some settings."""
     path = decoder / "-".join(f"{key}{value}" for key, value in settings.items())
-    build("Llama", {**SIZES, **settings}).save_pretrained(path)  # type: ignore[operator]
+    build("Llama", {**SIZES, **settings}).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / name).write_bytes((decoder / "model" / name).read_bytes())
     return str(path)

@@ -22,7 +22,7 @@ FLOAT = ir.DataType.FLOAT
 def model_of(tensors: dict[str, ir.TensorProtocol]) -> ir.Model:
     """A graph that returns the sizes of its initializers, so that none is unused."""
     values = [
-        ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor)
         for name, tensor in tensors.items()
     ]
     nodes = [ir.Node("", "Shape", [value], name=f"shape_{value.name}") for value in values]
@@ -48,7 +48,7 @@ def stored(directory: Path) -> dict[str, Stored | np.ndarray]:
 
 
 def test_offsets_are_pages_and_bytes_are_the_tensors(tmp_path: Path) -> None:
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "a": np.arange(1000, dtype=np.float32).reshape(10, 100),
         "b": np.arange(5000, dtype=np.uint8),
         "half": np.linspace(-1, 1, 600).astype(np.float16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.out = nn.Linear(size, size)
 
     def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
-        return x + self.out(torch.relu(self.a(x)) * self.b(x)) + shift
+        return x + cast(Tensor, self.out(torch.relu(self.a(x)) * self.b(x))) + shift
 
 
 class Net(nn.Module):
@@ -44,7 +44,7 @@ class Net(nn.Module):
         h = self.first(x)
         for index, block in enumerate(self.blocks):
             h = block(h, shift=0.1 * index)
-        return self.last(h)
+        return cast(Tensor, self.last(h))
 
 
 def encoder() -> nn.Module:
@@ -188,7 +188,7 @@ def test_reported_errors_are_those_of_what_is_stored(of: str, ternary: Ternary, 
     row, *_ = compress_layers(net, given, method, Calibration(exclude=("blocks.0.out", "blocks.1.*", "blocks.2.*")))
     names = ("blocks.0.a", "blocks.0.b")
     fold_branches(net)
-    old, new = (torch.cat([m.get_submodule(n).weight.detach() for n in names]).double() for m in (before, net))
+    old, new = (torch.cat([m.get_parameter(f"{n}.weight").detach() for n in names]).double() for m in (before, net))
     h = hessian[row["layer"]]
     assert float(((old - new) @ h * (old - new)).sum() / (old @ h * old).sum()) == pytest.approx(
         row["compensated"], rel=1e-3
@@ -224,24 +224,24 @@ def test_models_that_cannot_be_followed() -> None:
             h = self.first(x)
             for block in (*self.blocks, self.blocks[0]):
                 h = block(h)
-            return h
+            return cast(Tensor, h)
 
     class Skips(Net):
         def forward(self, x: Tensor) -> Tensor:
             h = self.first(x)
-            return self.blocks[1](self.blocks[0](h) * 2)
+            return cast(Tensor, self.blocks[1](self.blocks[0](h) * 2))
 
     class Between(Net):
         def forward(self, x: Tensor) -> Tensor:
             h = self.first(x)
             for block in self.blocks:
                 h = block(h) * 1.5
-            return h
+            return cast(Tensor, h)
 
     class Tied(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.blocks[1].a.weight = self.blocks[0].a.weight
+            self.blocks[1].get_submodule("a").weight = self.blocks[0].get_parameter("a.weight")
 
     class Transposed(Net):
         def __init__(self) -> None:
@@ -272,7 +272,7 @@ def test_layers_that_nothing_reaches() -> None:
 
 def test_numbers_that_are_not_finite() -> None:
     net = Net()
-    net.blocks[1].a.bias.data[0] = float("inf")
+    net.get_parameter("blocks.1.a.bias").data[0] = float("inf")
     with pytest.raises(CheckFailed, match=r"^blocks\.1\.out: its input is not finite on the calibration examples"):
         layer_by_layer(net, batches(), halve)
     with pytest.raises(UsageError, match="calibration: no examples"):

@@ -121,8 +121,8 @@ def test_nothing_given_is_a_question(run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["verfy", "x"], f"edgekit: no verb 'verfy'; did you mean 'verify'?; verbs are {', '.join(verb.name for verb in VERBS)}"),
-        (["zzz"], f"edgekit: no verb 'zzz'; verbs are {', '.join(verb.name for verb in VERBS)}"),
+        (["verfy", "x"], f"edgekit: no verb 'verfy'; did you mean 'verify'?; verbs are {', '.join(str(verb.name) for verb in VERBS)}"),
+        (["zzz"], f"edgekit: no verb 'zzz'; verbs are {', '.join(str(verb.name) for verb in VERBS)}"),
         (["verify"], "edgekit: Missing argument 'BUNDLE'."),
         (["verify", "x", "--jsn"], "edgekit: No such option '--jsn'. Did you mean '--json'?"),
         (["bench", "x", "-t", "0"], "edgekit: Invalid value for '--threads' / '-t': 0 is not in the range 1<=x<=1024."),

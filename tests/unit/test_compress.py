@@ -262,7 +262,7 @@ class Stopping(nn.Sequential):
         self.calls = getattr(self, "calls", 0) + self.training
         if self.calls == 12:
             signal.raise_signal(signal.SIGINT)
-        return super().forward(x)  # type: ignore[no-any-return]
+        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def stopping() -> tuple[nn.Module, tuple[torch.Tensor]]:
@@ -378,8 +378,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=32, attn_implementation="eager",
+        max_position_embeddings=32,
     )  # fmt: skip
+    config._attn_implementation = "eager"
     BertModel(config, add_pooling_layer=False).save_pretrained(path)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
     (path / "1_Pooling").mkdir()

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.spec.facts import facts_of
+from edgekit.spec.names import MICROSOFT
 from edgekit.spec.records import DecoderInfo
 from tests.support.dead_units import Net, kept, outputs, removed, rewritten, same, widths
-from tests.support.tiny_bundle import FLOAT, MICROSOFT
+from tests.support.tiny_bundle import FLOAT
 
 SIDE = 8
 

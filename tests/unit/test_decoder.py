@@ -126,7 +126,12 @@ def test_a_prompt_is_fed_in_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPat
     ids, decoder = text_ids(), Decoder(bundle)
     fed: list[int] = []
     plain = decoder._run
-    monkeypatch.setattr(decoder, "_run", lambda piece, rows: fed.append(piece.shape[1]) or plain(piece, rows))
+
+    def run(piece: np.ndarray, rows: int) -> np.ndarray:
+        fed.append(piece.shape[1])
+        return plain(piece, rows)
+
+    monkeypatch.setattr(decoder, "_run", run)
     logits = decoder.run(ids, keep=keep)
     assert fed == [7, 7, 7, 7, 7, 5]
     close(logits[0], reference(Weights(), ids[0])[0][-(keep or 40) :])

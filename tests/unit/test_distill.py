@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.methods.distill import (
@@ -137,7 +137,7 @@ def test_the_answers_on_disk(tmp_path: Path) -> None:
 def test_a_teacher_is_known_by_its_buffers_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    teacher.forward = lambda x: nn.Sequential.forward(teacher, x)  # type: ignore[method-assign]
+    teacher.forward = lambda x: nn.Sequential.forward(teacher, x)  # type: ignore[method-assign, no-untyped-call]
     first = cached(tmp_path / "answers", teacher, CLASSES, points(), 3, 1.0)[INDICES].clone()
     teacher[1].running_mean += torch.linspace(-9, 9, 8)  # type: ignore[operator]
     assert not torch.equal(cached(tmp_path / "answers", teacher, CLASSES, points(), 3, 1.0)[INDICES], first)
@@ -224,9 +224,9 @@ def test_in_a_trainer(tmp_path: Path) -> None:
     settings = Distillation("t", weight=1.0, temperature=1.0)
     steps: list[int] = []
 
-    def loss_at(step: int, *parts: torch.Tensor) -> torch.Tensor:
+    def loss_at(step: int, logits: Tensor, wanted: Tensor, indices: Tensor, logs: Tensor) -> Tensor:
         steps.append(step)
-        return distillation_loss(*parts, settings)
+        return distillation_loss(logits, wanted, indices, logs, settings)
 
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "t"), max_steps=2, per_device_train_batch_size=5, save_strategy="no", report_to=[], use_cpu=True,
@@ -249,9 +249,13 @@ def test_in_a_trainer(tmp_path: Path) -> None:
             save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=0.0,
         )  # fmt: skip
         hard = [{**row, "labels": row["input_ids"]} for row in rows]
+
+        def half(step: int, logits: Tensor, wanted: Tensor, indices: Tensor, logs: Tensor) -> Tensor:
+            return distillation_loss(logits, wanted, indices, logs, Distillation("t", weight=0.5))
+
         other = SoftTargetTrainer(
             model=build("Llama", {}), args=few, train_dataset=hard,
-            loss_at=lambda step, *parts: distillation_loss(*parts, Distillation("t", weight=0.5)),
+            loss_at=half,
         )  # fmt: skip
         other.train()
         norms.append(next(row["grad_norm"] for row in other.state.log_history if "grad_norm" in row))
@@ -326,7 +330,7 @@ def test_a_language_model_teaches_its_ternary_self(tmp_path: Path) -> None:
     from edgekit.frontend.loading import load_module
     from tests.support.tiny_bundle import write_tokenizer
 
-    build("Llama", {"vocab_size": 259}).save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    build("Llama", {"vocab_size": 259}).save_pretrained(tmp_path / "model")
     write_tokenizer(tmp_path / "model")
     (tmp_path / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 30)
     (tmp_path / "c.yaml").write_text(

@@ -87,7 +87,7 @@ def test_rounded_adapters_are_stored_exactly(name: str, rank: int) -> None:
     for matrix in (low.up, low.down):
         packed = CODECS[name].quantize(matrix.numpy(), 0 if name == "fp16" else block_of(matrix.shape[1]))
         assert np.array_equal(CODECS[name].dequantize(packed), matrix.numpy())
-        assert packed.nbytes == stored_bytes(*matrix.shape, name)
+        assert packed.nbytes == stored_bytes(matrix.shape[0], matrix.shape[1], name)
     exact = left(difference, hessian, eora(difference, hessian, rank).product)
     assert left(difference, hessian, low.product) < exact + 0.05 * output_error(difference, hessian)
 
@@ -129,4 +129,4 @@ def test_refusals() -> None:
         ({"rank": 1, "of": "none"}, r"eora: of 'none', original ''; give original with of: none, and only then"),
     ):
         with pytest.raises(UsageError, match=message):
-            Compensation(**given_settings)  # type: ignore[arg-type]
+            Compensation(**given_settings)

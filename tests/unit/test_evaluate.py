@@ -153,7 +153,7 @@ def test_a_bundle_beside_its_model(tmp_path: Path, capsys: pytest.CaptureFixture
     from tests.support.tiny_decoders import build
 
     source = tmp_path / "tiny-model"
-    build("Llama", {"vocab_size": 259, "max_position_embeddings": 64}).save_pretrained(source)  # type: ignore[operator]
+    build("Llama", {"vocab_size": 259, "max_position_embeddings": 64}).save_pretrained(source)
     write_tokenizer(source)
     export(str(source), "fp32", tmp_path / "bundle", abis=[])
     text = tmp_path / "t.txt"

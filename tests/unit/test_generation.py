@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def test_any_text_survives_streaming(tokenizer: Tokenizer, text: str) -> None:
 
 @given(st.lists(st.text("abE", max_size=3), max_size=8), st.lists(st.text("abE", min_size=1, max_size=4), max_size=3))
 def test_stop_strings_cut_the_text_exactly(pieces: list[str], stops: list[str]) -> None:
-    text, given_out = StopStrings(stops), []
+    text, given_out = StopStrings(stops), list[Any]()
     for piece in pieces:
         given_out += text.push(piece)
         if text.hit:
@@ -305,7 +306,7 @@ def test_bos_is_added_once(tokenizer: Tokenizer) -> None:
         ({"chat": False, "system": "x"}, "system: the prompt is continued as it is"),
     ],
 )
-def test_calls_that_make_no_sense(bundle: Bundle, changes: dict[str, object], message: str) -> None:
+def test_calls_that_make_no_sense(bundle: Bundle, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         generate(bundle, **{"prompt": "abc", **changes})
 
@@ -321,7 +322,7 @@ def test_calls_that_make_no_sense(bundle: Bundle, changes: dict[str, object], me
         ("seed", -1, "seed: -1 is negative"),
     ],
 )
-def test_sampling_settings_are_checked(field: str, value: float, message: str) -> None:
+def test_sampling_settings_are_checked(field: str, value: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Sampling(**{field: value})
 

@@ -233,7 +233,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: torch.Tensor, *, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Each float32 [batch, 4] or [batch, 3]."""
-        return self.linear(x) * scale - shift
+        return torch.sub(self.linear(x) * scale, shift)
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +32,8 @@ def adapter(path: Path, rank: int = 4, **config: Any) -> dict[str, tuple[Tensor,
     path.mkdir()
     modules = dict(decoder().named_modules())
     random = torch.Generator().manual_seed(0)
-    found, tensors = {}, {}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    tensors: dict[str, Tensor] = {}
     for name in (f"model.layers.0.{part}" for part in NAMES):
         layer = modules[name]
         a = torch.randn(rank, layer.in_features, generator=random)
@@ -47,7 +48,7 @@ def adapter(path: Path, rank: int = 4, **config: Any) -> dict[str, tuple[Tensor,
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
-        return model(IDS).logits
+        return cast(Tensor, model(IDS).logits)
 
 
 @pytest.mark.parametrize(("config", "scales"), [
@@ -169,7 +170,7 @@ def test_refused_adapters(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"adapter: 'x' is for \[3, 5\], the model has \[3, 4\]"):
         merge(nn.ModuleDict({"x": nn.Linear(4, 3)}), read_adapter(path))
     tied = nn.ModuleDict({"table": nn.Embedding(3, 5), "x": nn.Linear(5, 3)})
-    tied["x"].weight = tied["table"].weight  # type: ignore[assignment]
+    tied["x"].weight = tied["table"].weight
     with pytest.raises(UnsupportedError, match="x: shares its weight with table, which merging would change"):
         merge(tied, read_adapter(path))
     with pytest.raises(UsageError, match=r"lora\.format: 'int2' is not one of int8, int4, fp16"):

@@ -34,7 +34,7 @@ def gaussian(shape: float, size: int, deviation: float, seed: int = 0) -> Symbol
     """Generalized Gaussian weights of ``deviation`` steps, as codes around 128."""
     random = np.random.default_rng(seed)
     values = random.gamma(1 / shape, size=size) ** (1 / shape) * random.choice([-1, 1], size)
-    return (np.clip(np.rint(values / values.std() * deviation), -127, 127) + 128).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values / values.std() * deviation), -127, 127) + 128, np.uint8)
 
 
 def entropy_bytes(symbols: Symbols) -> float:
@@ -190,7 +190,7 @@ def test_both_decoders_judge_a_damaged_stream_alike(data: st.DataObject) -> None
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(1, len(stream) - 1) | st.integers(1, 12))
         stream[at] ^= data.draw(st.integers(1, 255))
-    answers = []
+    answers: list[bytes | None] = []
     for decode in (library.decode, portable.decode):
         try:
             answers.append(decode(memoryview(stream)[1:], len(symbols), width, base).tobytes())

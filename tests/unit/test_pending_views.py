@@ -14,7 +14,7 @@ SPLITS = {24: [(24,), (2, 12), (4, 6), (2, 3, 4), (2, 2, 6)]}
 
 def replay(view: View, array: np.ndarray) -> np.ndarray:
     for kind, argument in view.steps:
-        array = array.reshape(argument) if kind == "reshape" else array.transpose(argument)  # type: ignore[arg-type]
+        array = array.reshape(argument) if kind == "reshape" else array.transpose(argument)
     return array
 
 
@@ -32,7 +32,7 @@ def test_transpose_that_moves_the_last_axis_is_kept() -> None:
 
 @given(st.lists(st.one_of(st.sampled_from(SPLITS[24]), st.randoms(use_true_random=False)), max_size=8))
 def test_any_chain_means_what_numpy_means(chain: list[object]) -> None:
-    array = np.arange(24)
+    array: np.ndarray = np.arange(24)
     view, plain = View(ir.Value(name="x"), (24,)), array
     for step in chain:
         if isinstance(step, tuple):

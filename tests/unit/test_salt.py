@@ -153,9 +153,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("salt")
     for name, layers in (("teacher", 1), ("student", 2)):
-        build("Llama", {"vocab_size": 259, "num_hidden_layers": layers}).save_pretrained(path / name)  # type: ignore[operator]
+        build("Llama", {"vocab_size": 259, "num_hidden_layers": layers}).save_pretrained(path / name)
         write_tokenizer(path / name)
-    build("Llama", {"vocab_size": 300}).save_pretrained(path / "other")  # type: ignore[operator]
+    build("Llama", {"vocab_size": 300}).save_pretrained(path / "other")
     write_tokenizer(path / "other")
     file = path / "other" / "tokenizer.json"
     file.write_text(file.read_text().replace("<user>", "<person>"))

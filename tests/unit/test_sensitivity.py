@@ -21,7 +21,8 @@ from edgekit.recipe import Recipe
 
 def test_each_layer_alone() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).requires_grad_(False)
+    first, second = nn.Linear(64, 32), nn.Linear(32, 8)
+    net = nn.Sequential(first, nn.ReLU(), second).requires_grad_(False)
     x = torch.randn(50, 64)
     target = net(x).detach()
     originals = [p.clone() for p in net.parameters()]
@@ -29,10 +30,10 @@ def test_each_layer_alone() -> None:
     def evaluate() -> float:
         return float((net(x) - target).square().mean())
 
-    groups = [{"0": net[0]}, {"2": net[2]}]
+    groups = [{"0": first}, {"2": second}]
     table = scan(groups, evaluate, [("int8", 64), ("int4", 64)])
     assert all(torch.equal(a, b) for a, b in zip(originals, net.parameters(), strict=True))
-    for name, layer in (("0", net[0]), ("2", net[2])):
+    for name, layer in (("0", first), ("2", second)):
         before = layer.weight.detach().clone()
         for kind in ("int8", "int4"):
             packed = CODECS[kind].quantize(before.numpy(), 64)

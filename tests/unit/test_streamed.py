@@ -38,7 +38,8 @@ def llama(tmp_path: Path) -> Path:
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "llama")
+    llama: Any = LlamaForCausalLM(config)
+    llama.to(torch.bfloat16).save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
 
 
@@ -51,7 +52,8 @@ def test_streamed_layers_compute_as_the_loaded_model(llama: Path) -> None:
 
     ids = torch.arange(3, 20)[None]
     model = widen(module_of(llama))
-    expected = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).float()
+    loaded: Any = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    expected = loaded.float()
     with torch.no_grad(), streaming(model):
         found = model(input_ids=ids).logits
         torch.testing.assert_close(found, expected(input_ids=ids).logits, rtol=0, atol=1e-5)
@@ -89,12 +91,12 @@ def test_a_loader_that_rearranges_weights_is_noticed() -> None:
 
 def test_half_precision_modules_are_widened_without_a_copy() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 32).half(), torch.nn.LayerNorm(32).half())
-    expected = model[0].weight.float()
+    expected = model.get_parameter("0.weight").float()
     widen(model)
     assert stored_weight(model[0]) is not None
     x = torch.randn(2, 64)
     with streaming(model):
-        found = torch.nn.functional.linear(x, model[0].weight)
+        found = torch.nn.functional.linear(x, model.get_parameter("0.weight"))
     torch.testing.assert_close(found, x @ expected.t())
     assert model[1].weight.dtype == torch.float32
 
@@ -149,7 +151,7 @@ def test_stacked_weights_keep_their_codes_and_scales() -> None:
         for c, s in zip(codes, (0.5, 2.0), strict=True)
     ]
     both = stacked(parts)
-    np.testing.assert_array_equal(detect_ternary(both), np.repeat(np.float32([0.5, 2.0]), [3, 5]))
+    np.testing.assert_array_equal(detect_ternary(both), np.repeat(np.array([0.5, 2.0], np.float32), [3, 5]))
     np.testing.assert_array_equal(both[2:4], np.stack([codes[0][2] * np.float32(0.5), codes[1][0] * np.float32(2)]))
     packed = CODECS["t2"].quantize(both, 0)
     np.testing.assert_array_equal(unpack_t2(packed), np.concatenate(codes))

@@ -128,7 +128,7 @@ def _bytes(string: str) -> list[int]:
 def _nll(ids: np.ndarray) -> np.ndarray:
     logits = reference(Weights(), ids)[0].astype(np.float64)
     total = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
-    return (total - logits[np.arange(len(ids)), np.roll(ids, -1)])[:-1]
+    return np.asarray(total - logits[np.arange(len(ids)), np.roll(ids, -1)])[:-1]
 
 
 def test_texts_that_cannot_be_used(tmp_path: Path) -> None:

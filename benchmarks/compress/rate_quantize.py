@@ -1,6 +1,6 @@
 """Rate-aware quantization of MiniLM: how near its embeddings stay, at the same bits, to those of the float model.
 
-    nice -n 10 .venv/bin/python -m benchmarks.rate_quantize [--bits 2.5 3 3.5 4 5] [--quick] [--json FILE]
+    nice -n 10 .venv/bin/python -m benchmarks.compress.rate_quantize [--bits 2.5 3 3.5 4 5] [--quick] [--json FILE]
 
 Steps are chosen with full second moments, with their diagonal, without (squared error of the weights), or not at all: one
 step for all layers, found by bisection. Embedding tables are left out. Calibration is on sentences of Shakespeare's plays
@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from benchmarks.backslash_models import PLAYS
+from benchmarks.compress.backslash_models import PLAYS
 from edgekit.benchmark.machine import describe
 from edgekit.frontend.loading import load_module
 from edgekit.frontend.samples import DATA
@@ -70,7 +70,7 @@ def main() -> None:
     for moments in MOMENTS:
         batches = [EMBEDDINGS.inputs(batch) for batch in inputs.batches(32)]
         budget = Budget(bits=1, moments=moments, exclude=KEPT)
-        quantizer = RateQuantizer(found.module, batches, budget, lambda batch: embeddings(found.module, batch))  # type: ignore[arg-type]
+        quantizer = RateQuantizer(found.module, batches, budget, lambda batch: embeddings(found.module, batch))
         for bits in budgets:
             chosen = quantizer.within_bits(bits * quantizer.count)
             rows.append(_row(f"moments: {moments}", found.module, quantizer, chosen, judged, original))
@@ -136,7 +136,7 @@ def _formats(model: nn.Module, judged: Examples, original: Tensor) -> list[Row]:
         bits = 0.0
         for layer, weight in zip(layers, whole, strict=True):
             packed = CODECS[name].quantize(weight.numpy(), 0)
-            codes = np.asarray(packed.data)
+            codes = np.asarray(packed.data, np.uint8)
             codes = np.stack([codes & 15, codes >> 4]) if name == "int4" else codes
             bits += entropy(counted(codes.astype(np.int32).ravel())) * weight.numel()
             with torch.no_grad():

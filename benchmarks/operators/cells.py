@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ops_limits import Limits
-from benchmarks.ops_models import Product, product, write_products
-from benchmarks.ops_sessions import bound_run, open_session
+from benchmarks.operators.limits import Limits
+from benchmarks.operators.models import Product, product, write_products
+from benchmarks.operators.sessions import bound_run, open_session
 from edgekit.benchmark.machine import Watch
 from edgekit.lowbit.formats import PackedTensor, sparse_rows, unpack_sparse
 from edgekit.lowbit.library import load_library

@@ -1,6 +1,6 @@
 """One network through everything: trained, rate-constrained, its steps chosen, exported, verified, packed, unpacked, run.
 
-    nice -n 10 .venv/bin/python -m benchmarks.rate_pipeline [--quick] [--strength 3] [--loss 0.01] [--json FILE]
+    nice -n 10 .venv/bin/python -m benchmarks.compress.rate_pipeline [--quick] [--strength 3] [--loss 0.01] [--json FILE]
 
 A 784-512-512-10 network on Fashion-MNIST (``sh tools/fetch_fashion_mnist.sh``), trained once; from there on plainly and
 with BackSlash (bits, zeros held) for the same number of steps. Bytes are of the weights (model.onnx.data) and of the pack; the
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.backslash_models import fashion_test
+from benchmarks.compress.backslash_models import fashion_test
 from edgekit.benchmark.machine import describe
 from edgekit.bundle import Bundle
 from edgekit.coding import pack, unpack
@@ -32,8 +32,10 @@ from edgekit.methods.training import Training
 from edgekit.parity import verify
 from edgekit.runtime.session import Session
 
-MODEL = "benchmarks.backslash_models:fashion_mlp"
-DATA = Data(("benchmarks.backslash_models:fashion_train",), ("benchmarks.backslash_models:fashion_test",))
+MODEL = "benchmarks.compress.backslash_models:fashion_mlp"
+DATA = Data(
+    ("benchmarks.compress.backslash_models:fashion_train",), ("benchmarks.compress.backslash_models:fashion_test",)
+)
 BATCH = 500
 
 

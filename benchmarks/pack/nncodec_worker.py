@@ -7,6 +7,8 @@ of this thread, lists of one number a round. The layer alone is coded: no header
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from nncodec.extensions import deepCABAC
@@ -16,13 +18,13 @@ UNARY = 11  # the package's default
 ROUNDS = 5
 
 
-def timed(run, *arguments):
+def timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     began = time.thread_time()
     found = run(*arguments)
     return found, time.thread_time() - began
 
 
-def encoded(matrix):
+def encoded(matrix: np.ndarray) -> np.ndarray:
     encoder = deepCABAC.Encoder()
     encoder.initCtxModels(UNARY, 1)
     skipped = np.zeros(len(matrix), np.int32)
@@ -30,7 +32,7 @@ def encoded(matrix):
     return np.array(encoder.finish(), np.uint8)
 
 
-def decoded(data, shape):
+def decoded(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     decoder, found = deepCABAC.Decoder(), np.zeros(shape, np.int32)
     decoder.setStream(data)
     decoder.initCtxModels(UNARY)

@@ -1,6 +1,6 @@
 """What each format of the vocabulary (embedding and output head) costs and gains, on SmolLM2-135M.
 
-    python -m benchmarks.head_formats [--rest fp32 int4] [--threads 1] [--json FILE]
+    python -m benchmarks.llm.head_formats [--rest fp32 int4] [--threads 1] [--json FILE]
 
 Every row is an export with the vocabulary in that format and all other layers in ``--rest``: perplexity over the prose
 that ships with edgekit (3,700 tokens in windows of 512) against the original model's, the vocabulary's bytes, and decoding

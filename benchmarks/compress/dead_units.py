@@ -1,7 +1,7 @@
 """What removing dead units gains: size, speed and exactness of BackSlash-trained networks, with and without it.
 
-    python -m benchmarks.dead_units [--models mlp cnn] [--recipes fp32 int8] [--rounds 9] [--json FILE]
-    python -m benchmarks.dead_units --cost HF_DIRECTORY [--json FILE]
+    python -m benchmarks.compress.dead_units [--models mlp cnn] [--recipes fp32 int8] [--rounds 9] [--json FILE]
+    python -m benchmarks.compress.dead_units --cost HF_DIRECTORY [--json FILE]
 
 An MLP (784-256-256-10) and a small CNN learn Fashion-MNIST (``sh tools/fetch_fashion_mnist.sh``): first plainly, then with the
 proximal rate term whose group rate pulls whole rows (units, channels) to zero, then plainly with zeros held. Each network is
@@ -31,7 +31,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from benchmarks.backslash_models import Images, cnn, fashion, mlp
+from benchmarks.compress.backslash_models import Images, cnn, fashion, mlp
 from edgekit.benchmark.machine import describe
 from edgekit.bundle import write_graph
 from edgekit.frontend import decoder, generic

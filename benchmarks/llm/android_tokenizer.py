@@ -1,6 +1,6 @@
 """How fast the Android library's tokenizer is on this machine's JVM: megabytes of UTF-8 a second on prose.
 
-    python -m benchmarks.android_tokenizer
+    python -m benchmarks.llm.android_tokenizer
 
 A JVM on a desktop, not a phone's: it compares tokenizers with each other and shows what makes one slow.
 """

@@ -1,5 +1,5 @@
 // CPU seconds that the Android library takes to unpack a pack on this machine's JVM, five times:
-//   jshell -R-Xmx128m -R-Dpack=model.edgepack --class-path build/android/engine.jar:build/android-tools/kotlin/lib/kotlin-stdlib.jar benchmarks/coding_jvm.jsh
+//   jshell -R-Xmx128m -R-Dpack=model.edgepack --class-path build/android/engine.jar:build/android-tools/kotlin/lib/kotlin-stdlib.jar benchmarks/pack/coding_jvm.jsh
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 File folder = Files.createTempDirectory("packs").toFile();

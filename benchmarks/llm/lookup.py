@@ -1,6 +1,6 @@
 """Prompt lookup: the same greedy text with and without, and how much faster.
 
-    python -m benchmarks.lookup [--bundle DIR] [--lookup 4 8] [--threads 1] [--tokens 160] [--json FILE]
+    python -m benchmarks.llm.lookup [--bundle DIR] [--lookup 4 8] [--threads 1] [--tokens 160] [--json FILE]
 
 Without --bundle, an int4 SmolLM2-135M-Instruct is exported. Half of the prompts quote their answer, half are open; texts
 are pieces of the prose that ships with edgekit. Every prompt is run once without lookup and once with each number, in turns.
@@ -59,7 +59,7 @@ def main() -> None:
     settings = [0, *options.lookup]
     rows: list[Row] = []
     for kind, texts in prompts.items():
-        runs = {setting: [] for setting in settings}
+        runs: dict[int, list[Generation]] = {setting: [] for setting in settings}
         for text in texts:
             for setting in settings:
                 runs[setting].append(_run(decoder, text, options.tokens, setting))

@@ -1,6 +1,6 @@
 """Memory of ternary layers: with the operator library, with the function body instead, and two processes at once.
 
-    .venv/bin/python benchmarks/ops_memory.py [--json] [--layers 40] [--size 2560] [--threads 1] [--output FILE.json]
+    .venv/bin/python benchmarks/operators/memory.py [--json] [--layers 40] [--size 2560] [--threads 1] [--output FILE.json]
 
 One model, its weights in a file at page boundaries, is loaded and run once in fresh processes. Numbers are MiB over
 what the process had with its libraries imported. ``anon`` is private memory, ``file`` mapped files: weights and code
@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ops_models import write_chain
-from benchmarks.ops_sessions import open_session
+from benchmarks.operators.models import write_chain
+from benchmarks.operators.sessions import open_session
 from edgekit.benchmark import memory
 from edgekit.benchmark.machine import describe
 from edgekit.lowbit.library import CHOICE, load_library
@@ -89,7 +89,7 @@ def _together(path: Path, runs: str, processes: int, threads: int) -> list[Row]:
     environment = dict(os.environ)
     if runs == BODY:
         environment[CHOICE] = "none"
-    command = [sys.executable, "-m", "benchmarks.ops_memory", "--child", str(path), "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.operators.memory", "--child", str(path), "--threads", str(threads)]
     children: list[subprocess.Popen[str]] = []
     try:
         reports = []

@@ -1,6 +1,6 @@
 """ARM without an ARM: the inner loops of the NEON kernels, counted and put through llvm-mca. Static analysis, no stopwatch.
 
-    python -m benchmarks.arm_static [--json]
+    python -m benchmarks.operators.arm_static [--json]
 
 Needs clang++-19 and llvm-mca-19. Each loop is cut out of the compiler's own assembly; instructions and cycles are for 128
 weights and one token. llvm-mca assumes that all data is in the first cache: a limit from below. ``int8 dot`` is the plain
@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parent.parent / "edgekit" / "kernels"
+KERNELS = Path(__file__).resolve().parents[2] / "edgekit" / "kernels"
 CORES = ("cortex-a72", "cortex-a76", "cortex-x2")
 ITERATIONS = 100
 

@@ -1,6 +1,6 @@
 """Where a language model's time goes, by operator: ONNX Runtime's own profile of a token and of a prompt.
 
-    python -m benchmarks.node_times build/llm/edgekit-2b4t [--threads 1] [--tokens 128]
+    python -m benchmarks.llm.node_times build/llm/edgekit-2b4t [--threads 1] [--tokens 128]
 
 Times of the nodes are those of runs with the profiler, which costs about 3 microseconds a node; ``without`` is the same
 run's time without it. Operators that read a weight are listed by the bytes of their largest one.

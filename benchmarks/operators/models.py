@@ -92,7 +92,7 @@ def sparse_product(format_name: str, n: int, k: int, zeros: float, block: int) -
 
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
     n, k = weight.shape
-    more = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
+    more: dict[str, Any] = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]

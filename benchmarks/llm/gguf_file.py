@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.llama_worker import llama
+from benchmarks.llm.llama_worker import llama
 from edgekit.benchmark.machine import usable_cores
 
 INNER_NORMS = {"self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm"}

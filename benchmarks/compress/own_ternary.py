@@ -1,6 +1,6 @@
 """The ternary model of tools/train_ternary.py against its float twin: loss, size, speed, and the tokens of both runtimes.
 
-    nice .venv/bin/python -m benchmarks.own_ternary [--models build/own-ternary] [--json FILE]
+    nice .venv/bin/python -m benchmarks.compress.own_ternary [--models build/own-ternary] [--json FILE]
 
 The ternary model is exported as ``ternary``, the twin as ``fp32`` and ``int4``; each bundle is verified, scored on the held-out play and
 measured in turn with the others. The ternary bundle continues prompts greedily; PyTorch does the same with the bundle's

@@ -1,6 +1,6 @@
 """A checkpoint of random ternary weights in the shape of BitNet b1.58 2B4T, for measuring at full size.
 
-    python -m benchmarks.ternary_checkpoint build/llm/checkpoint [--form packed | bf16] [--layers 30]
+    python -m benchmarks.llm.ternary_checkpoint build/llm/checkpoint [--form packed | bf16] [--layers 30]
 
 2.4 billion parameters: hidden 2560, 30 layers, feed-forward 6912, 20 query and 5 key-value heads, vocabulary 128,256, tied
 head (config of microsoft/bitnet-b1.58-2B-4T, as in methods of arXiv 2504.12285). ``packed`` holds 2-bit codes and scales as

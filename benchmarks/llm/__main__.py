@@ -1,0 +1,5 @@
+"""``python -m benchmarks.llm``."""
+
+from benchmarks.llm.throughput import main
+
+main()
