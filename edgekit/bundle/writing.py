@@ -8,15 +8,11 @@ import gc
 import os
 import re
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
-
-import psutil
+from types import TracebackType
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reading import Bundle, sha256
@@ -24,9 +20,7 @@ from edgekit.errors import CheckFailed, UsageError
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.records import FileInfo
 from edgekit.strict import parse_json
-
-STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
-"""Signals that end the process without Python unwinding; not every system has all."""
+from edgekit.unfinished import Claim, ended_like_ctrl_c, is_claimed
 
 
 class BundleWriter:
@@ -44,7 +38,7 @@ class BundleWriter:
         owner = f"{os.getpid()}-{threading.get_ident()}"
         self.directory = self.target.parent / f".{self.target.name}.partial-{owner}"
         self._old = self.target.parent / f".{self.target.name}.old-{owner}"
-        self._handlers: dict[int, Any] = {}
+        self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> BundleWriter:
         with self._writable():
@@ -52,18 +46,15 @@ class BundleWriter:
             self._tidy()
             self._check_target()
             self.directory.mkdir()
-        if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in STOPPED_BY if hasattr(signal, name)]
-            heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
-            self._handlers = {number: signal.signal(number, _interrupt) for number in heard}
+            self._cleanup.callback(Claim(self.directory).close)
+        self._cleanup.enter_context(ended_like_ctrl_c())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._cleanup.close()
         if isinstance(error, Exception) and is_disk_full(error):
             raise CheckFailed(
                 f"{self.target.parent}: the disk filled up while the bundle was written; make room or give another -o"
@@ -122,10 +113,10 @@ class BundleWriter:
 
     def _tidy(self) -> None:
         """Removes what exports that were killed left behind; a bundle they had moved aside is moved back."""
-        left = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-(\d+)-\d+")
-        for path in list(self.target.parent.iterdir()):
+        left = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-((\d+)-\d+)")
+        for path in sorted(self.target.parent.iterdir()):
             found = left.fullmatch(path.name)
-            if found is None or psutil.pid_exists(int(found[2])):
+            if found is None or is_claimed(path.with_name(f".{self.target.name}.partial-{found[2]}"), int(found[3])):
                 continue
             if found[1] == "old" and not self.target.exists():
                 path.rename(self.target)
@@ -173,10 +164,6 @@ def is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     return type(error).__name__ == "SafetensorError" and re.search(r"os error (28|112|122)\b", str(error)) is not None
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _sync(path: Path) -> None:

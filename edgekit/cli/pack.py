@@ -74,6 +74,8 @@ def unpack(
     """
     from edgekit.coding import unpack as run
 
+    if str(pack) == "-" and sys.stdin is None:
+        raise click.UsageError("- is stdin, which is closed; give the pack as a file or through a pipe")
     source = sys.stdin.buffer if str(pack) == "-" else pack
     _say_if_slow()
     with progress_bar() as progress:

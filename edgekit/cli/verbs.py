@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -25,11 +26,14 @@ from edgekit.cli.inspect import inspect
 from edgekit.cli.pack import pack, unpack
 from edgekit.cli.recipes import recipes
 from edgekit.cli.verify import verify
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.strict import suggest
+from edgekit.unfinished import ended_like_ctrl_c
 
 VERBS = (export, verify, bench, generate, evaluate, inspect, compress, recipes, pack, unpack, devices, doctor, help_of)
 INTERRUPTED, BUG = 130, 70
+READER_WENT = 141
+"""128 + SIGPIPE, as other programs end when the reader of their output goes."""
 
 
 class Verbs(click.Group):
@@ -66,7 +70,7 @@ def group() -> None:
     Completion: eval "$(_EDGEKIT_COMPLETE=bash_source edgekit)" in ~/.bashrc (zsh_source, fish_source likewise)
 
     Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done,
-    1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted.
+    1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted, 141 nobody reads the output.
     """
 
 
@@ -83,8 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("USE_HUB_KERNELS", "NO")  # transformers would fetch kernels and import them
     prepare_streams()
     try:
+        with ended_like_ctrl_c():
+            _run(given)
+    except OSError as error:  # all others are handled: nobody takes what is printed
+        _output_ended(error)
+
+
+def _run(given: Sequence[str]) -> NoReturn:
+    try:
         code = group.main(args=given, prog_name="edgekit", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit:
+        # click's own end where nobody reads the output any more is 1, which is a failed check here.
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
+            sys.exit(READER_WENT)
+        raise
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
@@ -97,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EdgekitError as error:
         _fail(given, str(error), error.exit_code, type(error).__name__)
     except Exception as error:
+        if isinstance(error, OSError) and _is_of_output(error):
+            raise
         traceback.print_exc()
         _fail(given, f"{type(error).__name__}: {error}; this is a bug in edgekit, please report it", BUG, "Bug")
 
@@ -107,3 +126,21 @@ def _fail(given: Sequence[str], message: str, code: int, kind: str) -> NoReturn:
         click.echo(json.dumps({"error": {"kind": kind, "message": line, "exit_code": code}}, ensure_ascii=False))
     click.echo(f"edgekit: {line}", err=True)
     sys.exit(code)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it was raised where something was printed."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == "click.utils"
+
+
+def _output_ended(error: OSError) -> NoReturn:
+    """Nobody reads any more (``| head``): quietly, as the shell's own tools end. A full disk: with one line on stderr."""
+    reader_went = isinstance(error, BrokenPipeError)
+    with contextlib.suppress(OSError):
+        if not reader_went:
+            click.echo(f"edgekit: the output cannot be written ({error.strerror}); give it a place with room", err=True)
+    # What is still in Python's buffer would be tried again at the end, with a traceback.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(READER_WENT if reader_went else UsageError.exit_code)

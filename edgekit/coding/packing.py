@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import psutil
 
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.bundle.reading import sha256
@@ -31,6 +30,7 @@ from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageErro
 from edgekit.spec.names import DATA, MANIFEST
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Layer
+from edgekit.unfinished import Claim, ended_like_ctrl_c, is_claimed
 
 LARGEST_BUNDLE = MOST_CHUNKS // 2 * regions.CHUNK
 """Bytes of a bundle's files: chunks before padding and at tensors' ends are short."""
@@ -108,7 +108,7 @@ def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _tidy(output)
-        with partial.open("wb") as file:
+        with partial.open("wb") as file, contextlib.closing(Claim(partial)), ended_like_ctrl_c():
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -146,8 +146,8 @@ def _tidy(output: Path) -> None:
     left = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)-\d+")
     for path in list(output.parent.iterdir()):
         found = left.fullmatch(path.name)
-        if found is not None and not psutil.pid_exists(int(found[1])):
-            path.unlink()
+        if found is not None and not is_claimed(path, int(found[1])):
+            path.unlink(missing_ok=True)
 
 
 def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress: Progress) -> Head:

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -27,6 +27,7 @@ from edgekit.coding.tables import Symbols
 from edgekit.errors import BundleError, CheckFailed, UsageError
 from edgekit.spec.names import LARGEST_MANIFEST, MANIFEST
 from edgekit.spec.progress import Progress
+from edgekit.unfinished import Claim, is_claimed
 
 
 def unpack(
@@ -69,26 +70,27 @@ def _unpack(
     progress: Progress,
 ) -> Bundle:
     """The rest of :func:`unpack`, from the first chunk on."""
-    with BundleWriter(target, force) as writer:
+    with BundleWriter(target, force) as writer, ExitStack() as stack:
         directory = writer.directory
-        if resume:
-            directory = writer.target.parent / f".{writer.target.name}.unpacking-{front.id[:16]}"
-            _make_plain(directory)
-        check_room(writer.directory, front.head.nbytes)
         try:
+            if resume:
+                directory = writer.target.parent / f".{writer.target.name}.unpacking-{front.id[:16]}"
+                stack.enter_context(_claimed(directory))
+            check_room(writer.directory, front.head.nbytes)
             _Unpacking(file, where, front, directory, base, resume, progress).run()
+            if resume:
+                writer.directory.rmdir()
+                directory.rename(writer.directory)
         except OSError as error:
             if is_disk_full(error):
                 raise  # the writer's
             raise BundleError(
                 f"{where}: cannot be unpacked ({error.strerror}: {str(error.filename)[-80:]!r})"
             ) from error
-        if directory != writer.directory:
-            writer.directory.rmdir()
-            directory.rename(writer.directory)
         made = writer.place()
         for kept in writer.target.parent.glob(f".{escape(writer.target.name)}.unpacking-*"):
-            shutil.rmtree(kept, ignore_errors=True)  # of other packs for the same place
+            if not is_claimed(kept, 0):
+                shutil.rmtree(kept, ignore_errors=True)  # of other packs for the same place
         return made
 
 
@@ -105,6 +107,17 @@ def _opened(pack: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], str]]:
         ) from None
     with file:
         yield file, str(pack)
+
+
+def _claimed(directory: Path) -> closing[Claim]:
+    """Makes what an interrupted download is kept in. Raises UsageError when another process unpacks into it right now."""
+    _make_plain(directory)
+    try:
+        return closing(Claim(directory))
+    except (BlockingIOError, FileNotFoundError):  # or it has just put it in place
+        raise UsageError(
+            f"{directory}: another process unpacks the same pack to the same place; wait for its end"
+        ) from None
 
 
 def _make_plain(directory: Path) -> None:

@@ -10,6 +10,7 @@ cancelled before its answer is cached, but was not said.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ class Saved:
                 f"{path}: the session cannot be saved ({str(error)[:100]}); make room or name another"
             ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
 
 
 def read(path: Path, bundle: Bundle) -> Saved | None:
@@ -84,6 +86,8 @@ def read(path: Path, bundle: Bundle) -> Saved | None:
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no directory {path.parent}; make it, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the session cannot be saved there ({path.parent} is read-only); name another file")
     if not path.exists():
         return None
     with _open(path) as file:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.errors import BundleError, CheckFailed, RecipeError, UsageError
 from edgekit.recipe import Recipe
+from edgekit.unfinished import Claim
 from tests.support.tiny_bundle import Weights, decoder_graph, manifest, recipe
 
 DEAD = 2**22 + 7  # above every pid
@@ -114,11 +115,15 @@ def test_a_killed_export_is_cleared_by_the_next(tmp_path: Path) -> None:
     left = tmp_path / f".b.partial-{DEAD}-1"
     left.mkdir()
     (left / "model.onnx.data").write_bytes(b"half")
-    running = tmp_path / f".b.partial-{os.getppid()}-1"
+    reused = tmp_path / f".b.partial-{os.getppid()}-1"  # as in another container, where the number is of something else
+    reused.mkdir()
+    running = tmp_path / f".b.partial-{DEAD}-2"
     running.mkdir()
+    claim = Claim(running)
     others = tmp_path / f".other.partial-{DEAD}-1"
     others.mkdir()
     write(tmp_path / "b")
+    claim.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([running.name, others.name, "b"])
 
 

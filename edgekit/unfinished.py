@@ -1,0 +1,99 @@
+"""Files and directories in the making: whose they are while they are made, and what the signals do that end a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+HAS_LOCKS = sys.platform != "win32"
+if HAS_LOCKS:
+    import fcntl
+
+STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
+"""Signals that end the process without Python unwinding; not every system has all."""
+
+
+class Claim:
+    """Holds ``path``, a file or directory, until :meth:`close` or the end of the process, however that comes.
+
+    The system's file lock says so to all processes, also of other containers, where a process's number says nothing. A file
+    system without locks leaves ``path`` unclaimed. Raises BlockingIOError when somebody else holds it.
+    """
+
+    def __init__(self, path: Path, tries: int = 10) -> None:
+        self._handle: int | None = None
+        if not HAS_LOCKS:
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            _lock(handle, tries)
+            if not os.path.samestat(os.fstat(handle), os.stat(path)):
+                raise BlockingIOError  # who held it has moved it away
+            self._handle = handle
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:
+            os.close(handle)
+
+    def close(self) -> None:
+        """Gives it free; may be called again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _lock(handle: int, tries: int) -> None:
+    for left in reversed(range(tries)):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # perhaps somebody is only looking
+            if not left:
+                raise
+            time.sleep(0.005)
+
+
+def is_claimed(path: Path, process: int) -> bool:
+    """Whether somebody holds ``path``; where nothing can be locked, whether there is a ``process`` of that number."""
+    try:
+        claim = Claim(path, tries=1)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # it is gone
+    if claim._handle is None:
+        return bool(psutil.pid_exists(process))
+    claim.close()
+    return False
+
+
+@contextlib.contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Within it SIGTERM and its like raise KeyboardInterrupt as Ctrl-C does, so that what is unfinished is cleaned up.
+
+    Signals that are ignored (nohup) stay ignored; in other threads than the main one nothing changes.
+    """
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in STOPPED_BY if hasattr(signal, name)]
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, _interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
