@@ -60,11 +60,11 @@ def _parts(target: ir.Value | None, of: ir.Value) -> list[tuple[int, int] | None
     concat = target.producer() if target is not None else None
     if concat is None or concat.op_type != "Concat":
         return None
-    found: list[tuple[int, int] | None] = []
+    ranges: list[tuple[int, int] | None] = []
     for part in concat.inputs:
         cut = part.producer() if part is not None else None
         if integers(part) == [-1]:
-            found.append(None)
+            ranges.append(None)
             continue
         if cut is None or cut.op_type != "Slice" or len(cut.inputs) != 3 or cut.inputs[0] is None:
             return None
@@ -73,5 +73,5 @@ def _parts(target: ir.Value | None, of: ir.Value) -> list[tuple[int, int] | None
             return None
         if shape.attributes.get("start", ir.AttrInt64("start", 0)).as_int() or "end" in shape.attributes:
             return None
-        found.append((start[0], end[0]))
-    return found
+        ranges.append((start[0], end[0]))
+    return ranges

@@ -83,10 +83,10 @@ def _terms(node: ir.Node) -> Terms:
         producer = value.producer() if value is not None else None
         if producer is None or len(producer.outputs[0].uses()) != 1:
             return ()
-        found = (producer,) if producer.domain == EDGEKIT and producer.op_type == "Linear" else _terms(producer)
-        if not found:
+        parts = (producer,) if producer.domain == EDGEKIT and producer.op_type == "Linear" else _terms(producer)
+        if not parts:
             return ()
-        terms += found
+        terms += parts
     return tuple(terms) if len({_rows(term) for term in terms}) == 1 else ()
 
 
@@ -98,9 +98,9 @@ def _pack_attention(graph: ir.Graph, attention: ir.Node, sums: dict[int, Terms])
     producers = [value.producer() if value is not None else None for value in attention.inputs[:3]]
     members = [p for p in producers if p is not None and id(p) in sums and len(p.outputs[0].uses()) == 1]
     terms = [sums[id(member)] for member in members]
-    if len(members) < 3 or not all(mergeable(term) for found in terms for term in found):
+    if len(members) < 3 or not all(mergeable(term) for summands in terms for term in summands):
         return False
-    if len({tuple(key_of(term) for term in found) for found in terms}) != 1:
+    if len({tuple(key_of(term) for term in summands) for summands in terms}) != 1:
         return False
     total = _merged_sum(graph, members, sums)
     attention.replace_input_with(0, total)

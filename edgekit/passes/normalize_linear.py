@@ -43,10 +43,10 @@ def _matmul(graph: ir.Graph, node: ir.Node) -> bool:
     x, w = node.inputs[0], node.inputs[1]
     if x is None or w is None or _constant(x) is not None:
         return False
-    found = _matrix(w)
-    if found is None:
+    stored = _matrix(w)
+    if stored is None:
         return False
-    weight, transposed = found
+    weight, transposed = stored
     bias, last = _following_bias(node, int(weight.shape[1 if not transposed else 0]))  # type: ignore[index, arg-type]
     matrix = weight if transposed else _transposed(graph, weight)
     _replace(graph, node, last, [x, matrix] + ([bias] if bias is not None else []), weight)

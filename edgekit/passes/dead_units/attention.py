@@ -68,17 +68,17 @@ def _query_key_value(flow: Flow, node: ir.Node, heads: int, groups: int) -> tupl
     query, key, value = node.inputs[:3]
     if query is None or groups < 1 or heads % groups:
         return None
-    found = flow.values.get(query)
-    if found is None or found.axis != -1 or found.inner is not None:
+    queries = flow.values.get(query)
+    if queries is None or queries.axis != -1 or queries.inner is not None:
         return None
     if key is None or value is None:
-        size = len(found.ids) // (heads + 2 * groups)
-        ends = [0, heads * size, (heads + groups) * size, len(found.ids)]
-        q, k, v = ((found.ids[a:b], found.constant[a:b]) for a, b in pairwise(ends))
+        size = len(queries.ids) // (heads + 2 * groups)
+        ends = [0, heads * size, (heads + groups) * size, len(queries.ids)]
+        q, k, v = ((queries.ids[a:b], queries.constant[a:b]) for a, b in pairwise(ends))
         return q, k, v
-    size = len(found.ids) // heads
+    size = len(queries.ids) // heads
     k, v = ((c.ids, c.constant) for c in (flow.known(x, groups * size, -1, 3) for x in (key, value)))
-    return (found.ids, found.constant), k, v
+    return (queries.ids, queries.constant), k, v
 
 
 def _cache(flow: Flow, node: ir.Node, heads: Ints) -> None:

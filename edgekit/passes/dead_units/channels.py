@@ -148,16 +148,16 @@ class Flow:
 
     def known(self, value: ir.Value, count: int, axis: int, rank: int | None) -> Channels:
         """The ``count`` channels of a value on ``axis``; pinned ones where they were not followed."""
-        found = self.values.get(value)
-        if found is not None and (found.axis, found.inner, len(found.ids)) == (axis, None, count):
-            return found
-        if found is not None:
-            self.pin(found.ids, "read in another layout")
+        followed = self.values.get(value)
+        if followed is not None and (followed.axis, followed.inner, len(followed.ids)) == (axis, None, count):
+            return followed
+        if followed is not None:
+            self.pin(followed.ids, "read in another layout")
         channels = self.fresh(count, axis, rank)
         producer = value.producer()
         origin = called(producer) if producer is not None else f"the model's input {value.name}"
         self.pin(channels.ids, f"comes from {origin}, through which channels are not followed")
-        if found is None:
+        if followed is None:
             self.values[value] = channels
         return channels
 

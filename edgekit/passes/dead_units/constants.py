@@ -108,6 +108,6 @@ BINARY: dict[tuple[str, str], Callable[[Floats, Floats], Floats]] = {
 def applied(function: Callable[..., Floats], *operands: Floats) -> Floats:
     """``function`` of float64 [C] each; what is no finite number afterwards counts as varying."""
     with np.errstate(all="ignore"):
-        found = np.array(function(*operands), np.float64)
-    found[~np.isfinite(found)] = np.nan
-    return found
+        values = np.array(function(*operands), np.float64)
+    values[~np.isfinite(values)] = np.nan
+    return values

@@ -104,9 +104,9 @@ class TargetCut:
         own.outputs[0].type, own.outputs[0].shape = target.type, target.shape
         self.node.graph.insert_before(self.node, own)  # type: ignore[union-attr]
         index, offset = part_at(parts, self.position)
-        found = constant_of(parts.inputs[index])
-        assert found is not None
-        numbers = found.numpy().copy()
+        constant = constant_of(parts.inputs[index])
+        assert constant is not None
+        numbers = constant.numpy().copy()
         numbers[offset] = size
         replace_constant(own, index, ir.tensor(numbers, name=f"{own.outputs[0].name}.{index}"))
         self.node.replace_input_with(1, own.outputs[0])

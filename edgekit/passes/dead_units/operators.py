@@ -44,9 +44,9 @@ def unary(flow: Flow, node: ir.Node) -> None:
 
 def _on_known(function: Callable[[Floats], Floats], constant: Floats) -> Floats:
     """Most channels vary: only the others are computed."""
-    found, known = varying(len(constant)), np.isfinite(constant)
-    found[known] = applied(function, constant[known])
-    return found
+    result, known = varying(len(constant)), np.isfinite(constant)
+    result[known] = applied(function, constant[known])
+    return result
 
 
 def clip(flow: Flow, node: ir.Node) -> None:
@@ -66,14 +66,14 @@ def clip(flow: Flow, node: ir.Node) -> None:
 
 
 def binary(flow: Flow, node: ir.Node) -> None:
-    found = [flow.values.get(v) if v is not None else None for v in node.inputs[:2]]
+    followed = [flow.values.get(v) if v is not None else None for v in node.inputs[:2]]
     function = BINARY[node.domain, node.op_type]
-    if len(node.inputs) != 2 or found == [None, None]:
+    if len(node.inputs) != 2 or followed == [None, None]:
         return flow.opaque(node)
-    if found[0] is not None and found[1] is not None:
-        return _of_two(flow, node, found[0], found[1])
-    at = 0 if found[0] is not None else 1
-    x, other = found[at], node.inputs[1 - at]
+    if followed[0] is not None and followed[1] is not None:
+        return _of_two(flow, node, followed[0], followed[1])
+    at = 0 if followed[0] is not None else 1
+    x, other = followed[at], node.inputs[1 - at]
     assert x is not None and other is not None
     if _as_wide(other, x):
         unfollowed = flow.known(other, len(x.ids), x.axis, x.rank)
@@ -128,17 +128,17 @@ def _operand(flow: Flow, node: ir.Node, index: int, x: Channels, other: ir.Value
 
 def where(flow: Flow, node: ir.Node) -> None:
     """Condition and both choices; nothing is known of the result."""
-    found = {i: flow.values[v] for i, v in enumerate(node.inputs) if v is not None and v in flow.values}
-    if not found:
+    followed = {i: flow.values[v] for i, v in enumerate(node.inputs) if v is not None and v in flow.values}
+    if not followed:
         return
-    x = next(iter(found.values()))
-    for channels in found.values():
+    x = next(iter(followed.values()))
+    for channels in followed.values():
         if (channels.axis, channels.inner, len(channels.ids)) != (x.axis, x.inner, len(x.ids)):
             return flow.opaque(node)
     for index, value in enumerate(node.inputs):
-        if index not in found and (value is None or not _spread(value, x)):
+        if index not in followed and (value is None or not _spread(value, x)):
             return flow.opaque(node)
-    for channels in found.values():
+    for channels in followed.values():
         flow.unite(x.ids, channels.ids)
     flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids)), sums_to_one=False))
 

@@ -15,14 +15,14 @@ from edgekit.passes.dead_units.cuts import SliceCut, SplitCut
 
 
 def concat(flow: Flow, node: ir.Node) -> None:
-    found = [flow.values.get(v) if v is not None else None for v in node.inputs]
-    like = next((f for f in found if f is not None), None)
+    followed = [flow.values.get(v) if v is not None else None for v in node.inputs]
+    like = next((f for f in followed if f is not None), None)
     if like is None:
         return
     axis = whole(node, "axis", 0)
     axis = axis if axis < 0 or like.rank is None else axis - like.rank
-    if axis == like.inner and all(f is not None for f in found):
-        return _concat_heads(flow, node, [f for f in found if f is not None])
+    if axis == like.inner and all(f is not None for f in followed):
+        return _concat_heads(flow, node, [f for f in followed if f is not None])
     if axis != like.axis or like.inner is not None or axis >= 0:
         return flow.opaque(node)
     parts = []

@@ -68,10 +68,12 @@ def _cut(verdict: Verdict, surviving: dict[str, Surviving]) -> None:
     for product in flow.products:
         columns, rows = verdict.keep(product.x.ids), verdict.keep(product.y.ids)
         if not (rows.all() and columns.all()):
-            left = _fold(product, ~columns, surviving.get(product.name) or _whole(product))
+            survivors = _fold(product, ~columns, surviving.get(product.name) or _whole(product))
             _shrink(product, rows, columns)
             surviving[product.name] = replace(
-                left, rows=tuple(compress(left.rows, rows)), columns=tuple(compress(left.columns, columns))
+                survivors,
+                rows=tuple(compress(survivors.rows, rows)),
+                columns=tuple(compress(survivors.columns, columns)),
             )
     for cut in flow.cuts:
         cut.apply(verdict.keep)
@@ -84,20 +86,20 @@ def _whole(product: Product) -> Surviving:
     return Surviving(size, tuple(range(size)), tuple(range(len(product.x.ids))), numbers)
 
 
-def _fold(product: Product, gone: Bools, left: Surviving) -> Surviving:
+def _fold(product: Product, gone: Bools, survivors: Surviving) -> Surviving:
     """Adds what constant inputs contributed to the bias."""
     columns = np.flatnonzero(gone & (np.nan_to_num(product.x.constant) != 0) & product.alive.columns)
     if not len(columns):
-        return left
+        return survivors
     extra = product_with(product.tensor, product.rows_axis, columns, product.x.constant[columns])
     old = product.bias
     bias = (extra if old is None else old.numpy() + extra).astype(product.tensor.dtype.numpy())
     node = product.node
     node.resize_inputs(max(3, len(node.inputs)))
     replace_constant(node, 2, ir.tensor(bias, name=f"{node.outputs[0].name}.bias"))
-    whole = np.zeros(left.size, np.float32) if left.bias is None else np.array(left.bias, np.float32)
-    whole[list(left.rows)] = bias
-    return replace(left, bias=tuple(whole.tolist()))
+    whole = np.zeros(survivors.size, np.float32) if survivors.bias is None else np.array(survivors.bias, np.float32)
+    whole[list(survivors.rows)] = bias
+    return replace(survivors, bias=tuple(whole.tolist()))
 
 
 def _shrink(product: Product, rows: Bools, columns: Bools) -> None:

@@ -61,13 +61,13 @@ def _drop(model: ir.Model, value: ir.Value, alive: Bools) -> None:
     keep = alive.copy()
     zero = int(np.argmin(alive))
     keep[zero] = True
-    left = np.flatnonzero(keep)
-    place = np.where(alive, np.cumsum(keep) - 1, np.searchsorted(left, zero)).astype(np.int32)
-    where = ir.Value(
-        name=f"{value.name}.places", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(place.shape),
-        const_value=ir.tensor(place, name=f"{value.name}.places"),
+    kept_rows = np.flatnonzero(keep)
+    places = np.where(alive, np.cumsum(keep) - 1, np.searchsorted(kept_rows, zero)).astype(np.int32)
+    lookup = ir.Value(
+        name=f"{value.name}.places", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(places.shape),
+        const_value=ir.tensor(places, name=f"{value.name}.places"),
     )  # fmt: skip
-    model.graph.register_initializer(where)
+    model.graph.register_initializer(lookup)
     tensor, uses = constant_of(value), list(value.uses())
     assert tensor is not None
     width = int(tensor.shape[1])  # type: ignore[arg-type]
@@ -75,22 +75,22 @@ def _drop(model: ir.Model, value: ir.Value, alive: Bools) -> None:
     value.const_value, value.shape = smaller, smaller.shape
     surviving = facts_of(model).surviving
     for use in uses:
-        surviving[called(use.node)] = Surviving(len(alive), tuple(left.tolist()), tuple(range(width)))
+        surviving[called(use.node)] = Surviving(len(alive), tuple(kept_rows.tolist()), tuple(range(width)))
         if use.node.op_type == "Embedding":
-            _look_up(use.node, where)
+            _look_up(use.node, lookup)
         else:
-            _spread(use.node, where)
+            _spread(use.node, lookup)
 
 
 def _look_up(node: ir.Node, where: ir.Value) -> None:
     """Embedding(ids) -> Embedding(Gather(places, ids))."""
     ids = node.inputs[0]
     assert ids is not None and node.graph is not None
-    found = ir.Node("", "Gather", [where, ids], [ir.AttrInt64("axis", 0)], num_outputs=1, name=f"{node.name}.places")
-    found.outputs[0].name = f"{node.outputs[0].name}.places"
-    found.outputs[0].type, found.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ids.shape
-    node.graph.insert_before(node, found)
-    node.replace_input_with(0, found.outputs[0])
+    places = ir.Node("", "Gather", [where, ids], [ir.AttrInt64("axis", 0)], num_outputs=1, name=f"{node.name}.places")
+    places.outputs[0].name = f"{node.outputs[0].name}.places"
+    places.outputs[0].type, places.outputs[0].shape = ir.TensorType(ir.DataType.INT32), ids.shape
+    node.graph.insert_before(node, places)
+    node.replace_input_with(0, places.outputs[0])
 
 
 def _spread(node: ir.Node, where: ir.Value) -> None:

@@ -56,26 +56,30 @@ def _regroup(
     if tail is None:
         return flow.opaque(node)
     total, place = len(x.ids), _place(dims, tail)
-    found: Channels | None = None
+    regrouped: Channels | None = None
     if place is not None and dims[place] == total:
-        found = Channels(x.ids, x.constant, place - rank, rank)
+        regrouped = Channels(x.ids, x.constant, place - rank, rank)
     elif place is not None and place > 0 and dims[place] and total == (dims[place - 1] or 0) * (dims[place] or 0):
-        found = Channels(x.ids, x.constant, place - 1 - rank, rank, place - rank, dims[place] or 1)
+        regrouped = Channels(x.ids, x.constant, place - 1 - rank, rank, place - rank, dims[place] or 1)
         place -= 1
     elif dims[-1] == total * tail and x.inner is None:
         place = rank - 1
-        found = Channels(np.repeat(x.ids, tail), np.repeat(x.constant, tail), -1, rank)
-    if found is None or place is None or (x.inner is not None and found.inner is not None and found.size != x.size):
+        regrouped = Channels(np.repeat(x.ids, tail), np.repeat(x.constant, tail), -1, rank)
+    if (
+        regrouped is None
+        or place is None
+        or (x.inner is not None and regrouped.inner is not None and regrouped.size != x.size)
+    ):
         return flow.opaque(node)
     if given is not None:
         size = given[place]
         if size is None or (size == 0 and (x.rank is None or place != x.rank + x.axis)):
             return flow.opaque(node)
         if size > 0:
-            flow.cuts.append(TargetCut(node, place, found.units))
-    if found.inner is not None:
-        flow.bind_heads(found.ids, found.size)
-    flow.give(node.outputs[0], found)
+            flow.cuts.append(TargetCut(node, place, regrouped.units))
+    if regrouped.inner is not None:
+        flow.bind_heads(regrouped.ids, regrouped.size)
+    flow.give(node.outputs[0], regrouped)
 
 
 def _place(dims: Sequence[int | None], tail: int) -> int | None:

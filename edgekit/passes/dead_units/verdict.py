@@ -34,10 +34,10 @@ class Verdict:
     def revive(self, classes: Sequence[int] | Ints, reason: str) -> bool:
         """Makes classes stay; True where one was dead."""
         changed = False
-        for one in np.unique(np.asarray(classes, np.int64)).tolist():
-            if self.dead[one]:
-                self.dead[one], changed = False, True
-                self.limits.setdefault(one, reason)
+        for root in np.unique(np.asarray(classes, np.int64)).tolist():
+            if self.dead[root]:
+                self.dead[root], changed = False, True
+                self.limits.setdefault(root, reason)
         return changed
 
 
@@ -113,40 +113,40 @@ def _limit_heads(verdict: Verdict, attention: Attention) -> bool:
 
 def removed_rows(verdict: Verdict) -> Iterator[DeadUnits]:
     """What goes, by the layers that made it."""
-    found: Counter[tuple[str, str, int, str]] = Counter()
+    counts: Counter[tuple[str, str, int, str]] = Counter()
     causes, makers, units = _causes(verdict), _makers(verdict), _units(verdict)
-    for one in np.flatnonzero(verdict.dead).tolist():
-        if one in makers:
-            products = makers[one]
-            unit, of = units.get(one, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
-            found[joined([p.name for p in products]), unit, of, causes.get(one, "all its query heads are dead")] += 1
-    for (layer, unit, of, reason), count in found.items():
+    for root in np.flatnonzero(verdict.dead).tolist():
+        if root in makers:
+            products = makers[root]
+            unit, of = units.get(root, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
+            counts[joined([p.name for p in products]), unit, of, causes.get(root, "all its query heads are dead")] += 1
+    for (layer, unit, of, reason), count in counts.items():
         yield DeadUnits(layer, unit, count, of, True, reason)
 
 
 def _makers(verdict: Verdict) -> dict[int, list[Product]]:
-    found: dict[int, list[Product]] = defaultdict(list)
+    makers: dict[int, list[Product]] = defaultdict(list)
     for product in verdict.flow.products:
         classes = verdict.root[product.y.ids]
-        for one in np.unique(classes[verdict.dead[classes]]).tolist():
-            found[one].append(product)
-    return found
+        for root in np.unique(classes[verdict.dead[classes]]).tolist():
+            makers[root].append(product)
+    return makers
 
 
 def _units(verdict: Verdict) -> dict[int, tuple[str, int]]:
     """Classes that are attention heads, and how many the attention has."""
-    found: dict[int, tuple[str, int]] = {}
+    units: dict[int, tuple[str, int]] = {}
     for name, groups in (
         ("attention head", verdict.flow.heads),
         ("query head", [a.queries for a in verdict.flow.attentions]),
         ("key-value head", [a.keys for a in verdict.flow.attentions]),
     ):
         for ids in groups:
-            for one in verdict.root[ids].tolist():
+            for root in verdict.root[ids].tolist():
                 # Where query, key and value of a head lie side by side, they are one.
-                known = found.get(one, (name,))[0]
-                found[one] = (name if known == name else "attention head"), len(ids)
-    return found
+                known = units.get(root, (name,))[0]
+                units[root] = (name if known == name else "attention head"), len(ids)
+    return units
 
 
 def _causes(verdict: Verdict) -> dict[int, str]:
@@ -160,18 +160,18 @@ def _causes(verdict: Verdict) -> dict[int, str]:
             np.logical_and.at(zero, classes, product.x.constant == 0)
             seen.update(classes[verdict.dead[classes]].tolist())
     texts = dict.fromkeys(seen, "constant, folded into the next bias")
-    texts.update({one: "always zero" for one in seen if zero[one]})
-    texts.update({one: "nothing reads it" for one in seen if unread[one]})
+    texts.update({root: "always zero" for root in seen if zero[root]})
+    texts.update({root: "nothing reads it" for root in seen if unread[root]})
     return texts
 
 
 def kept_rows(verdict: Verdict) -> Iterator[DeadUnits]:
-    """DeadUnitss and columns of zeros, and heads, that stay, with the reason; of weights that were looked at or are small."""
+    """Rows and columns of zeros, and heads, that stay, with the reason; of weights that were looked at or are small."""
     units = _units(verdict)
-    for one, reason in verdict.limits.items():
-        if reason and one in units:
-            yield DeadUnits(_head_layer(verdict, one), units[one][0], 1, units[one][1], False, reason)
-    told = {one for one, reason in verdict.limits.items() if reason and one in units}
+    for root, reason in verdict.limits.items():
+        if reason and root in units:
+            yield DeadUnits(_head_layer(verdict, root), units[root][0], 1, units[root][1], False, reason)
+    told = {root for root, reason in verdict.limits.items() if reason and root in units}
     for product in verdict.flow.products:
         if not verdict.flow.scans.has(product.tensor) and product.tensor.size > CHUNK:
             continue  # a vocabulary, read for nothing but this table
@@ -182,30 +182,30 @@ def kept_rows(verdict: Verdict) -> Iterator[DeadUnits]:
             ("zero column", product.x.ids, product.alive.columns),
         ):
             reasons = Counter(
-                _reason(verdict, one, product, kind) for one in verdict.root[ids[~alive]].tolist() if one not in told
+                _reason(verdict, root, product, kind) for root in verdict.root[ids[~alive]].tolist() if root not in told
             )
             for reason, count in reasons.items():
                 yield DeadUnits(product.name, kind, count, len(ids), False, reason)
 
 
-def _head_layer(verdict: Verdict, one: int) -> str:
+def _head_layer(verdict: Verdict, root: int) -> str:
     """The layers that make a head."""
-    names = [p.name for p in verdict.flow.products if (verdict.root[p.y.ids] == one).any()]
+    names = [p.name for p in verdict.flow.products if (verdict.root[p.y.ids] == root).any()]
     return joined(names) if names else "attention"
 
 
-def _reason(verdict: Verdict, one: int, product: Product, kind: str) -> str:
+def _reason(verdict: Verdict, root: int, product: Product, kind: str) -> str:
     """Why the class of a zero row or column stays."""
-    residual = any((verdict.root[ids] == one).any() for ids in verdict.flow.additions)
-    if verdict.pinned[one] >= 0:
-        _, pin = verdict.flow.pins[int(verdict.pinned[one])]
+    residual = any((verdict.root[ids] == root).any() for ids in verdict.flow.additions)
+    if verdict.pinned[root] >= 0:
+        _, pin = verdict.flow.pins[int(verdict.pinned[root])]
         return f"residual width: {pin}" if residual else pin
-    if verdict.limits.get(one):
-        return verdict.limits[one]
+    if verdict.limits.get(root):
+        return verdict.limits[root]
     if residual:
         return "added to another branch that is alive there"
     for reader in verdict.flow.products:
-        here = (verdict.root[reader.x.ids] == one) & ~removable(reader)
+        here = (verdict.root[reader.x.ids] == root) & ~removable(reader)
         if not here.any():
             continue
         constant = reader.x.constant[here][0]
