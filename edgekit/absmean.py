@@ -14,5 +14,5 @@ def inverse_scale(weight: Tensor) -> Tensor:
 
 
 def codes(weight: Tensor, inverse: Tensor) -> Tensor:
-    """-1, 0 or 1 for each weight, float32; halves go to the even neighbour. ``inverse`` is :func:`inverse_scale` of the whole."""
+    """-1, 0 or 1 for each weight, float32; halves go to the even neighbour. ``inverse`` is of the whole matrix."""
     return (weight.float() * inverse).round().clamp(-1, 1)

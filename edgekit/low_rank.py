@@ -2,8 +2,8 @@
 
     y = x W^T + bias  +  x S^T  +  (x A^T) B^T
 
-S is the second plane of a ternary weight, B A a low-rank correction or a LoRA adapter. Layers that read the same input (query,
-key and value; gate and up) may share one A, which is then computed once. In a model directory they are the file
+S is the second plane of a ternary weight, B A a low-rank correction or a LoRA adapter. Layers that read the same input
+(query, key and value; gate and up) may share one A, which is then computed once. In a model directory they are the file
 ``side_paths.safetensors`` (an older word for branches; the name stays, so that saved models stay readable): tensors
 ``LAYER.second``, ``LAYER.lora_A``, ``LAYER.lora_B``, and in its header who shares whose A.
 """
@@ -96,7 +96,8 @@ def fold_branches(model: nn.Module) -> None:
 
 
 def take_branches(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Makes plain linear layers of a model's BranchedLinears again; gives their branches, as :func:`write_branches` wants them.
+    """Makes plain linear layers of a model's BranchedLinears again; gives their branches, as :func:`write_branches`
+    wants them.
 
     Tensors by name, and for each layer whose A is another's that other one.
     """

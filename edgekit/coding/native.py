@@ -1,4 +1,4 @@
-"""The coder of symbols in C++ (edgekit/kernels/coding), with the functions of ``reference``; none where it is not built."""
+"""The coder of symbols in C++ (edgekit/kernels/coding), with the functions of ``portable``; none where not built."""
 
 from __future__ import annotations
 

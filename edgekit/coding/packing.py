@@ -81,7 +81,8 @@ def pack(
     force: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Packed:
-    """Writes ``bundle`` as the file ``output``, from which :func:`~edgekit.coding.unpack` makes it again, byte for byte.
+    """Writes ``bundle`` as the file ``output``, from which :func:`~edgekit.coding.unpack` makes it again, byte for
+    byte.
 
     With ``base``, an older version that the receiver has, only what differs is written. ``sign`` is the file of an
     Ed25519 private key. Raises BundleError when a file is not what the manifest says, UsageError when ``output`` exists

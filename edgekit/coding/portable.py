@@ -1,7 +1,7 @@
 """The coder of symbols in numpy: what docs/pack.md section 5 says, the oracle of the C++ one, and what runs without it.
 
-Range asymmetric numeral systems (Duda, arXiv 1311.2540) with interleaved lanes (Giesen, arXiv 1402.3392): states of 32 bits,
-words of 16. The decoder goes forward, so the encoder goes backward.
+Range asymmetric numeral systems (Duda, arXiv 1311.2540) with interleaved lanes (Giesen, arXiv 1402.3392): states of 32
+bits, words of 16. The decoder goes forward, so the encoder goes backward.
 """
 
 from __future__ import annotations

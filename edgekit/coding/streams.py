@@ -1,4 +1,4 @@
-"""Streams: many symbols of 2, 4 or 8 bits, kept as they are, as one value, or entropy coded (docs/pack.md section 5)."""
+"""Streams: many symbols of 2, 4 or 8 bits, stored, as one value, or entropy coded (docs/pack.md section 5)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Frequency tables: which there are, when each is used, and their bytes.
 
 A stream of symbols (docs/pack.md section 5) has one to sixteen tables. Which of them codes a symbol is known before the
-symbol is: always the first (``ALONE``), by the magnitudes of the symbols before it (``NEIGHBOURS``), or by the symbol that
-a base version has in the same place (``BASE``).
+symbol is: always the first (``ALONE``), by the magnitudes of the symbols before it (``NEIGHBOURS``), or by the symbol
+that a base version has in the same place (``BASE``).
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def unpack(
     ``base`` is the older version that a delta pack needs. With ``verify_key``, the file of an Ed25519 public key, the
     pack must be signed by its owner. With ``resume`` what a download has brought so far is unpacked and kept beside
     ``output``, CheckFailed says at which byte the download has to go on, and the next call goes on there.
-    Raises BundleError for a pack that is damaged or does not fit, UsageError when ``output`` exists (``force`` replaces a
-    bundle), CheckFailed when the disk is too small; except for what ``resume`` keeps, nothing is left then.
+    Raises BundleError for a pack that is damaged or does not fit, UsageError when ``output`` exists (``force`` replaces
+    a bundle), CheckFailed when the disk is too small; except for what ``resume`` keeps, nothing is left then.
     """
     base = None if base is None else Bundle.open(base)
     with _opened(Path(pack) if isinstance(pack, str) else pack) as (file, where):

@@ -21,8 +21,9 @@ from edgekit.spec.progress import Progress
 class Job:
     """What to compress and how.
 
-    name: the source as the user gave it. data: None where the settings name none. directory: what paths in the settings are
-    relative to. load: reads another model, a teacher or an original. checkpoint: where the run keeps its state, for ``resume``.
+    name: the source as the user gave it. data: None where the settings name none. directory: what paths in the settings
+    are relative to. load: reads another model, a teacher or an original. checkpoint: where the run keeps its state, for
+    ``resume``.
     """
 
     name: str
@@ -55,8 +56,8 @@ class Job:
 class Outcome:
     """The compressed model, which may be another module than the source's, and how it came about.
 
-    layers: what became of each layer or group of layers. recipe: what stores the model so, where it needs its own. rate: the
-    report, where its steps are the method's own.
+    layers: what became of each layer or group of layers. recipe: what stores the model so, where it needs its own.
+    rate: the report, where its steps are the method's own.
     """
 
     source: ModuleSource

@@ -37,7 +37,7 @@ class Material:
         return [self.objective.inputs(batch) for batch in first.batches(size)]
 
     def scores(self, name: str, model: nn.Module) -> dict[str, float]:
-        """Scores on the held-out examples, before any step. Raises CheckFailed naming the model when they are not finite."""
+        """Scores on the held-out examples, before any step. Raises CheckFailed when they are not finite."""
         scores = self.objective.evaluate(model, self.evaluation)
         if not all(math.isfinite(score) for score in scores.values()):
             raise CheckFailed(
@@ -117,7 +117,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
 
 
 def near(directory: Path, name: str) -> str:
-    """A model that a configuration in ``directory`` names: a path relative to it where there is one, else the name itself."""
+    """A model that a configuration in ``directory`` names: a path relative to it if there is one, else the name."""
     path = directory / Path(name).expanduser()
     return str(path) if path.exists() else name
 
@@ -141,8 +141,8 @@ def _check_ids(source: ModuleSource, which: str, examples: Examples) -> None:
     if ids is None or count is None or (int(ids.min()) >= 0 and int(ids.max()) < count):
         return
     raise SourceError(
-        f"compress.data.{which}: token ids {int(ids.min())} to {int(ids.max())}, {source.architecture} has 0 to {count - 1}; give data "
-        "of its own tokenizer"
+        f"compress.data.{which}: token ids {int(ids.min())} to {int(ids.max())}, {source.architecture} has 0 to "
+        f"{count - 1}; give data of its own tokenizer"
     )
 
 
@@ -158,5 +158,6 @@ def _try(source: ModuleSource, objective: Objective, examples: Examples) -> None
             f"{n} {str(a.dtype).removeprefix('torch.')}{list(a.shape[1:])}" for n, a in examples.arrays.items()
         )
         raise SourceError(
-            f"{source.name}: {source.architecture} does not run on the data ({shapes}): {' '.join(str(error).split())[:200]}"
+            f"{source.name}: {source.architecture} does not run on the data ({shapes}): "
+            f"{' '.join(str(error).split())[:200]}"
         ) from error

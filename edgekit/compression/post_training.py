@@ -21,7 +21,8 @@ from edgekit.methods.training import History
 
 
 def post_trained(job: Job) -> Outcome:
-    """Compresses a model in place: scores before and after, a row for each group of layers, and the recipe that stores it.
+    """Compresses a model in place: scores before and after, a row for each group of layers, and the recipe that stores
+    it.
 
     Raises what :func:`compress_layers` does, SourceError for an adapter or original that does not fit the model.
     """
@@ -80,7 +81,8 @@ def _weights(job: Job, name: str) -> dict[str, Tensor]:
         other = modules.get(layer_name)
         if not isinstance(other, nn.Linear) or other.weight.shape != layer.weight.shape:
             raise SourceError(
-                f"{source}: has no linear layer '{layer_name}' {list(layer.weight.shape)}; it is not the original of this model"
+                f"{source}: has no linear layer '{layer_name}' {list(layer.weight.shape)}; it is not the original of "
+                "this model"
             )
         weights[layer_name] = other.weight.detach().float()
     return weights

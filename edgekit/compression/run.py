@@ -44,7 +44,8 @@ RUNS: dict[str, Callable[[Job], Outcome]] = {
 class Compressed:
     """What came out: the rate of the weights before and after, the training's history, and what ``export`` takes.
 
-    ``layers`` says what became of each layer or group of layers, ``recipe`` is the file that stores it so, ``seconds`` are wall time.
+    ``layers`` says what became of each layer or group of layers, ``recipe`` is the file that stores it so, ``seconds``
+    are wall time.
     """
 
     source: str
@@ -106,14 +107,16 @@ def compress(
     allow_pickle: bool = False,
     progress: Progress = lambda what, share: None,
 ) -> Compressed:
-    """Makes a smaller model of ``source`` (a Hugging Face directory or id, a .gguf, ``package.module:factory``) in ``output``.
+    """Makes a smaller model of ``source`` (a Hugging Face directory or id, a .gguf, ``package.module:factory``) in
+    ``output``.
 
-    ``config`` is a YAML file (edgekit.compression.settings), ``method`` overrides its method. A training writes its state beside
-    ``output`` every ``checkpoint_every`` steps and when it is interrupted, GPTQ and its like every block that is through;
-    ``resume`` goes on from there and ends with the same bits, ``force`` begins anew and replaces an earlier result. Nothing else is at ``output`` before it is whole.
+    ``config`` is a YAML file (edgekit.compression.settings), ``method`` overrides its method. A training writes its
+    state beside ``output`` every ``checkpoint_every`` steps and when it is interrupted, GPTQ and its like every block
+    that is through; ``resume`` goes on from there and ends with the same bits, ``force`` begins anew and replaces an
+    earlier result. Nothing else is at ``output`` before it is whole.
 
-    Raises SourceError, RecipeError, UnsupportedError or UsageError for a model, data or settings that do not go together,
-    CheckFailed when training diverges or a budget cannot be kept, KeyboardInterrupt when it is interrupted.
+    Raises SourceError, RecipeError, UnsupportedError or UsageError for a model, data or settings that do not go
+    together, CheckFailed when training diverges or a budget cannot be kept, KeyboardInterrupt when it is interrupted.
     """
     began = time.perf_counter()
     source, output = str(source), Path(output)

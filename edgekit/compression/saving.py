@@ -35,7 +35,8 @@ def check_output(output: Path, force: bool) -> None:
 def write(
     source: ModuleSource, report: dict[str, Any], output: Path, recipe: Recipe | None = None, form: str = "online"
 ) -> None:
-    """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its own.
+    """The model's directory, made as a hidden sibling and renamed; with the recipe that stores it, where it has its
+    own.
 
     ``form``: how ternary layers are stored (edgekit.methods.bitnet_checkpoint).
     """

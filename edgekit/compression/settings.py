@@ -33,9 +33,9 @@ CONSTRAINED = 0.75
 class Data:
     """Where examples come from; paths are relative to the YAML file.
 
-    ``train`` and ``evaluate`` are text files or directories of them (.txt, .md) for language models, one .npz with arrays
-    under the names of the model's inputs and ``labels``, or one ``package.module:function`` that returns such arrays as a
-    dict or as (inputs, labels). Without ``evaluate``, ``held_out`` of the examples are kept for it.
+    ``train`` and ``evaluate`` are text files or directories of them (.txt, .md) for language models, one .npz with
+    arrays under the names of the model's inputs and ``labels``, or one ``package.module:function`` that returns such
+    arrays as a dict or as (inputs, labels). Without ``evaluate``, ``held_out`` of the examples are kept for it.
     """
 
     train: tuple[str, ...]
@@ -167,7 +167,7 @@ class Compression:
 
     @staticmethod
     def load(path: Path, method: str | None = None) -> Compression:
-        """A YAML file, with another ``method`` if one is given. Raises RecipeError or UsageError naming file and key."""
+        """A YAML file, perhaps with another ``method``. Raises RecipeError or UsageError naming file and key."""
         data = read_yaml(path, RecipeError)
         if method is not None and isinstance(data, dict):
             data = {**data, "method": method}

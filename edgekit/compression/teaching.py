@@ -1,4 +1,4 @@
-"""Teachers of ``salt`` and ``distill``: loaded, asked once, and their answers given to the training beside the examples."""
+"""Teachers of ``salt`` and ``distill``: loaded, asked once, their answers given to the training with the examples."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Classroom:
         if ours is not None and theirs is not None and ours != theirs:
             other = next((t for t in theirs if ours.get(t) != theirs[t]), next(iter(ours)))
             raise UsageError(
-                f"{name}: its vocabulary is another one ({len(theirs)} tokens against {len(ours)}, {other!r} for example); give a "
-                "teacher with the same tokenizer"
+                f"{name}: its vocabulary is another one ({len(theirs)} tokens against {len(ours)}, {other!r} for "
+                "example); give a teacher with the same tokenizer"
             )
         self.digests[name] = weights_digest(teacher.module)
         return teacher.module.eval()
@@ -45,7 +45,7 @@ class Classroom:
     def answers(
         self, teacher: nn.Module, examples: Examples, data: Material, lesson: Salt | Distillation
     ) -> dict[str, Tensor]:
-        """What a teacher answers to examples, asked once. Raises UsageError where it knows classes that the pupil has not."""
+        """What a teacher answers to examples, asked once. Raises UsageError for classes that the pupil has not."""
         job = self.job
         cache = job.directory / Path(lesson.cache).expanduser() if lesson.cache else job.answers
         answers = cached(
@@ -57,7 +57,8 @@ class Classroom:
         largest = int(answers[INDICES].max())
         if largest >= width:
             raise UsageError(
-                f"{job.source.name}: has {width} classes, its teacher answers {largest}; give a teacher with the same ones"
+                f"{job.source.name}: has {width} classes, its teacher answers {largest}; give a teacher with the same "
+                "ones"
             )
         return answers
 
@@ -89,7 +90,7 @@ def _salted(room: Classroom, data: Material, salt: Salt) -> tuple[Material, Tran
 
 
 def _rows(room: Classroom, data: Material, salt: Salt, teacher: nn.Module) -> Tensor:
-    """The examples of the first stage in their order: SALT_DS's choice, or what plain training would see in its first epoch."""
+    """The examples of the first stage in their order: SALT_DS's choice, or the first epoch of plain training."""
     training, count = room.job.settings.training, len(data.train)
     order = epoch_order(training.seed, count, 0)
     if salt.share < 1:

@@ -20,7 +20,7 @@ from edgekit.spec.methods import TAUGHT
 
 
 def trained(job: Job) -> Outcome:
-    """Trains a model; one that becomes ternary may come out as another module. Without data it only gets its constraint."""
+    """Trains a model; a ternary one may come out as another module. Without data it only gets its constraint."""
     settings, data, source, transition = job.settings, job.data, job.source, None
     room = Classroom(job)
     if settings.student == "bitnet":
@@ -57,8 +57,8 @@ def check_ternary(source: ModuleSource, settings: Compression) -> None:
     """Raises UnsupportedError for what the bitnet format cannot hold."""
     if source.kind not in ("hf", "gguf") or source.task != "text-generation":
         raise UnsupportedError(
-            f"{source.name}: bitnet saves Hugging Face causal language models, this is {source.kind}, {source.task}; train other "
-            "models with edgekit.methods.bitnet in your own loop"
+            f"{source.name}: bitnet saves Hugging Face causal language models, this is {source.kind}, {source.task}; "
+            "train other models with edgekit.methods.bitnet in your own loop"
         )
     names = convertible(source.module, settings.bitnet.exclude)
     check_rows({name: source.module.get_submodule(name) for name in names}, settings.bitnet.form)

@@ -1,4 +1,4 @@
-"""Accuracy of bundles and models on the user's own files: perplexity, multiple choice, a page with a plot against bytes."""
+"""Accuracy of bundles and models on the user's own files: perplexity, multiple choice, a page with plots."""
 
 from edgekit.evaluation.evaluator import Evaluation, Row, evaluate
 

@@ -106,8 +106,8 @@ def evaluate(
         choices: JSON lines of {"question", "choices", "answer"}; the first ``most_questions`` of each (0 = all).
         tasks: of lm-evaluation-harness, which must be installed and fetches their data itself.
 
-    Raises UsageError for files that cannot be used, UnsupportedError for what is no language model, BundleError, SourceError,
-    RuntimeUnavailable without torch or lm-eval where they are needed.
+    Raises UsageError for files that cannot be used, UnsupportedError for what is no language model, BundleError,
+    SourceError, RuntimeUnavailable without torch or lm-eval where they are needed.
     """
     models = [models] if isinstance(models, BundleLike) else models
     if not models or not (texts or choices or tasks):

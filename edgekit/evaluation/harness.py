@@ -42,7 +42,7 @@ def run_tasks(scorer: Scorer, tasks: Sequence[str], most: int = 0) -> dict[str, 
 
 
 def adapter(scorer: Scorer) -> Any:
-    """A scorer as an ``lm_eval.api.model.LM``, to give to ``simple_evaluate``. Raises RuntimeUnavailable without lm-eval."""
+    """A scorer as ``lm_eval.api.model.LM``, for ``simple_evaluate``. Raises RuntimeUnavailable without lm-eval."""
     _lm_eval()
     from lm_eval.api.model import LM
 
@@ -71,8 +71,8 @@ def _likelihood(scorer: Scorer, context: str, ending: str) -> tuple[float, bool]
 
 
 def _rolling(scorer: Scorer, text: str) -> float:
-    """Of a whole text, in windows that do not overlap; each window's first token but the text's own is predicted from the last
-    token before."""
+    """Of a whole text, in windows that do not overlap; each window's first token but the text's own is predicted from
+    the last token before."""
     before, ids = split(scorer.tokenizer, "", text)
     whole, size = [*before, *ids], scorer.limit - 1
     pieces = [scorer.text(whole[start : start + size + 1]) for start in range(0, len(whole) - 1, size)]

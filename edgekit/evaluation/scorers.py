@@ -1,4 +1,4 @@
-"""What a language model says about token sequences: one interface for bundles and, in ``torch_scorer``, PyTorch models."""
+"""What a language model says about tokens: one interface for bundles and, in ``torch_scorer``, PyTorch models."""
 
 from __future__ import annotations
 

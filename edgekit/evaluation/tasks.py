@@ -39,10 +39,11 @@ class TextScore:
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """Of one file of questions: the share answered right, with and without dividing by the length of the answer in bytes.
+    """Of one file of questions: the share answered right, with and without dividing by the length of the answer in
+    bytes.
 
-    ``error`` is the standard error of ``accuracy``; ``chance`` what guessing gives; ``cut`` the questions whose beginning did not
-    fit into the context.
+    ``error`` is the standard error of ``accuracy``; ``chance`` what guessing gives; ``cut`` the questions whose
+    beginning did not fit into the context.
     """
 
     file: str
@@ -55,7 +56,7 @@ class ChoiceScore:
 
 
 def read_questions(file: Path, most: int = 0) -> list[Question]:
-    """The questions of a JSON lines file: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
+    """Lines of JSON: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines(): JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -75,8 +76,8 @@ def read_questions(file: Path, most: int = 0) -> list[Question]:
         _check_text(question, f"{file}:{number}")
         if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
             raise UsageError(
-                f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are not empty, "
-                "answer counts them from 0"
+                f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are "
+                "not empty, answer counts them from 0"
             )
         questions.append(question)
     if not questions:
@@ -95,7 +96,8 @@ def _check_text(question: Question, where: str) -> None:
 
 
 def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress, window: int = WINDOW) -> TextScore:
-    """Perplexity over the first ``most`` tokens (0 = all) in windows of ``window``. Raises UsageError for a text of less than two tokens."""
+    """Perplexity over the first ``most`` tokens (0 = all) in windows of ``window``. Raises UsageError for a text of
+    less than two tokens."""
     if most == 1:
         raise UsageError("tokens: 1; perplexity needs at least 2, 0 takes all")
     whole = open_ended(scorer.tokenizer, text)
@@ -115,7 +117,7 @@ def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progr
 
 
 def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], progress: Progress) -> ChoiceScore:
-    """Accuracy over ``questions``: the answer is the choice of the highest log-likelihood after the question and a space."""
+    """Accuracy over ``questions``: the answer is the choice with the highest log-likelihood after the question."""
     right = plain = cut = 0
     for index, item in enumerate(questions):
         if index % 16 == 0:
@@ -162,9 +164,10 @@ def score_pairs(scorer: Scorer, pairs: Sequence[tuple[list[int], list[int]]]) ->
 
 
 def split(tokenizer: Tokenizer, context: str, ending: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of what follows it, as lm-evaluation-harness splits them: spaces at the end of the context go to
-    the ending, and both are tokenized as one text, of which the first tokens, as many as the context alone has, are the context.
-    A context of no tokens becomes the model's BOS or EOS token. What the tokenizer puts at the end of every text is left out.
+    """Tokens of a context and of what follows it, as lm-evaluation-harness splits them: spaces at the end of the
+    context go to the ending, and both are tokenized as one text, of which the first tokens, as many as the context
+    alone has, are the context. A context of no tokens becomes the model's BOS or EOS token. What the tokenizer puts at
+    the end of every text is left out.
     """
     stripped = context.rstrip()
     ending = context[len(stripped) :] + ending

@@ -1,7 +1,7 @@
 """Rate-constrained training: weights are pulled towards zero by what they cost to store (BackSlash, arXiv 2504.16968).
 
-The rate of weights theta_1 ... theta_N is R = 1/N sum |theta_i|^nu, nu the shape of their distribution, estimated anew at
-every step. Use it in a plain loop:
+The rate of weights theta_1 ... theta_N is R = 1/N sum |theta_i|^nu, nu the shape of their distribution, estimated anew
+at every step. Use it in a plain loop:
 
     rate = Backslash(model, Rate(steps=1000))
     for batch in batches:
@@ -40,17 +40,18 @@ GROUPS = ("", "row", "column")
 class Rate:
     """How strongly, and in which form, weights are pulled towards zero.
 
-    ``steps`` T and ``strength`` c set the size of a step whatever the model's size, shape and epsilon: in each step weights
-    move by c / T standard deviations (of the weights at the beginning) on average, so that over T steps one that no gradient
-    defends moves by about c of them. ``lam`` gives the authors' lambda itself instead.
+    ``steps`` T and ``strength`` c set the size of a step whatever the model's size, shape and epsilon: in each step
+    weights move by c / T standard deviations (of the weights at the beginning) on average, so that over T steps one
+    that no gradient defends moves by about c of them. ``lam`` gives the authors' lambda itself instead.
 
     variant: "decoupled" is the authors' update, theta -= lambda nu / N sign(theta) (|theta| + epsilon)^(nu - 1), not
-    multiplied by the learning rate; weights end near zero. "proximal" takes the same step but stops at zero, so zeros are
-    exact. "bits" follows the gradient of R_bits = 1/nu log2 mean |theta|^nu, averaged over tensors by their size, whose lambda is loss
-    per bit and parameter, and stops at zero too.
+    multiplied by the learning rate; weights end near zero. "proximal" takes the same step but stops at zero, so zeros
+    are exact. "bits" follows the gradient of R_bits = 1/nu log2 mean |theta|^nu, averaged over tensors by their size,
+    whose lambda is loss per bit and parameter, and stops at zero too.
 
-    epsilon: the authors use 1, with which the adaptive shape has hardly an effect (constant steps, as L1); at 0.01 small
-    weights are pulled more strongly than large ones. shape: fixed instead of estimated; 1 is L1 and 2 is L2 regularization.
+    epsilon: the authors use 1, with which the adaptive shape has hardly an effect (constant steps, as L1); at 0.01
+    small weights are pulled more strongly than large ones. shape: fixed instead of estimated; 1 is L1 and 2 is L2
+    regularization.
     """
 
     steps: int
@@ -74,8 +75,8 @@ class Rate:
             )
         if self.variant not in VARIANTS or self.scope not in SCOPES or self.group not in GROUPS:
             raise UsageError(
-                f"variant {self.variant!r}, scope {self.scope!r}, group {self.group!r}: give one of {', '.join(VARIANTS)}; "
-                f"of {', '.join(SCOPES)}; and row, column or nothing"
+                f"variant {self.variant!r}, scope {self.scope!r}, group {self.group!r}: give one of "
+                f"{', '.join(VARIANTS)}; of {', '.join(SCOPES)}; and row, column or nothing"
             )
         if self.shape is not None and not 0 < self.shape <= 3:
             raise UsageError(f"shape: {self.shape} is not above 0 and at most 3; leave it out to have it estimated")
@@ -83,16 +84,16 @@ class Rate:
             raise UsageError(f"group_size: {self.group_size} is less than 1; give a head's size, or 1 for single rows")
         if not self.epsilon > 0 or not self.strength >= 0 or not self.group_strength >= 0:
             raise UsageError(
-                f"epsilon {self.epsilon}, strength {self.strength}, group_strength {self.group_strength}: epsilon must be "
-                "above 0, strengths not negative"
+                f"epsilon {self.epsilon}, strength {self.strength}, group_strength {self.group_strength}: epsilon "
+                "must be above 0, strengths not negative"
             )
 
 
 class Backslash:
     """The rate term of a model's weights: matrices and convolutions, each once however often it is shared.
 
-    Norms, biases and other vectors are left alone: they are few and not sparse. ``shape`` is the last shape estimated (of
-    all weights), ``done`` the steps taken.
+    Norms, biases and other vectors are left alone: they are few and not sparse. ``shape`` is the last shape estimated
+    (of all weights), ``done`` the steps taken.
     """
 
     def __init__(self, model: nn.Module, rate: Rate) -> None:
@@ -184,7 +185,8 @@ class Backslash:
         lines = weight.flatten(1) if self.rate.group == "row" else weight.flatten(1).T
         groups = lines.reshape(-1, self.rate.group_size * lines.shape[1])
         norms = groups.norm(dim=1, keepdim=True)
-        # In the same units as single weights: a group of weights of the typical size loses group_strength of them over T steps.
+        # In the same units as single weights: a group of weights of the typical size loses group_strength of them over
+        # T steps.
         pull = self.rate.group_strength * float(norms.mean()) / self.rate.steps
         shrunk = (groups * (1 - pull / norms.clamp_min(1e-30)).clamp_(min=0.0)).view(lines.shape)
         weight.copy_((shrunk if self.rate.group == "row" else shrunk.T).reshape(weight.shape))
@@ -197,20 +199,22 @@ class Backslash:
         names = [name for name in self.weights if any(fnmatchcase(name, pattern) for pattern in rate.group_only)]
         if not names:
             raise UsageError(
-                f"group_only {list(rate.group_only)}: fits no weight; they are named like {', '.join(list(self.weights)[:3])}"
+                f"group_only {list(rate.group_only)}: fits no weight; they are named like "
+                f"{', '.join(list(self.weights)[:3])}"
             )
         for name in names:
             weight = self.weights[name]
             count = weight.shape[0] if rate.group == "row" else weight[0].numel()
             if count % rate.group_size:
                 raise UsageError(
-                    f"group_size {rate.group_size}: {name} has {count} {rate.group}s, no multiple of it; name others in group_only"
+                    f"group_size {rate.group_size}: {name} has {count} {rate.group}s, no multiple of it; name others "
+                    "in group_only"
                 )
         return names
 
 
 class BackslashCallback(TrainerCallback, ExportableState):
-    """The rate term in a transformers Trainer: ``Rate.steps`` steps with it, the rest with zeros held; resumes with it."""
+    """The rate term in a transformers Trainer: ``Rate.steps`` steps, the rest with zeros held; resumes with it."""
 
     def __init__(self, rate: Rate, deviation: float | None = None) -> None:
         """``deviation`` is of a training that goes on: that of the weights when it began."""

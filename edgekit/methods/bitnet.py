@@ -1,4 +1,5 @@
-"""BitNet b1.58: training with ternary weights and int8 activations (arXiv 2402.17764; Training Tips, Code and FAQ, 2024).
+"""BitNet b1.58: training with ternary weights and int8 activations (arXiv 2402.17764; Training Tips, Code and FAQ,
+2024).
 
     model = convert(model, BitNet(ramp=500))     # linear layers become BitLinear
     ternary = BitNetTraining(model, BitNet(ramp=500))
@@ -7,9 +8,9 @@
         ternary.step()                            # after the optimizer
     save(model, directory)                        # edgekit.methods.bitnet_checkpoint
 
-or give ``BitNetCallback`` to a transformers Trainer. Weights stay float32 masters; each pass multiplies by what they are
-rounded to, and gradients go straight through the rounding. In eval mode a layer computes, bit for bit, what transformers'
-AutoBitLinear does online.
+or give ``BitNetCallback`` to a transformers Trainer. Weights stay float32 masters; each pass multiplies by what they
+are rounded to, and gradients go straight through the rounding. In eval mode a layer computes, bit for bit, what
+transformers' AutoBitLinear does online.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from edgekit.methods.selection import without
 from edgekit.methods.training import Training
 
 FORMS = ("online", "autobitlinear", "bitlinear")
-"""Of saved weights: float masters, or codes in either of transformers' conventions (edgekit.methods.bitnet_checkpoint)."""
+"""Of saved weights: float masters, or codes in either of transformers' conventions
+(edgekit.methods.bitnet_checkpoint)."""
 SUB_NORMS = ("none", "block", "layer")
 SUB_NORMED = ("llama", "mistral", "bitnet")
 """Model types whose blocks are BitNet's but for the sub-norms."""
@@ -39,10 +41,11 @@ SUB_NORMED = ("llama", "mistral", "bitnet")
 class BitNet:
     """How a model becomes ternary.
 
-    ramp: over so many steps the share of the rounding rises from 0 to 1, a warm start of a trained model; 0 rounds at once.
+    ramp: over so many steps the share of the rounding rises from 0 to 1, a warm start of a trained model; 0 rounds at
+    once.
     sub_norms: "block" puts an RMSNorm before each block's last layer (o_proj, down_proj) as BitNet b1.58 2B4T has, the
-    model becomes a BitNetForCausalLM; "layer" one before every ternary layer, as the b1.58 paper's BitLinear has; "none"
-    leaves the model's own norms. A new norm changes a trained model, so a warm start is warmer without.
+    model becomes a BitNetForCausalLM; "layer" one before every ternary layer, as the b1.58 paper's BitLinear has;
+    "none" leaves the model's own norms. A new norm changes a trained model, so a warm start is warmer without.
     exclude: globs over layer names that stay as they are; the output head and embeddings always do.
     form: how `edgekit compress` saves it, "online" (to train on), "bitlinear" or "autobitlinear" (2 bits a weight).
     """
@@ -127,10 +130,11 @@ def bit_linear(linear: nn.Linear, norm: bool = False, eps: float = 1e-5) -> BitL
 
 
 def convert(model: nn.Module, ternary: BitNet) -> nn.Module:
-    """Makes the linear layers of a transformer ternary, in place but for ``sub_norms`` "block", which needs another class.
+    """Makes the linear layers of a transformer ternary, in place but for ``sub_norms`` "block", which needs another
+    class.
 
-    Raises UnsupportedError naming the layer that BitNet has no form for or whose weights are no float32 (masters in half
-    precision do not move by small steps), UsageError for a pattern that fits no layer.
+    Raises UnsupportedError naming the layer that BitNet has no form for or whose weights are no float32 (masters in
+    half precision do not move by small steps), UsageError for a pattern that fits no layer.
     """
     if ternary.sub_norms == "block":
         model = with_sub_norms(model)
@@ -140,15 +144,15 @@ def convert(model: nn.Module, ternary: BitNet) -> nn.Module:
         assert isinstance(layer, nn.Linear)
         if layer.weight.dtype != torch.float32:
             raise UnsupportedError(
-                f"{name}: weights are {str(layer.weight.dtype).removeprefix('torch.')}; ternary training moves float32 masters: call "
-                "model.float() first (autocast may still compute in half precision)"
+                f"{name}: weights are {str(layer.weight.dtype).removeprefix('torch.')}; ternary training moves "
+                "float32 masters: call model.float() first (autocast may still compute in half precision)"
             )
         model.set_submodule(name, bit_linear(layer, ternary.sub_norms == "layer", eps))
     return model
 
 
 def convertible(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
-    """Names of the linear layers that become ternary: all but the output head and ``exclude``. Raises as :func:`convert`."""
+    """Names of the linear layers that become ternary: all but the head and ``exclude``. Raises as :func:`convert`."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     linear = []
     for name, module in model.named_modules():
@@ -161,8 +165,8 @@ def convertible(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[str]:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2 and not isinstance(module, nn.Embedding):
                 raise UnsupportedError(
-                    f"{f'{name}.{key}'.strip('.')}: a {kind} {list(parameter.shape)} is no nn.Linear, which BitNet needs; give a "
-                    "Llama-type model, or keep the layers out of training with another method"
+                    f"{f'{name}.{key}'.strip('.')}: a {kind} {list(parameter.shape)} is no nn.Linear, which BitNet "
+                    "needs; give a Llama-type model, or keep the layers out of training with another method"
                 )
     chosen = without(linear, exclude, "linear layer")
     if not chosen:
@@ -182,7 +186,8 @@ def with_sub_norms(model: Any) -> nn.Module:
     if kind not in SUB_NORMED or getattr(config, "sliding_window", None):
         what = "sliding-window attention" if kind in SUB_NORMED else "blocks of its own"
         raise UnsupportedError(
-            f"{type(model).__name__} has {what}; sub_norms: block is for {', '.join(SUB_NORMED)}; use sub_norms: layer or none"
+            f"{type(model).__name__} has {what}; sub_norms: block is for {', '.join(SUB_NORMED)}; use sub_norms: "
+            "layer or none"
         )
     assert config is not None
     values = {key: getattr(config, key) for key in BitNetConfig().to_dict() if hasattr(config, key)}
@@ -248,32 +253,34 @@ class BitNetTraining:
 
 class BitNetCallback(TrainerCallback):
     """The ramp in a transformers Trainer, and with ``training`` its learning rate and weight decay in the place of the
-    Trainer's own (``schedule: two-stage`` is BitNet's), whose log goes on showing its own. Goes on where the Trainer resumes.
+    Trainer's own (``schedule: two-stage`` is BitNet's), whose log goes on showing its own. Goes on where the Trainer
+    resumes.
 
-    The model was converted before, and is saved with edgekit.methods.bitnet_checkpoint: what ``save_model`` writes has no word of
-    ternary layers in its config."""
+    The model was converted before, and is saved with edgekit.methods.bitnet_checkpoint: what ``save_model`` writes has
+    no word of ternary layers in its config."""
 
     def __init__(self, ternary: BitNet, training: Training | None = None) -> None:
         self.ternary, self.training = ternary, training
         self.ramp: BitNetTraining | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
-        """Takes the model's layers. Raises UsageError for a Trainer that takes other steps than the settings are for."""
+        """Takes the model's layers. Raises UsageError for a Trainer that takes another number of steps."""
         assert model is not None, "the Trainer hands the model over"
         if self.training is not None and self.training.steps != state.max_steps:
             raise UsageError(
-                f"training.steps: {self.training.steps}, and the Trainer takes {state.max_steps}; give both the same number (max_steps)"
+                f"training.steps: {self.training.steps}, and the Trainer takes {state.max_steps}; give both the same "
+                "number (max_steps)"
             )
         if self.ternary.ramp > state.max_steps:
             raise UsageError(
-                f"ramp: {self.ternary.ramp} is more than the Trainer's {state.max_steps} steps; a model that ends inside the ramp was "
-                "never ternary"
+                f"ramp: {self.ternary.ramp} is more than the Trainer's {state.max_steps} steps; a model that ends "
+                "inside the ramp was never ternary"
             )
         self.ramp = BitNetTraining(model, self.ternary)
         self.ramp.load_state_dict({"done": state.global_step})
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        """Before each step of the optimizer; groups of norms and biases alone are without weight decay, as in the Trainer."""
+        """Before each step of the optimizer; norms and biases have no weight decay, as in the Trainer."""
         if self.training is None:
             return
         for group in optimizer.param_groups:

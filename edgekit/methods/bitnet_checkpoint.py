@@ -32,8 +32,8 @@ from edgekit.methods.bitnet import FORMS, BitLinear, bit_linears, codes
 def save(model: Any, directory: Path, form: str = "online") -> None:
     """Writes config.json, generation_config.json and model.safetensors into an existing ``directory``.
 
-    Raises UsageError for an unknown form or a model that was not converted, UnsupportedError naming a layer that the form
-    cannot hold.
+    Raises UsageError for an unknown form or a model that was not converted, UnsupportedError naming a layer that the
+    form cannot hold.
     """
     if form not in FORMS:
         raise UsageError(f"form: '{form}' is not one of {', '.join(FORMS)}")
@@ -86,8 +86,8 @@ def check_rows(layers: Mapping[str, nn.Module], form: str) -> None:
     for name, layer in layers.items():
         if form != "online" and isinstance(layer, nn.Linear) and layer.out_features % 4:
             raise UnsupportedError(
-                f"{name}: {layer.out_features} rows do not fill bytes of four, which transformers needs; save it as online or exclude "
-                "the layer"
+                f"{name}: {layer.out_features} rows do not fill bytes of four, which transformers needs; save it as "
+                "online or exclude the layer"
             )
 
 

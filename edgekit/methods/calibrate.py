@@ -3,9 +3,9 @@
     layer_by_layer(model, batches, change)
 
 runs the model's repeated blocks one after the other. For each group of linear layers that read one input it sums the
-Hessian H = sum x x^T of their layer-wise squared error, has ``change`` compress them, and feeds the outputs of what they have
-become to what comes next. The structure is found with hooks: any model whose blocks pass one tensor on, such as Llama's or
-BERT's; a model without such blocks is one block.
+Hessian H = sum x x^T of their layer-wise squared error, has ``change`` compress them, and feeds the outputs of what
+they have become to what comes next. The structure is found with hooks: any model whose blocks pass one tensor on, such
+as Llama's or BERT's; a model without such blocks is one block.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def layer_by_layer(
 ) -> None:  # fmt: skip
     """Calls ``change`` for every group of linear layers in the model's blocks, in the order they are computed.
 
-    ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers. ``sequential``
-    takes the Hessians of a block's later groups after its earlier ones were changed; otherwise one pass counts them all.
-    ``restore`` is asked first for each block and may make it what an earlier run made of it; ``done`` is told of every other block
-    when it is through. ``exclude`` are globs over names. Embeddings, heads and whatever else stands outside the blocks are left alone.
+    ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers.
+    ``sequential`` takes the Hessians of a block's later groups after its earlier ones were changed; otherwise one pass
+    counts them all. ``restore`` is asked first for each block and may make it what an earlier run made of it; ``done``
+    is told of every other block when it is through. ``exclude`` are globs over names. Embeddings, heads and whatever
+    else stands outside the blocks are left alone.
 
-    Raises UnsupportedError naming the layer for a model that cannot be calibrated so, UsageError for a pattern that fits
-    nothing, CheckFailed naming the layer when an activation is not finite.
+    Raises UnsupportedError naming the layer for a model that cannot be calibrated so, UsageError for a pattern that
+    fits nothing, CheckFailed naming the layer when an activation is not finite.
     """
     if not batches:
         raise UsageError("calibration: no examples; give at least one")
@@ -102,7 +103,7 @@ def groups_of(model: nn.Module, batch: Batch, exclude: Sequence[str] = ()) -> li
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The longest list of modules that all hold linear layers (not one inside another list's), or the model as a whole."""
+    """The longest list of modules that all hold linear layers (not inside another list), or the whole model."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     outer = [
         (name, module)
@@ -170,7 +171,7 @@ def _without_cache(model: nn.Module) -> Iterator[None]:
 
 
 def _first_run(model: nn.Module, blocks: Mapping[str, nn.Module], batches: Sequence[Batch]) -> list[list[_Inputs]]:
-    """The arguments of each block in each batch, after a check that a block's input is what the block before it gave."""
+    """The arguments of each block in each batch; checks that a block's input is the output of the one before."""
     if list(blocks) == [""]:
         return [[_Inputs(None, (), dict(batch)) for batch in batches]]
     calls_of: list[list[_Inputs]] = [[] for _ in blocks]

@@ -1,9 +1,11 @@
-"""Distillation: a student learns from a teacher's probabilities as well as from the data (Hinton et al., arXiv 1503.02531).
+"""Distillation: a student learns from a teacher's probabilities as well as from the data (Hinton et al., arXiv
+1503.02531).
 
     loss = (1 - w) CE(data) + w T^2 KL(teacher_T || student_T)
 
-The teacher answers each example once; its ``top`` most probable classes lie on disk (``cached``), what is left over counts as
-one more class, in teacher and student alike. With ``top`` as large as the vocabulary that is the whole distribution.
+The teacher answers each example once; its ``top`` most probable classes lie on disk (``cached``), what is left over
+counts as one more class, in teacher and student alike. With ``top`` as large as the vocabulary that is the whole
+distribution.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ STUDENTS = ("none", "bitnet", "backslash", "prune", "2:4")
 class Distillation:
     """Who teaches and how.
 
-    teacher: a model as `edgekit compress` takes it, with the student's vocabulary; left out, it is the model itself as it
-    was before. student: what constrains the student meanwhile, by the section of that method. weight: of the teacher, w.
+    teacher: a model as `edgekit compress` takes it, with the student's vocabulary; left out, it is the model itself as
+    it was before. student: what constrains the student meanwhile, by the section of that method. weight: of the
+    teacher, w.
     temperature: T, of both. top: classes kept of each answer. cache: where the teacher's answers are kept, for further
     runs; left out, they go when the model is there.
     """
@@ -62,8 +65,8 @@ def check_targets(weight: float, temperature: float, top: int) -> None:
     """Raises UsageError for what no soft targets can be made with."""
     if not 0 <= weight <= 1 or not 0 < temperature <= 100 or top < 1:
         raise UsageError(
-            f"weight {weight}, temperature {temperature}, top {top}: the weight is a share, the temperature above 0 and at most "
-            "100, top at least 1"
+            f"weight {weight}, temperature {temperature}, top {top}: the weight is a share, the temperature above 0 "
+            "and at most 100, top at least 1"
         )
 
 
@@ -79,16 +82,16 @@ def predictions(objective: Objective, model: nn.Module, batch: Batch) -> tuple[T
     if objective.name == "classes":
         return outputs(model, Objective.inputs(plain)).float(), plain[LABELS]
     raise UnsupportedError(
-        f"{type(model).__name__}: gives {objective.name}, no classes; soft targets are for language models and classifiers (an "
-        "encoder learns from its own embeddings with every method)"
+        f"{type(model).__name__}: gives {objective.name}, no classes; soft targets are for language models and "
+        "classifiers (an encoder learns from its own embeddings with every method)"
     )
 
 
 def soft_cross_entropy(logits: Tensor, indices: Tensor, logs: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross entropy of a teacher's distribution and the student's at ``temperature``, [N].
 
-    ``logits`` [N, V] are the student's; the teacher's are ``logs`` [N, k], log probabilities of the classes ``indices`` [N, k];
-    all others count as one.
+    ``logits`` [N, V] are the student's; the teacher's are ``logs`` [N, k], log probabilities of the classes ``indices``
+    [N, k]; all others count as one.
     """
     log_p, q = functional.log_softmax(logits / temperature, dim=-1), logs.exp()
     nats = -(q * log_p.gather(-1, indices)).sum(-1)
@@ -99,8 +102,8 @@ def soft_cross_entropy(logits: Tensor, indices: Tensor, logs: Tensor, temperatur
 
 
 def entropy(logs: Tensor, complete: bool = False) -> Tensor:
-    """Entropy [N] of a teacher whose ``logs`` [N, k] are given; mass outside its top k counts as one class, unless ``logs`` is
-    ``complete``."""
+    """Entropy [N] of a teacher whose ``logs`` [N, k] are given; mass outside its top k counts as one class, unless
+    ``logs`` is ``complete``."""
     q = logs.exp()
     nats = -(q * logs).sum(-1)
     rest = (1 - q.sum(-1)).clamp(min=0)
@@ -142,9 +145,9 @@ def cached(
 ) -> dict[str, Tensor]:  # fmt: skip
     """A teacher's answers to all examples, mapped from ``directory``; computed there first unless they are there.
 
-    Returns ``teacher_indices`` int32 and ``teacher_logs`` float16, [n, T - 1, k] for texts and [n, 1, k] for classes. ``name`` tells
-    one teacher from another. Written beside and renamed, so an interrupted call leaves nothing half done. Raises UsageError
-    for a directory that holds something else, CheckFailed when it cannot be written.
+    Returns ``teacher_indices`` int32 and ``teacher_logs`` float16, [n, T - 1, k] for texts and [n, 1, k] for classes.
+    ``name`` tells one teacher from another. Written beside and renamed, so an interrupted call leaves nothing half
+    done. Raises UsageError for a directory that holds something else, CheckFailed when it cannot be written.
     """
     belongs = {
         "version": VERSION, "teacher": name, "weights": weights_digest(teacher), "examples": digest(examples),
@@ -212,7 +215,8 @@ def _compute(
         except Exception as error:  # a model fails on wrong input in any way
             what = f"examples {done} to {done + batch_size - 1}: {' '.join(str(error).split())[:200]}"
             raise UsageError(
-                f"teacher {name or type(teacher).__name__}: does not run on {what}; give one with the same inputs and tokens"
+                f"teacher {name or type(teacher).__name__}: does not run on {what}; give one with the same inputs and "
+                "tokens"
             ) from error
         rows = len(next(iter(batch.values())))
         classes = min(top, logits.shape[-1])

@@ -1,12 +1,12 @@
 """Low-rank compensation of compressed linear layers: y = W_c x + B (A x).
 
 EoRA, Liu et al., "EoRA: Fine-tuning-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation" (arXiv
-2410.21271): among all B A of a rank, the one that leaves the least error ||(W - W_c - B A) X||, found by a singular value
-decomposition of W - W_c in the eigenspace of S = X X^T. The scale of S does not matter. The plain decomposition of W - W_c
-(ZeroQuant-V2, arXiv 2303.08302) is the baseline.
+2410.21271): among all B A of a rank, the one that leaves the least error ||(W - W_c - B A) X||, found by a singular
+value decomposition of W - W_c in the eigenspace of S = X X^T. The scale of S does not matter. The plain decomposition
+of W - W_c (ZeroQuant-V2, arXiv 2303.08302) is the baseline.
 
-Layers that read one input (query, key and value; gate and up) are compensated as one matrix, their rows one below the other:
-they share A, which is the best choice for all of them together and is computed once.
+Layers that read one input (query, key and value; gate and up) are compensated as one matrix, their rows one below the
+other: they share A, which is the best choice for all of them together and is computed once.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ OF = ("int4", "gptq", "ternarize", "2:4", "none")
 
 @dataclass(frozen=True)
 class Compensation:
-    """What is compressed how (``of``), and what compensates it: ``rank`` of each group's A, or ``bytes`` of all A and B.
+    """What is compressed how (``of``), and what compensates it: ``rank`` of each group's A, or ``bytes`` of all A and
+    B.
 
-    ``format`` is what A and B are rounded to, and stored as. of: "int4" is plain rounding with the group size of the section
-    gptq, "none" leaves them as they are, compressed before: ``original`` is then the
+    ``format`` is what A and B are rounded to, and stored as. of: "int4" is plain rounding with the group size of the
+    section gptq, "none" leaves them as they are, compressed before: ``original`` is then the
     model that they were made from.
     """
 
@@ -73,7 +74,8 @@ class LowRank:
 
 
 def eora(difference: Tensor, hessian: Tensor, rank: int) -> LowRank:
-    """The B A of ``rank`` with the least trace((D - B A) S (D - B A)^T) for D = ``difference`` [N, K], S = ``hessian`` [K, K].
+    """The B A of ``rank`` with the least trace((D - B A) S (D - B A)^T) for D = ``difference`` [N, K], S = ``hessian``
+    [K, K].
 
     Directions in which no input has energy beyond rounding are left out, as by a pseudo-inverse.
     """
@@ -102,8 +104,8 @@ def compensated(
 ) -> LowRank:
     """The B A of ``settings`` on the grids of its format; B is fitted again to the A that was rounded.
 
-    ``beside`` is the branch of a layer that has one (``difference`` [N, K] is what it leaves): its A becomes the first rows of
-    the new one, and its B is fitted again with the rest.
+    ``beside`` is the branch of a layer that has one (``difference`` [N, K] is what it leaves): its A becomes the first
+    rows of the new one, and its B is fitted again with the rest.
     """
     if settings.method == "eora":
         fitted, weights = eora(difference, hessian, rank), hessian.double()
@@ -118,8 +120,8 @@ def compensated(
 
 
 def _levelled(down: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-    """``down`` times the power of two that gives its rows about the energy of ``other``'s, so that what belongs to both in B is
-    of one size and can share a step."""
+    """``down`` times the power of two that gives its rows about the energy of ``other``'s, so that what belongs to both
+    in B is of one size and can share a step."""
 
     def energy(rows: Tensor) -> float:
         return float(((rows.double() @ weights) * rows.double()).sum(1).mean())
@@ -129,8 +131,8 @@ def _levelled(down: Tensor, other: Tensor, weights: Tensor) -> Tensor:
 
 
 def stored(matrix: Tensor, name: str) -> Tensor:
-    """``matrix`` [n, k] rounded so that it is kept exactly at export: to float16, to int8 with a step for each row, or to int4
-    with one for each block."""
+    """``matrix`` [n, k] rounded so that it is kept exactly at export: to float16, to int8 with a step for each row, or
+    to int4 with one for each block."""
     if name == "fp16":
         return matrix.half().float()
     if name == "int4":

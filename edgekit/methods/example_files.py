@@ -50,9 +50,11 @@ def tokens(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], length
 
 
 def sentences(paths: Sequence[Path], tokenizer: Tokenizer, length: int, names: Sequence[str]) -> Examples:
-    """Each sentence of the texts as an example for an encoder: input_ids, attention_mask and what else of ``names`` it takes.
+    """Each sentence of the texts as an example for an encoder: input_ids, attention_mask and what else of ``names`` it
+    takes.
 
-    Sentences end at . ! ? or an empty line; those of less than three words are left out, beyond ``length`` tokens cut off.
+    Sentences end at . ! ? or an empty line; those of less than three words are left out, beyond ``length`` tokens cut
+    off.
     """
     texts = [
         " ".join(sentence.split())
@@ -98,8 +100,8 @@ def arrays(path: Path, inputs: Sequence[str]) -> Examples:
 def named(data: Any, inputs: Sequence[str], where: str) -> Examples:
     """What a file or function gave, as examples for a model whose inputs are called ``inputs``.
 
-    ``data`` is a mapping of arrays, or (inputs, labels). A single input may have any name. Raises SourceError saying what
-    is missing.
+    ``data`` is a mapping of arrays, or (inputs, labels). A single input may have any name. Raises SourceError saying
+    what is missing.
     """
     if isinstance(data, tuple) and len(data) == 2:
         features, labels = data
@@ -114,7 +116,8 @@ def named(data: Any, inputs: Sequence[str], where: str) -> Examples:
     unknown = [name for name in tensors if name not in (*inputs, LABELS)]
     if not wanted or unknown:
         raise SourceError(
-            f"{where}: holds {', '.join(tensors) or 'nothing'}; the model's inputs are {', '.join(inputs)}, and classes are called labels"
+            f"{where}: holds {', '.join(tensors) or 'nothing'}; the model's inputs are {', '.join(inputs)}, and "
+            "classes are called labels"
         )
     lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(lengths.values())) > 1 or not next(iter(lengths.values())):

@@ -78,7 +78,7 @@ class Objective:
 
 
 def most_rows(model: nn.Module, examples: Examples) -> int:
-    """Examples at a time where nothing is trained: 64, or fewer where a language model's logits would take much memory."""
+    """Examples at a time without training: 64, or fewer where a language model's logits would take much memory."""
     ids = examples.arrays.get("input_ids")
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     if ids is None or ids.ndim < 2 or not isinstance(vocabulary, int):
@@ -110,7 +110,8 @@ def _classes(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     logits = outputs(model, Objective.inputs(batch)).float()
     if logits.ndim != 2 or len(logits) != len(labels):
         raise UnsupportedError(
-            f"{type(model).__name__}: gives logits {list(logits.shape)} for {len(labels)} labels; a classifier gives [n, classes]"
+            f"{type(model).__name__}: gives logits {list(logits.shape)} for {len(labels)} labels; a classifier gives "
+            "[n, classes]"
         )
     if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
         wrong = int(labels.max()) if int(labels.min()) >= 0 else int(labels.min())

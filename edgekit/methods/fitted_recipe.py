@@ -1,6 +1,7 @@
 """How a bundle stores what compression without training made: a format for each layer, its bytes, and the recipe.
 
-Every weight is on the grid of a format already; here the one is chosen that finds it again bit for bit in the fewest bytes.
+Every weight is on the grid of a format already; here the one is chosen that finds it again bit for bit in the fewest
+bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
 
 
 def exact_format(weight: Tensor) -> Option:
-    """The smallest of t2, int4 and int8 that keeps a weight [N, K] bit for bit; int8 in the usual blocks where none does."""
+    """The smallest of t2, int4 and int8 that keeps a weight [N, K] bit for bit; int8 where none does."""
     array = weight.detach().numpy()
     if detect_ternary(array) is not None:
         return "t2", 0
@@ -75,7 +76,8 @@ def _inside(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def option_of(model: nn.Module, of: str, group_size: int) -> Option | None:
-    """Format and block size of all linear layers of the blocks after a method (int4 and gptq in groups of ``group_size``).
+    """Format and block size of all linear layers of the blocks after a method (int4 and gptq in groups of
+    ``group_size``).
 
     None for "none", where each layer keeps its own.
     """
@@ -90,7 +92,8 @@ def option_of(model: nn.Module, of: str, group_size: int) -> Option | None:
 def recipe_for(
     model: nn.Module, option: Option | None, name: str, exclude: Sequence[str] = (), branch_format: str = "int8"
 ) -> Recipe:
-    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, low-rank branches in ``branch_format``.
+    """The recipe that stores a compressed model as it is: the blocks' layers by ``option``, low-rank branches in
+    ``branch_format``.
 
     What stands outside the blocks, and what was left out of them by ``exclude``, is stored at 8 bits.
     """

@@ -1,12 +1,12 @@
 """GPTQ: weights are rounded column by column, and what a column loses the columns after it make up for.
 
-Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (arXiv 2210.17323). With
-H = sum x x^T, H^-1 = U^T U and U upper triangular, rounding column i to q adds -(w_i - q) / U_ii * U_i,j to each column j
-after it, which minimizes trace(dW H dW^T) over those columns.
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (arXiv 2210.17323).
+With H = sum x x^T, H^-1 = U^T U and U upper triangular, rounding column i to q adds -(w_i - q) / U_ii * U_i,j to each
+column j after it, which minimizes trace(dW H dW^T) over those columns.
 
-The grid is the one that the int4 format stores: symmetric, a step for each ``group_size`` columns of a row, the weight of
-largest magnitude at the lowest code. Steps have 16 significant bits, so that every weight is code * step in float32 and is
-found again bit for bit when the model is exported (edgekit.lowbit.grid).
+The grid is the one that the int4 format stores: symmetric, a step for each ``group_size`` columns of a row, the weight
+of largest magnitude at the lowest code. Steps have 16 significant bits, so that every weight is code * step in float32
+and is found again bit for bit when the model is exported (edgekit.lowbit.grid).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ BITS = (3, 4)
 
 @dataclass(frozen=True)
 class Gptq:
-    """``group_size`` columns share a step, 0 = the whole row (per channel). 3 bits are stored as int4 too, and code smaller.
+    """``group_size`` columns share a step, 0 = the whole row (per channel). 3 bits are stored as int4 too, and code
+    smaller.
 
     ``act_order`` rounds the columns with the largest inputs first; steps are then those of the weights before.
     ``damping`` is added to H's diagonal, as a share of its mean.
@@ -41,7 +42,8 @@ class Gptq:
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.group_size not in GROUP_SIZES:
             raise UsageError(
-                f"gptq: bits {self.bits}, group_size {self.group_size}; bits are 3 or 4, group sizes {', '.join(map(str, GROUP_SIZES))}"
+                f"gptq: bits {self.bits}, group_size {self.group_size}; bits are 3 or 4, group sizes "
+                f"{', '.join(map(str, GROUP_SIZES))}"
             )
         if not 0 < self.damping <= 1:
             raise UsageError(f"gptq: damping {self.damping} is not above 0 and at most 1")
@@ -94,7 +96,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def step_of(values: Tensor, bits: int) -> Tensor:
-    """The step of each row of ``values`` [N, K]: its largest magnitude is at the lowest code. float64 [N], never zero."""
+    """The step of each row of ``values`` [N, K], float64 [N], not zero: the largest magnitude is at the lowest code."""
     high, low = values.max(1).values, values.min(1).values
     step = shortened(torch.where(high > -low, high, low) / -(1 << (bits - 1)))
     return torch.where(step.abs() < 1e-35, 1.0, step)  # what float32 could not divide by

@@ -1,8 +1,8 @@
 """Compression without training: each linear layer rounded on real text, and what that costs compensated beside it.
 
-One pass over the model (:func:`edgekit.methods.calibrate.layer_by_layer`): a group of layers that read one input is rounded by
-plain rounding, GPTQ, ternary planes or 2:4 pruning, then, if asked, gets a low-rank branch (:mod:`edgekit.methods.eora`);
-the outputs of what came of it feed the layers after it.
+One pass over the model (:func:`edgekit.methods.calibrate.layer_by_layer`): a group of layers that read one input is
+rounded by plain rounding, GPTQ, ternary planes or 2:4 pruning, then, if asked, gets a low-rank branch
+(:mod:`edgekit.methods.eora`); the outputs of what came of it feed the layers after it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Rounding = Callable[[Tensor, Tensor], Planes]
 
 @dataclass(frozen=True)
 class Calibration:
-    """``examples`` of the training data are run through the model, ``batch`` at a time; ``exclude`` are globs over layers."""
+    """``examples`` of the training data run through the model, ``batch`` at a time; ``exclude``: globs over layers."""
 
     examples: int = 64
     batch: int = 8
@@ -53,7 +53,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Method:
-    """How weights become smaller (one of ``of``: int4, gptq, ternarize, 2:4, none) and what compensates it, if anything."""
+    """How weights become smaller (``of``: int4, gptq, ternarize, 2:4, none) and what compensates it, if anything."""
 
     of: str
     gptq: Gptq = field(default_factory=Gptq)
@@ -90,11 +90,12 @@ def compress_layers(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
 
-    Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights alone,
-    ``compensated`` with the low-rank branch, ``svd`` with a plain decomposition of the same rank and format instead (both null without).
-    ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K] by layer before an earlier
-    compression, which is then what is compensated. ``finished`` keeps every block that is through, and knows those of an
-    interrupted run. Raises what :func:`layer_by_layer` does, UsageError for a budget that is too small.
+    Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights
+    alone, ``compensated`` with the low-rank branch, ``svd`` with a plain decomposition of the same rank and format
+    instead (both null without). ``bytes`` is what a bundle stores for the group. ``originals`` are the weights [N, K]
+    by layer before an earlier compression, which is then what is compensated. ``finished`` keeps every block that is
+    through, and knows those of an interrupted run. Raises what :func:`layer_by_layer` does, UsageError for a budget
+    that is too small.
     """
     settings, rank, option = method.compensation, 0, method.option(model)
     rows: list[dict[str, Any]] = []
@@ -141,8 +142,8 @@ def _compress(
         results = {name: rounding(weight, group.hessian) for name, weight in weights.items()}
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckFailed(
-            f"{group.name}: the Hessian of its inputs cannot be inverted with damping {method.damping:g}; raise damping, or "
-            "calibrate with more examples"
+            f"{group.name}: the Hessian of its inputs cannot be inverted with damping {method.damping:g}; raise "
+            "damping, or calibrate with more examples"
         ) from error
     bare = torch.cat([originals[name] - sum(result.planes) for name, result in results.items()])
     offsets = _offsets(results, len(group.hessian))
@@ -179,7 +180,7 @@ def _whole(name: str, layer: nn.Linear) -> Tensor:
 
 
 def _offsets(results: Mapping[str, Planes], columns: int) -> LowRank | None:
-    """The low-rank branch that adds each row's mu times the sums of the inputs, as it is stored; nothing without offsets."""
+    """The branch that adds each row's mu times the sums of the inputs, as stored; None without offsets."""
     offsets = [result.offset for result in results.values() if result.offset is not None]
     return LowRank(stored(torch.cat(offsets), "int8"), block_sums(columns)) if offsets else None
 

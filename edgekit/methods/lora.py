@@ -1,8 +1,8 @@
 """LoRA adapters as PEFT saves them, merged into the weights or kept beside them.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685): W + (alpha / r) B A, or alpha / sqrt(r)
-where the adapter was trained with use_rslora. Merging must come before rounding, and each merged weight is rounded anew;
-beside a compressed weight the adapter keeps its own precision.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685): W + (alpha / r) B A, or alpha /
+sqrt(r) where the adapter was trained with use_rslora. Merging must come before rounding, and each merged weight is
+rounded anew; beside a compressed weight the adapter keeps its own precision.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KEY = re.compile(r"(?P<layer>.+)\.(?P<part>lora_[AB])(\.default)?\.weight")
 
 @dataclass(frozen=True)
 class Lora:
-    """``adapter`` is a PEFT directory; ``merge`` adds it to the weights, otherwise it is a low-rank branch in ``format``."""
+    """``adapter``: a PEFT directory; ``merge`` adds it to the weights, else it is a low-rank branch in ``format``."""
 
     adapter: str
     merge: bool = False
@@ -98,7 +98,8 @@ def _config(path: Path) -> dict[str, Any]:
     unsupported += ["bias"] if config.get("bias", "none") != "none" else []
     if unsupported:
         raise UnsupportedError(
-            f"{path}: {unsupported[0]} is set ({config[unsupported[0]]!r}), which is no plain LoRA; merge the adapter with PEFT and give the merged model"
+            f"{path}: {unsupported[0]} is set ({config[unsupported[0]]!r}), which is no plain LoRA; merge the adapter "
+            "with PEFT and give the merged model"
         )
     return config
 
@@ -133,8 +134,8 @@ def _pattern(patterns: Any, layer: str, default: Any, path: Path) -> Any:
 
 @torch.no_grad()
 def merge(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
-    """Adds adapters to the weights. Raises SourceError for a layer that the model does not have, UnsupportedError for one that
-    shares its weight."""
+    """Adds adapters to the weights. Raises SourceError for a layer that the model does not have, UnsupportedError for
+    one that shares its weight."""
     for name, adapter in adapters.items():
         layer = _layer(model, name, adapter)
         others = [n for n, m in model.named_modules() if m is not layer and m._parameters.get("weight") is layer.weight]

@@ -17,8 +17,8 @@ Masks = dict[str, Tensor]
 def matrices(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The trainable matrices and convolutions of a model by name, each once however often it is shared.
 
-    Norms, biases and other vectors are left alone: they are few and not sparse. ``exclude`` are globs over names, such as
-    "*embed*". Raises UnsupportedError when none is left, UsageError for a pattern that fits no name.
+    Norms, biases and other vectors are left alone: they are few and not sparse. ``exclude`` are globs over names, such
+    as "*embed*". Raises UnsupportedError when none is left, UsageError for a pattern that fits no name.
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and p.requires_grad}
     chosen = {name: weights[name] for name in without(weights, exclude, "weight")}

@@ -5,8 +5,8 @@
         loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
         pruner.step()        # after the optimizer
 
-Gradual pruning follows the cubic schedule of Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878); 2:4 keeps the
-two largest of four neighbours along a row, the pattern of NVIDIA's sparse tensor cores (arXiv 2104.08378).
+Gradual pruning follows the cubic schedule of Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878); 2:4 keeps
+the two largest of four neighbours along a row, the pattern of NVIDIA's sparse tensor cores (arXiv 2104.08378).
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ PATTERNS = ("", "2:4")
 
 @dataclass(frozen=True)
 class Pruning:
-    """What becomes zero, and when. ``steps`` 1 is one-shot; more raise the sparsity from 0, renewing masks every ``every``.
+    """What becomes zero, and when. ``steps`` 1 is one-shot; more raise the sparsity from 0, renewing masks every
+    ``every``.
 
     scope: "global" compares the weights of all layers, "layer" takes the same share from each. pattern: "2:4" instead,
-    one-shot, in groups along the input dimension (a convolution's: channel, then kernel); columns that fill no group stay.
+    one-shot, in groups along the input dimension (a convolution's: channel, then kernel); columns that fill no group
+    stay.
     """
 
     sparsity: float = 0.8

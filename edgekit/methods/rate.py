@@ -1,8 +1,8 @@
 """What weights cost to store: their distribution, and bits a weight after rounding to multiples of a step.
 
 Bits are given as the entropy of each layer's rounded weights without context, as exp-Golomb codes of their ranks (the
-code of BackSlash, arXiv 2504.16968, algorithm 2: the commonest value gets the shortest word), and, where a coder is given,
-as it codes them. The table of values is not counted, here as in the paper.
+code of BackSlash, arXiv 2504.16968, algorithm 2: the commonest value gets the shortest word), and, where a coder is
+given, as it codes them. The table of values is not counted, here as in the paper.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rate-aware quantization: one step for each layer, chosen so that all together cost what a budget allows.
 
 For layer l with weights W [N, K], inputs x and Hessian H = E[x x^T], a step and a dead zone give rounded weights
-whose rate R is their entropy and whose distortion D is trace(dW H dW^T) / trace(W H W^T), the noise-to-signal ratio of the
-layer's output, times how much of such noise arrives at the model's output, which is measured one layer at a time.
+whose rate R is their entropy and whose distortion D is trace(dW H dW^T) / trace(W H W^T), the noise-to-signal ratio of
+the layer's output, times how much of such noise arrives at the model's output, which is measured one layer at a time.
 Minimizing the sum of D + lambda R layer by layer is optimal for the whole at the rate that lambda leads to (Shoham and
 Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988); lambda is found by bisection.
 
@@ -44,11 +44,11 @@ MOMENTS = ("full", "diagonal", "none")
 
 @dataclass(frozen=True)
 class Budget:
-    """One of ``bits`` a weight, ``bytes`` of all weights together (both entropy coded), or ``loss``: how much larger, as a
-    share, the loss on held-out examples may become.
+    """One of ``bits`` a weight, ``bytes`` of all weights together (both entropy coded), or ``loss``: how much larger,
+    as a share, the loss on held-out examples may become.
 
-    moments: "full" H = E[x x^T] of each layer's input over ``examples`` of the training data (the diagonal where it has more than
-    4096 inputs), "diagonal", or "none" for plain squared error.
+    moments: "full" H = E[x x^T] of each layer's input over ``examples`` of the training data (the diagonal where it has
+    more than 4096 inputs), "diagonal", or "none" for plain squared error.
     """
 
     bits: float | None = None
@@ -72,7 +72,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer's step and what it leads to: ``bits`` for all of its weights and steps, noise-to-signal ratio, distortion."""
+    """A layer's step and what follows: ``bits`` of all its weights and steps, noise-to-signal ratio, distortion."""
 
     step: float
     dead_zone: float
@@ -85,7 +85,8 @@ class Choice:
 class Layer:
     """A weight as a matrix [N, K] that multiplies its input from the left, and the Hessian of that input.
 
-    ``hessian`` is [K, K], its diagonal [K], or None for white noise; ``uses`` [N] weighs rows (an embedding's), or is None.
+    ``hessian`` is [K, K], its diagonal [K], or None for white noise; ``uses`` [N] weighs rows (an embedding's), or is
+    None.
     """
 
     name: str
@@ -118,8 +119,8 @@ class RateQuantizer:
         self, model: nn.Module, inputs: Sequence[Mapping[str, Tensor]], budget: Budget,
         answer: Callable[[Mapping[str, Tensor]], Tensor] | None = None, progress: Progress = lambda what, share: None,
     ) -> None:  # fmt: skip
-        """``inputs`` are batches for ``model(**batch)``; ``answer`` gives what matters of the output for one, to measure how
-        much each layer matters. Raises UnsupportedError when there is nothing to quantize.
+        """``inputs`` are batches for ``model(**batch)``; ``answer`` gives what matters of the output for one, to
+        measure how much each layer matters. Raises UnsupportedError when there is nothing to quantize.
         """
         progress("Hessians", 0.0)
         self.layers = layers_of(model, inputs, budget)
@@ -142,11 +143,12 @@ class RateQuantizer:
         return sum(choice.bits for choice in chosen)
 
     def within_bits(self, limit: float) -> list[Choice]:
-        """The least distortion with ``limit`` bits at most. Raises UsageError when even the coarsest steps take more."""
+        """The least distortion with ``limit`` bits at most. Raises UsageError when the coarsest steps take more."""
         least = self.bits(self.choose(1e12))
         if least > limit:
             raise UsageError(
-                f"budget: {limit / self.count:.3f} bits a weight; the coarsest steps take {least / self.count:.3f}; allow more"
+                f"budget: {limit / self.count:.3f} bits a weight; the coarsest steps take {least / self.count:.3f}; "
+                "allow more"
             )
         return self._filled(self._largest(lambda chosen: self.bits(chosen) <= limit), limit)
 

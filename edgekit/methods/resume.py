@@ -1,8 +1,8 @@
 """What an interrupted compression leaves beside its output, and how the next run goes on from there.
 
-It is one path: a training's whole state in a file, or, of a method without training, a directory with a file for each block of
-the model that is through. Every file is replaced in one step, so that a machine that dies leaves the last whole one, and says
-what it belongs to (source, settings, data): a run that differs in any of them is refused.
+It is one path: a training's whole state in a file, or, of a method without training, a directory with a file for each
+block of the model that is through. Every file is replaced in one step, so that a machine that dies leaves the last
+whole one, and says what it belongs to (source, settings, data): a run that differs in any of them is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def checkpoint_path(output: Path) -> Path:
 
 
 def claim_checkpoint(output: Path, resume: bool, force: bool) -> Path:
-    """The path of a run's state, its directory made. Raises UsageError where state would be forgotten unasked, or is missing."""
+    """The path of a run's state, its directory made. Raises UsageError where state would be lost, or is missing."""
     path = checkpoint_path(output)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], belongs: Mapping[str,
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch's writer hides a full disk in a RuntimeError
         raise CheckFailed(
-            f"{path}: the checkpoint cannot be written ({' '.join(str(error).split())[:120]}); make room, the last one is whole"
+            f"{path}: the checkpoint cannot be written ({' '.join(str(error).split())[:120]}); make room, the last "
+            "one is whole"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -87,8 +88,8 @@ def read_checkpoint(path: Path, belongs: Mapping[str, Any]) -> dict[str, Any]:
     for key in dict.fromkeys((*now, *before)):
         if now.get(key) != before.get(key):
             raise UsageError(
-                f"{path}: {key} is {now.get(key)} now and was {before.get(key)}; resume with the settings that it began with, "
-                "or --force begins anew"
+                f"{path}: {key} is {now.get(key)} now and was {before.get(key)}; resume with the settings that it "
+                "began with, or --force begins anew"
             )
     return dict(state)
 
@@ -102,8 +103,9 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 class FinishedBlocks:
     """Blocks of a model as an earlier run left them.
 
-    ``directory`` may be missing; it is made with the first block. Without ``resume`` what is in it is forgotten. ``belongs`` says
-    what the blocks belong to: source, settings and examples. Raises UsageError when a training left its checkpoint there.
+    ``directory`` may be missing; it is made with the first block. Without ``resume`` what is in it is forgotten.
+    ``belongs`` says what the blocks belong to: source, settings and examples. Raises UsageError when a training left
+    its checkpoint there.
     """
 
     def __init__(self, directory: Path, belongs: Mapping[str, Any], resume: bool) -> None:

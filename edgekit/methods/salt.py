@@ -3,8 +3,8 @@
     steps 1 .. n_KD:   loss = (1 - w) CE(data) + w CE(Q, student),  Q = softmax(teacher's logits / temperature)
     afterwards:        loss = CE(data)
 
-SALT_DS chooses the sequences of the first stage: those whose median loss is highest under an early checkpoint of a small
-model, tokens outside its ten most probable counted as 0 (challenging, yet within reach).
+SALT_DS chooses the sequences of the first stage: those whose median loss is highest under an early checkpoint of a
+small model, tokens outside its ten most probable counted as 0 (challenging, yet within reach).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from edgekit.methods.masks import matrices, zero_share
 class Salt:
     """Who teaches, for how long, with which sequences.
 
-    teacher: a small model as `edgekit compress` takes it, with the student's vocabulary. steps: n_KD, the transition. weight:
-    w. temperature: of the teacher alone. top: classes kept of each answer. share: of the sequences used in the first stage,
-    chosen by ``scorer`` (an early checkpoint of a small model; left out, the teacher) with ``within`` as its most probable
-    tokens; 1 takes all. unlearnable: what becomes of tokens outside them: "zero" or "dropped". cache: as in Distillation.
+    teacher: a small model as `edgekit compress` takes it, with the student's vocabulary. steps: n_KD, the transition.
+    weight: w. temperature: of the teacher alone. top: classes kept of each answer. share: of the sequences used in the
+    first stage, chosen by ``scorer`` (an early checkpoint of a small model; left out, the teacher) with ``within`` as
+    its most probable tokens; 1 takes all. unlearnable: what becomes of tokens outside them: "zero" or "dropped". cache:
+    as in Distillation.
     """
 
     teacher: str
@@ -48,8 +49,8 @@ class Salt:
         check_targets(self.weight, self.temperature, self.top)
         if self.steps < 1 or self.within < 1 or not 0 < self.share <= 1:
             raise UsageError(
-                f"steps {self.steps}, within {self.within}, share {self.share}: steps and within are at least 1, share is above 0 and "
-                "at most 1"
+                f"steps {self.steps}, within {self.within}, share {self.share}: steps and within are at least 1, "
+                "share is above 0 and at most 1"
             )
         if self.unlearnable not in ("zero", "dropped"):
             raise UsageError(f"unlearnable: '{self.unlearnable}' is not one of zero, dropped")
@@ -89,7 +90,8 @@ class Transition:
 
 @dataclass(frozen=True)
 class Staged(Examples):
-    """Examples of both stages: in the first, rows ``chosen`` int64 [m] with a teacher's ``answers`` to them; then all, alone.
+    """Examples of both stages: in the first, rows ``chosen`` int64 [m] with a teacher's ``answers`` to them; then all,
+    alone.
 
     The first stage goes through ``chosen`` in its order, again and again.
     """
@@ -128,8 +130,9 @@ def salt_loss(logits: Tensor, wanted: Tensor, indices: Tensor, logs: Tensor, wei
 def challenge(
     model: nn.Module, objective: Objective, examples: Examples, within: int = 10, unlearnable: str = "zero", batch_size: int = 16
 ) -> Tensor:  # fmt: skip
-    """SALT_DS's score of each sequence, float32 [n]: the median over its tokens of m l, l the token's loss and m 1 where the
-    token is among the model's ``within`` most probable ones, else 0 (or the token is left out; with none left, 0).
+    """SALT_DS's score of each sequence, float32 [n]: the median over its tokens of m l, l the token's loss and m 1
+    where the token is among the model's ``within`` most probable ones, else 0 (or the token is left out; with none
+    left, 0).
     """
     training, medians = model.training, []
     model.eval()

@@ -26,7 +26,7 @@ Option = tuple[str, int]
 
 @dataclass(frozen=True)
 class Scan:
-    """``bits`` a weight or ``bytes`` for the linear layers of the blocks, scales included; ``examples`` the loss is taken on."""
+    """``bits`` a weight or ``bytes`` for the blocks' linear layers, with scales; ``examples`` that the loss is of."""
 
     bits: float = 0.0
     bytes: int = 0
@@ -36,8 +36,8 @@ class Scan:
         finite = math.isfinite(self.bits)
         if (self.bits > 0) == (self.bytes > 0) or min(self.bits, self.bytes) < 0 or self.examples < 1 or not finite:
             raise UsageError(
-                f"sensitivity: bits {self.bits}, bytes {self.bytes}, examples {self.examples}; give bits or bytes, and at "
-                "least 1 example"
+                f"sensitivity: bits {self.bits}, bytes {self.bytes}, examples {self.examples}; give bits or bytes, "
+                "and at least 1 example"
             )
 
 
@@ -60,8 +60,8 @@ def scan(
 ) -> Table:  # fmt: skip
     """Costs of each group in each of ``candidates``; ``evaluate()`` is the model's loss as its weights then are.
 
-    The weights are the original ones afterwards. Raises UsageError when nothing is given, CheckFailed for a loss that is not
-    finite.
+    The weights are the original ones afterwards. Raises UsageError when nothing is given, CheckFailed for a loss that
+    is not finite.
     """
     if not groups or not candidates:
         raise UsageError(f"sensitivity: {len(groups)} groups, {len(candidates)} candidates; give at least one of each")

@@ -13,10 +13,12 @@ from edgekit.methods.distill import targets
 
 
 class SoftTargetTrainer(Trainer):
-    """A transformers Trainer for language models whose loss is given logits [N, V], tokens [N], and a teacher's answers.
+    """A transformers Trainer for language models whose loss is given logits [N, V], tokens [N], and a teacher's
+    answers.
 
-    Rows of the dataset hold input_ids [T], ``teacher_indices`` and ``teacher_logs`` [T - 1, k]; ``loss_at`` makes the loss
-    of a step from (step, logits, wanted, indices, logs). Sets ``remove_unused_columns`` off, so that the answers arrive.
+    Rows of the dataset hold input_ids [T], ``teacher_indices`` and ``teacher_logs`` [T - 1, k]; ``loss_at`` makes the
+    loss of a step from (step, logits, wanted, indices, logs). Sets ``remove_unused_columns`` off, so that the answers
+    arrive.
     """
 
     def __init__(

@@ -1,13 +1,14 @@
 """Weights of three values without training: W ~ a T (one plane), or W ~ a1 T1 + a2 T2 (two planes), T in {-1, 0, 1}.
 
-One plane is PT2-LLM's (arXiv 2510.03267): iterative ternary fitting of T and a for each 128 columns of a row, then a once
-more for the least error of the outputs (activation-aware grid alignment; T stays, or it would fit the calibration text too
-well). With ``offset`` a constant mu for each 128 columns is fitted too; it is kept as a low-rank branch, mu times the sum
-of the inputs. Two planes are PTQTP's (arXiv 2509.16989): a ridge regression for (a1, a2) and, for each weight, the best of
-its nine values, in turns. Either way what a block of 128 columns loses the columns after it make up for, as in GPTQ.
+One plane is PT2-LLM's (arXiv 2510.03267): iterative ternary fitting of T and a for each 128 columns of a row, then a
+once more for the least error of the outputs (activation-aware grid alignment; T stays, or it would fit the calibration
+text too well). With ``offset`` a constant mu for each 128 columns is fitted too; it is kept as a low-rank branch, mu
+times the sum of the inputs. Two planes are PTQTP's (arXiv 2509.16989): a ridge regression for (a1, a2) and, for each
+weight, the best of its nine values, in turns. Either way what a block of 128 columns loses the columns after it make up
+for, as in GPTQ.
 
-PT2-LLM also reorders columns by similarity. It is left out: the t2 format shares a scale between neighbours, so the inputs
-would have to be reordered at run time.
+PT2-LLM also reorders columns by similarity. It is left out: the t2 format shares a scale between neighbours, so the
+inputs would have to be reordered at run time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NINE = torch.tensor(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)), dtype=t
 
 @dataclass(frozen=True)
 class Ternary:
-    """``planes`` 1 or 2; ``offset`` (one plane) fits mu; ``aligned`` fits scales to the outputs, ``feedback`` corrects later columns."""
+    """``planes`` 1 or 2; ``offset`` (one plane) fits mu; ``aligned`` scales to outputs; ``feedback`` as in GPTQ."""
 
     planes: int = 2
     offset: bool = False
@@ -41,7 +42,8 @@ class Ternary:
     def __post_init__(self) -> None:
         if self.planes not in (1, 2) or (self.offset and self.planes == 2):
             raise UsageError(
-                f"ternarize: planes {self.planes}, offset {self.offset}; planes are 1 or 2, and only one plane has an offset"
+                f"ternarize: planes {self.planes}, offset {self.offset}; planes are 1 or 2, and only one plane has an "
+                "offset"
             )
         if not (0 < self.damping <= 1 and 0 <= self.ridge <= 1):
             raise UsageError(
@@ -51,7 +53,7 @@ class Ternary:
 
 @dataclass(frozen=True)
 class Planes:
-    """Float32 ternary matrices [N, K] with one magnitude in each 128 columns of a row, and mu [N, ceil(K/128)] or None."""
+    """Float32 ternary matrices [N, K], a magnitude for each 128 columns of a row, and mu [N, ceil(K/128)] or None."""
 
     planes: tuple[Tensor, ...]
     offset: Tensor | None
@@ -103,7 +105,7 @@ def _block(weight: Tensor, hessian: Tensor, settings: Ternary) -> tuple[list[Ten
 
 
 def fitted(weight: Tensor, offset: bool) -> Tensor:
-    """Iterative ternary fitting of rows [N, b]: T float64 [N, b], from the threshold 0.75 mean|w|, until it stays as it is."""
+    """Iterative ternary fitting of rows [N, b]: T float64 [N, b], from the threshold 0.75 mean|w| until it stays."""
     centred = weight - weight.mean(1, keepdim=True) if offset else weight
     signs = centred.sign() * (centred.abs() > 0.75 * centred.abs().mean(1, keepdim=True))
     for _ in range(ROUNDS):
@@ -121,7 +123,7 @@ def fitted(weight: Tensor, offset: bool) -> Tensor:
 
 
 def two_planes(weight: Tensor, ridge: float) -> Tensor:
-    """T1 and T2 float64 [2, N, b] of rows [N, b]: regression and the best of nine values in turns, until nothing changes."""
+    """T1 and T2 float64 [2, N, b] of rows [N, b]: regression and the best of nine values in turns, until they stay."""
     first = fitted(weight, False)
     residual = weight - first * regressed(weight, first[None], None, ridge)[:, :1]
     signs = torch.stack([first, fitted(residual, False)])
@@ -150,8 +152,8 @@ def regressed(weight: Tensor, bases: Tensor, hessian: Tensor | None, ridge: floa
 
 
 def _solved(gram: Tensor, target: Tensor) -> Tensor:
-    """x [N, m] with ``gram`` [N, m, m] x = ``target`` [N, m], m 1 or 2; the least one where it is not unique: a plane of zeros,
-    or two equal ones."""
+    """x [N, m] with ``gram`` [N, m, m] x = ``target`` [N, m], m 1 or 2; the least one where it is not unique: a plane
+    of zeros, or two equal ones."""
     if gram.shape[1] == 1:
         square = gram[:, 0, 0]
         return torch.where(square[:, None] > 0, target / torch.where(square > 0, square, 1.0)[:, None], 0.0)

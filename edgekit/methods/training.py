@@ -66,19 +66,20 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 1 or self.checkpoint_every < 1:
             raise UsageError(
-                f"steps {self.steps}, batch_size {self.batch_size}, checkpoint_every {self.checkpoint_every}: steps are at "
-                "least 0, the others 1"
+                f"steps {self.steps}, batch_size {self.batch_size}, checkpoint_every {self.checkpoint_every}: steps "
+                "are at least 0, the others 1"
             )
         if min(self.warmup, self.evaluate_every, self.seed) < 0 or self.seed >= SEEDS:
             raise UsageError(
-                f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative, the seed is "
-                f"below {SEEDS}"
+                f"warmup {self.warmup}, evaluate_every {self.evaluate_every}, seed {self.seed}: none is negative, the "
+                f"seed is below {SEEDS}"
             )
         numbers = self.learning_rate, self.second_learning_rate, self.weight_decay, self.clip
         if not all(0 <= v <= LARGEST for v in numbers) or not 0 < self.beta2 < 1:
             raise UsageError(
                 f"learning_rate {self.learning_rate}, second_learning_rate {self.second_learning_rate}, weight_decay "
-                f"{self.weight_decay}, clip {self.clip}, beta2 {self.beta2}: not negative, at most {LARGEST:.0g}, beta2 between 0 and 1"
+                f"{self.weight_decay}, clip {self.clip}, beta2 {self.beta2}: not negative, at most {LARGEST:.0g}, "
+                "beta2 between 0 and 1"
             )
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule: '{self.schedule}' is not one of {', '.join(SCHEDULES)}")
@@ -118,7 +119,7 @@ class History:
 
 
 class Run:
-    """One training: ``step`` of ``training.steps`` are done. ``constraint`` ends (holds) after ``hold_after`` of them."""
+    """One training: ``step`` of ``training.steps`` are done; ``constraint`` holds after ``hold_after`` of them."""
 
     def __init__(
         self, model: nn.Module, objective: Objective, examples: Examples, training: Training, *,
@@ -141,10 +142,11 @@ class Run:
     def go(
         self, *, keep: Callable[[Mapping[str, Any]], None] | None = None, progress: Progress = lambda what, share: None
     ) -> History:
-        """Trains to the end. ``keep`` is given :meth:`state_dict` every ``checkpoint_every`` steps and on Ctrl-C or SIGTERM.
+        """Trains to the end. ``keep`` is given :meth:`state_dict` every ``checkpoint_every`` steps and on Ctrl-C or
+        SIGTERM.
 
-        Leaves the model in eval mode and torch's random numbers as they were. Raises KeyboardInterrupt once interrupted,
-        CheckFailed when the loss is no number any more.
+        Leaves the model in eval mode and torch's random numbers as they were. Raises KeyboardInterrupt once
+        interrupted, CheckFailed when the loss is no number any more.
         """
         with torch.random.fork_rng(devices=[]), interruptible() as stopped:
             if self.step:
@@ -197,7 +199,8 @@ class Run:
         value = loss.item()
         if not math.isfinite(value):
             raise CheckFailed(
-                f"step {self.step + 1}: the loss is {value}; lower learning_rate ({self.training.learning_rate}) or set clip"
+                f"step {self.step + 1}: the loss is {value}; lower learning_rate ({self.training.learning_rate}) or "
+                "set clip"
             )
         loss.backward()  # type: ignore[no-untyped-call]
         if self.training.clip:
@@ -210,7 +213,7 @@ class Run:
         self.step += 1
 
     def _rows(self) -> Tensor:
-        """Rows of this step's batch: each epoch all examples in an order of its own, a rest that fills no batch left out."""
+        """Rows of this step's batch: each epoch in an order of its own, a rest that fills no batch left out."""
         size = min(self.training.batch_size, len(self.examples))
         epoch, place = divmod(self.step, len(self.examples) // size)
         if self._order[0] != epoch:
@@ -231,13 +234,13 @@ class Run:
 
 
 def epoch_order(seed: int, count: int, epoch: int) -> Tensor:
-    """The rows 0 to ``count`` - 1 in the order in which a training with ``seed`` sees them in an epoch: int64 [count]."""
+    """The rows 0 to ``count`` - 1 in the order of an epoch of a training with ``seed``: int64 [count]."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C and SIGTERM are noted, for the loop to end at a good place; a second Ctrl-C ends at once."""
+    """Ctrl-C and SIGTERM are noted, for the loop to end at a good place; a second Ctrl-C ends at once."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -17,12 +17,12 @@ from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT
 
 BREAK_EVEN = 0.4
-"""From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from memory
-at 25 and 23 %, and a margin (benchmarks/sparse.py, docs/kernels.md)."""
+"""From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from
+memory at 25 and 23 %, and a margin (benchmarks/sparse.py, docs/kernels.md)."""
 SPARSE_PROCESSOR = "x86_64"
 """Where that was measured, with AVX512-VBMI2. With AVX2 sparse formats are slower, on ARM nobody has measured them."""
 CACHE_BYTES = 32 << 20
-"""Weights that fit here (the last cache of the machine measured) are read from there, where the dense formats are faster."""
+"""Weights that fit here (the last cache of the machine measured) are read from it; dense formats are faster there."""
 
 
 class ChooseFormats(ir.passes.InPlacePass):

@@ -60,8 +60,9 @@ class _Weight:
         scales = detect_ternary(weight_of(self.source))
         if scales is None:
             raise UnsupportedError(
-                f"{self.layer}: weights are not ternary ({{-s, 0, s}} per tensor, row or 128 columns), t2 stores nothing else; "
-                f"put a rule {{match: '{self.layer}', format: int8}} before the t2 rule, or give that rule only: ternary"
+                f"{self.layer}: weights are not ternary ({{-s, 0, s}} per tensor, row or 128 columns), t2 stores "
+                f"nothing else; put a rule {{match: '{self.layer}', format: int8}} before the t2 rule, or give that "
+                "rule only: ternary"
             )
         return scales
 

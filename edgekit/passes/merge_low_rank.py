@@ -1,8 +1,8 @@
 """Low-rank branches of layers that read one input become one: q/k/v and gate/up, with the weights they stand beside.
 
-A layer with a branch is a sum of linear layers, Add(Linear(x, W), Linear(Linear(x, A), B)); one of two ternary planes is
-Add(Linear(x, W1), Linear(x, W2)). Layers that share A read one product with it afterwards, and sums whose terms can be
-merged term by term become one sum of merged layers.
+A layer with a branch is a sum of linear layers, Add(Linear(x, W), Linear(Linear(x, A), B)); one of two ternary planes
+is Add(Linear(x, W1), Linear(x, W2)). Layers that share A read one product with it afterwards, and sums whose terms can
+be merged term by term become one sum of merged layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Terms = tuple[ir.Node, ...]
 class MergeLowRank(ir.passes.InPlacePass):
     """Exact, as merging is: every format works row by row.
 
-    Query, key and value that go straight into attention become its packed input; other sums get one Split, but only where
-    what they add is no operator of edgekit's own, for which a Split costs more than it saves.
+    Query, key and value that go straight into attention become its packed input; other sums get one Split, but only
+    where what they add is no operator of edgekit's own, for which a Split costs more than it saves.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -72,7 +72,8 @@ def _add_name(leader: ir.Node, other: ir.Node) -> None:
 
 
 def _terms(node: ir.Node) -> Terms:
-    """The linear layers of which ``node`` is the sum, first to last, each used nowhere else; nothing when it is no such sum.
+    """The linear layers of which ``node`` is the sum, first to last, each used nowhere else; nothing when it is no such
+    sum.
 
     All have the same N: a sum that broadcasts one of them is no sum of rows.
     """

@@ -1,7 +1,7 @@
 """MatMul, Gemm and Gather on constant weights -> ``ai.edgekit::Linear`` and ``Embedding``, as decoders have them.
 
-MatMul(X, W), MatMul(X, Transpose(W)), Gemm(X, W, C), each with or without a following Add of a constant bias. Products of
-two activations and convolutions are left alone.
+MatMul(X, W), MatMul(X, Transpose(W)), Gemm(X, W, C), each with or without a following Add of a constant bias. Products
+of two activations and convolutions are left alone.
 """
 
 from __future__ import annotations

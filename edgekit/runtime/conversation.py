@@ -1,8 +1,8 @@
 """A conversation on disk: what was said, and the key-value cache it left, to go on from another day.
 
-The file is safetensors: ``cached`` int64 [L], the tokens whose keys and values follow: ``key.0``, ``value.0``, ... float32
-[heads, L, head_dim]; for plain text ``text`` int64 [T], its tokens. The metadata hold the format's version, the sha256 of
-the bundle's graph and weights, and the messages of a chat.
+The file is safetensors: ``cached`` int64 [L], the tokens whose keys and values follow: ``key.0``, ``value.0``, ...
+float32 [heads, L, head_dim]; for plain text ``text`` int64 [T], its tokens. The metadata hold the format's version, the
+sha256 of the bundle's graph and weights, and the messages of a chat.
 
 What was said and what is cached are two things: of an answer the last token has not been fed, and a prompt that was
 cancelled before its answer is cached, but was not said.
@@ -81,8 +81,8 @@ class Saved:
 def read(path: Path, bundle: Bundle) -> Saved | None:
     """Opens a saved conversation for ``bundle``; None where there is no file yet.
 
-    Raises UsageError when the file is damaged, was made with another bundle, or its arrays do not fit the model, or when
-    there can be no file at ``path``.
+    Raises UsageError when the file is damaged, was made with another bundle, or its arrays do not fit the model, or
+    when there can be no file at ``path``.
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no directory {path.parent}; make it, or name another file")
@@ -93,8 +93,10 @@ def read(path: Path, bundle: Bundle) -> Saved | None:
     with _open(path) as file:
         facts = file.metadata() or {}
         if facts.get("edgekit.session") != VERSION:
-            found = facts.get("edgekit.session", "none")
-            raise UsageError(f"{path}: session version {found} found, {VERSION} expected; start anew with another file")
+            version = facts.get("edgekit.session", "none")
+            raise UsageError(
+                f"{path}: session version {version} found, {VERSION} expected; start anew with another file"
+            )
         if facts.get("bundle") != _identity(bundle):
             raise UsageError(
                 f"{path}: was saved with another bundle than {bundle.directory}; use that one, or another file"
@@ -114,8 +116,8 @@ def _tokens(file: Any, name: str, path: Path, bundle: Bundle) -> list[int]:
     tokens = file.get_tensor(name)
     if not bool(((tokens >= 0) & (tokens < info.vocab_size)).all()):
         raise _damaged(path, f"{name} goes from {tokens.min()} to {tokens.max()}", f"0 to {info.vocab_size - 1}")
-    found: list[int] = tokens.tolist()
-    return found
+    ids: list[int] = tokens.tolist()
+    return ids
 
 
 def _check_cache(file: Any, length: int, path: Path, bundle: Bundle) -> None:

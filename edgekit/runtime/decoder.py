@@ -109,14 +109,14 @@ class Decoder:
         size = PREFILL_CHUNK if batch == 1 and attention_mask is None else count
         if batch > 1 and self.length:
             size = 1  # ONNX Runtime's attention takes several tokens on a filled cache for one row only
-        found = []
+        pieces = []
         for start in range(0, count, size):
             stop = min(start + size, count)
             wanted = stop - max(start, count - rows)
             logits = self._run(input_ids[:, start:stop], max(1, wanted))
             if wanted > 0:
-                found.append(logits)
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+                pieces.append(logits)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
     def step(self, token: int) -> np.ndarray:
         """Feeds one token of a single row and returns its logits float32 [V], valid until the next step.
@@ -139,7 +139,7 @@ class Decoder:
         return {name: array[0, :, : self.length] for name, array in self._cache.items()}
 
     def refill(self, read: Callable[[str], np.ndarray], length: int) -> None:
-        """Makes a single row's cache hold ``length`` tokens; ``read`` gives [heads, length or more, head_dim] by name."""
+        """Makes a single row's cache hold ``length`` tokens; ``read`` gives [heads, >= length, head_dim] by name."""
         self.reset()
         self._allocate(1)
         for name, array in self._cache.items():

@@ -88,9 +88,10 @@ def generate(
     keeps its own threads; a bundle is loaded with ``threads`` and a cache of just the length that is needed.
 
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
-    the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there, its
-    text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew. A prompt
-    that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it goes on there.
+    the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there,
+    its text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew.
+    A prompt that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it
+    goes on there.
 
     Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
     decoder or tokenizer.
@@ -148,16 +149,16 @@ def _begun(session: Path | None, bundle: Bundle, chat: bool, system: str | None)
     """The conversation before the prompt: the saved one, or a new one."""
     if system is not None and not chat:
         raise UsageError("system: the prompt is continued as it is, without a chat; put the words into the prompt")
-    found = read(session, bundle) if session is not None else None
-    if found is None:
+    saved = read(session, bundle) if session is not None else None
+    if saved is None:
         opening = [{"role": "system", "content": system}] if system is not None else []
         return Saved(opening if chat else None)
-    if (found.messages is not None) != chat:
+    if (saved.messages is not None) != chat:
         kind, other = ("plain text", "a chat") if chat else ("a chat", "plain text")
         raise UsageError(f"{session}: holds {kind} and cannot go on as {other}; name another file")
     if system is not None:
         raise UsageError(f"system: {session} has begun without or with its own; leave it out")
-    return found
+    return saved
 
 
 def _saving(
@@ -236,8 +237,8 @@ def _tokens(
             following = [draw(decoder.step(token), sampling, random, [*ids, *state.tokens])]
         else:
             following = next_tokens(decoder, known, token)
-            for found in following:
-                known.push(found)
+            for drawn in following:
+                known.push(drawn)
             state.proposed_tokens, state.accepted_tokens = known.proposed, known.accepted
         state.decode_seconds += time.perf_counter() - began
     state.finish = "stop"
@@ -292,10 +293,10 @@ class StopStrings:
     def push(self, piece: str) -> Iterator[str]:
         """What can be given out now; nothing more after ``hit``."""
         self._held += piece
-        found = [at for s in self._stops if (at := self._held.find(s)) >= 0]
-        if found:
+        places = [at for s in self._stops if (at := self._held.find(s)) >= 0]
+        if places:
             self.hit = True
-            ready, self._held = self._held[: min(found)], ""
+            ready, self._held = self._held[: min(places)], ""
         else:
             begun = (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n]))
             cut = len(self._held) - max(begun, default=0)

@@ -62,9 +62,9 @@ def kernels(bundle: Bundle, threads: int = 1) -> tuple[Kernel, ...]:
     return from_profile(bundle, session.profile_text(), session.isa)
 
 
-def describe(found: tuple[Kernel, ...]) -> str:
+def describe(kernels: tuple[Kernel, ...]) -> str:
     """One line for reports, for instance ``MatMulNBits(bits=4,block=32,acc=4)×121``."""
-    return ", ".join(str(kernel) for kernel in found) or "none that reads weights"
+    return ", ".join(str(kernel) for kernel in kernels) or "none that reads weights"
 
 
 def from_profile(bundle: Bundle, profile: str, isa: str = "") -> tuple[Kernel, ...]:

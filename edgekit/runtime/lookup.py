@@ -3,8 +3,9 @@
 Source: prompt lookup decoding (A. Saxena, 2023); the check is that of greedy speculative decoding (arXiv 2211.17192): a
 proposed token stays if it is the one that the model itself takes when it sees the proposal.
 
-ONNX Runtime's attention and 4-bit product round several tokens at once otherwise than one at a time, so the text is greedy
-decoding's up to rounding: where two words are nearly equally likely the other one may come (measured in docs/llm.md).
+ONNX Runtime's attention and 4-bit product round several tokens at once otherwise than one at a time, so the text is
+greedy decoding's up to rounding: where two words are nearly equally likely the other one may come (measured in
+docs/llm.md).
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ def next_tokens(decoder: Decoder, lookup: Lookup, token: int) -> list[int]:
         return [int(decoder.step(token).argmax())]
     start = decoder.length
     logits = decoder.run(np.array([[token, *draft]], np.int64), keep=0)[0]
-    found: list[int] = []
+    tokens: list[int] = []
     for row, guess in zip(logits, [*draft, -1], strict=True):
-        found.append(int(row.argmax()))
-        if found[-1] != guess:
+        tokens.append(int(row.argmax()))
+        if tokens[-1] != guess:
             break
-    decoder.rewind(start + len(found))
-    lookup.count(len(draft), len(found) - 1)
-    return found
+    decoder.rewind(start + len(tokens))
+    lookup.count(len(draft), len(tokens) - 1)
+    return tokens

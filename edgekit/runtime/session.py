@@ -26,13 +26,14 @@ def onnxruntime() -> Any:
         import onnxruntime as ort
     except ImportError as error:
         raise RuntimeUnavailable(
-            f"onnxruntime cannot be imported ({error}); pip install 'onnxruntime>={OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]}'"
+            f"onnxruntime cannot be imported ({error}); pip install "
+            f"'onnxruntime>={OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]}'"
         ) from error
     version = tuple(int(part) for part in ort.__version__.split(".")[:2])
     if version < OLDEST_RUNTIME:
         raise RuntimeUnavailable(
-            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]} or newer; "
-            "pip install --upgrade onnxruntime"
+            f"onnxruntime {ort.__version__} is installed, bundles need {OLDEST_RUNTIME[0]}.{OLDEST_RUNTIME[1]} or "
+            "newer; pip install --upgrade onnxruntime"
         )
     ort.disable_telemetry_events()
     return ort
@@ -65,8 +66,8 @@ class Session:
             extra_outputs: intermediate values to return as well; asking may keep ONNX Runtime from fusing nodes.
             profile: record every kernel until :meth:`profile_text` is called.
             optimize: False runs every node as it stands in the file (between quantize and dequantize: in float).
-            prepack: False multiplies from the mapped weights instead of a second copy in ONNX Runtime's own layout; half
-                the memory for float32, far too slow for low-bit weights.
+            prepack: False multiplies from the mapped weights instead of a second copy in ONNX Runtime's own layout;
+                half the memory for float32, far too slow for low-bit weights.
 
         Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads,
         RuntimeUnavailable when the bundle needs the operator library and it is not there or does not take over.

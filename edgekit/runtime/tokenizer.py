@@ -48,13 +48,13 @@ class Tokenizer:
     def special_tokens(self) -> dict[str, str]:
         """The texts of ``bos_token``, ``eos_token``, ``pad_token`` and ``unk_token``, those that the model has."""
         named = {**self._json("special_tokens_map.json"), **self.config}
-        found = {}
+        texts = {}
         for kind in SPECIAL:
             token = named.get(f"{kind}_token")
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str):
-                found[f"{kind}_token"] = text
-        return found
+                texts[f"{kind}_token"] = text
+        return texts
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids; ``special`` adds what the model expects around a plain text (for instance BOS)."""
@@ -95,15 +95,15 @@ class Tokenizer:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name
-        found: dict[str, Any] = read_json(path, BundleError, "export again") if path.is_file() else {}
-        return found
+        content: dict[str, Any] = read_json(path, BundleError, "export again") if path.is_file() else {}
+        return content
 
 
 class Stream:
     """Token ids to text as it comes: nothing is given out while a character may still be incomplete.
 
-    The pieces joined are what the tokenizer makes of all the tokens. Only where bytes that are no UTF-8 follow a character
-    that was given out already, a tokenizer with byte tokens would take that back; here it stays.
+    The pieces joined are what the tokenizer makes of all the tokens. Only where bytes that are no UTF-8 follow a
+    character that was given out already, a tokenizer with byte tokens would take that back; here it stays.
     """
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:

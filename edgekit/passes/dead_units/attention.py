@@ -82,7 +82,7 @@ def _query_key_value(flow: Flow, node: ir.Node, heads: int, groups: int) -> tupl
 
 
 def _cache(flow: Flow, node: ir.Node, heads: Ints) -> None:
-    """Past and present keep their batch and length; they are the model's own inputs and outputs, or they stay as they are."""
+    """Past and present keep their batch and length; they are the model's inputs and outputs, or stay as they are."""
     ends = [v for v in (*node.inputs[3:5], *node.outputs[1:3]) if v is not None and v.name]
     own = all(len(v.uses()) == 1 if v.is_graph_input() else v.producer() is node and not v.uses() for v in ends)
     for value in ends:

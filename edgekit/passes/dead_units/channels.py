@@ -1,7 +1,7 @@
 """Channels of activations, followed through a graph: which belong together, which never change, who reads them.
 
-A value's channels are numbered; channels that can only go together (the inputs and output of an addition, all numbers of
-an attention head) are united into one *class*. What would change the model's meaning pins a class, with the reason.
+A value's channels are numbered; channels that can only go together (the inputs and output of an addition, all numbers
+of an attention head) are united into one *class*. What would change the model's meaning pins a class, with the reason.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Keep = Callable[[Ints], Bools]
 class Channels:
     """The channels of one value.
 
-    ``ids`` int64 [C] numbers them, ``constant`` float64 [C] is what each always is, or NaN. They lie on ``axis`` (negative),
-    or, split into heads, on ``axis`` by head and on ``inner`` within each head of ``size`` channels.
+    ``ids`` int64 [C] numbers them, ``constant`` float64 [C] is what each always is, or NaN. They lie on ``axis``
+    (negative), or, split into heads, on ``axis`` by head and on ``inner`` within each head of ``size`` channels.
     """
 
     ids: Ints

@@ -1,4 +1,4 @@
-"""Hidden units, attention heads and convolution channels that do nothing are taken out of the graph. Exact: docs/rewrites.md."""
+"""Takes hidden units, attention heads and channels that do nothing out of the graph. Exact: docs/rewrites.md."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from edgekit.spec.records import DeadUnits, Surviving
 class RemoveDeadUnits(ir.passes.InPlacePass):
     """Removes what changes no output, again and again until nothing more is dead.
 
-    The model's facts then list what was removed, what looks dead and had to stay, and what is left of each linear layer.
-    A decoder's description and its cache follow. Weights are read once, a few rows at a time.
+    The model's facts then list what was removed, what looks dead and had to stay, and what is left of each linear
+    layer. A decoder's description and its cache follow. Weights are read once, a few rows at a time.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

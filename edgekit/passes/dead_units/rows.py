@@ -17,8 +17,8 @@ UNIT = "embedding row"
 class RemoveDeadRows(ir.passes.InPlacePass):
     """With ``drop``, tables lose all zero rows but one, and a table int32 [V] says where each id's row is now.
 
-    Ids are looked up there before the table is; an output head that shares the table spreads its results by it. What was
-    removed, or why not, and what is left go to the model's facts.
+    Ids are looked up there before the table is; an output head that shares the table spreads its results by it. What
+    was removed, or why not, and what is left go to the model's facts.
     """
 
     def __init__(self, drop: bool) -> None:

@@ -109,7 +109,7 @@ def _tail(value: ir.Value | None, x: Channels) -> int | None:
 
 
 def _target(node: ir.Node) -> list[int | None] | None:
-    """The sizes that a Reshape is given, None for one that is computed; None altogether where even their number is not known."""
+    """The sizes that a Reshape is given, None for computed ones; None altogether where even their number is unknown."""
     whole = integers(node.inputs[1])
     if whole is not None:
         return list(whole)

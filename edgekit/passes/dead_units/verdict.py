@@ -19,7 +19,7 @@ BLOCKS = "its weight has a scale for each 128 columns, which would shift"
 
 @dataclass
 class Verdict:
-    """``dead`` bool by class; ``pinned`` is the first pin of each, or -1; ``limits`` says why one that does nothing stays."""
+    """``dead`` bool by class; ``pinned``: the first pin of each, or -1; ``limits``: why one that does nothing stays."""
 
     flow: Flow
     root: Ints
@@ -44,8 +44,8 @@ class Verdict:
 def judge(flow: Flow) -> Verdict:
     """Decides for every class of channels.
 
-    A class is dead when nobody else needs it and every layer that reads one of its channels either has zeros there or gets
-    a constant that its bias can take.
+    A class is dead when nobody else needs it and every layer that reads one of its channels either has zeros there or
+    gets a constant that its bias can take.
     """
     root = flow.roots()
     pinned = np.full(flow.count, -1)

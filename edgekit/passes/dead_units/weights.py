@@ -1,4 +1,4 @@
-"""Which rows and columns of a weight hold anything but zeros, and weights without some of theirs; read a few rows at a time."""
+"""Which rows and columns of a weight hold more than zeros, and weights without others; read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgekit.lowbit.weights import RowWeight, Weight
 CHUNK = 1 << 23
 """Elements of a weight in float32 at a time: 32 MiB."""
 PROBES = (16, 128)
-"""Rows and columns looked at first: enough for a dense weight, and for one of which a tenth is left; the rest is not read."""
+"""Rows and columns looked at first: enough for a dense weight, or one with a tenth left; the rest is not read."""
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -32,7 +32,7 @@ class Alive:
 
 
 class Scans:
-    """Looks at each weight once, and only as far as needed: a row with a number in it is alive whatever else it holds."""
+    """Looks at each weight once and only as far as needed: a row with a number in it is alive."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[ir.TensorProtocol, Alive]] = {}  # the tensor is kept, so that its id stays its own
