@@ -210,7 +210,7 @@ def _versions() -> dict[str, str]:
 def _check(bundle: Bundle, recipe: Recipe) -> None:
     """Loads the written model in ONNX Runtime and replays one golden vector; CheckFailed when a parity limit is missed."""
     from edgekit.golden import DECODE_STEPS
-    from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+    from edgekit.runtime.replay import feeds, open_decoder, replay_text
     from edgekit.runtime.session import Session
 
     _, vector = bundle.vectors()[0]
@@ -221,7 +221,7 @@ def _check(bundle: Bundle, recipe: Recipe) -> None:
         decoder = open_decoder(bundle, 2, ids.shape[1], prepack=low_bit)
         answers = {"logits": replay_text(decoder, ids, DECODE_STEPS)["logits"]}
     else:
-        answers = replay_sample(Session(bundle, 2), vector)
+        answers = Session(bundle, 2).run(feeds(vector))
     for name, array in answers.items():
         reference = vector[f"compressed.{name}"]
         failed = [c for c in judge(tensor_distance(reference, array), recipe.parity) if not c.passed]

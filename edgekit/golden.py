@@ -23,6 +23,7 @@ from edgekit.frontend.decoder import decoder_layers
 from edgekit.frontend.inputs import MOST_VECTORS, Inputs
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
+from edgekit.metrics import perplexity
 from edgekit.runtime.session import Session, onnxruntime
 from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import VECTORS
@@ -210,11 +211,6 @@ def _summary(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     nll = total[:known] - logits[:known].gather(1, targets[:known, None])[:, 0]
     rows = logits[-ROWS:].clone()
     return {"nll": nll, "logsumexp": total, "top_values": top.values, "top_indices": top.indices.int(), "logits": rows}
-
-
-def perplexity(nll: np.ndarray) -> float:
-    """exp of the mean negative log-likelihood (nats)."""
-    return float(np.exp(np.mean(nll, dtype=np.float64)))
 
 
 class Taps:

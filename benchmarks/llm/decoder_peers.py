@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.llm import peer_worker
 from edgekit.benchmark.machine import describe
-from edgekit.benchmark.protocol import Worker, measure
-from edgekit.benchmark.results import BenchResult, Ratio, Row
+from edgekit.benchmark.protocol import BundleProcess, measure
+from edgekit.benchmark.results import BenchResult, BenchRow, Ratio
 from edgekit.benchmark.rows import compare, row
 from edgekit.bundle import Bundle
+from edgekit.devices.local import open_local
 from edgekit.exporter import export
 from edgekit.metrics import perplexity
 from edgekit.runtime.replay import open_decoder, replay_text
@@ -71,23 +73,20 @@ def _options() -> argparse.Namespace:
 
 def _measure(
     bundle: Bundle, peer: Path, ids: np.ndarray, threads: list[int], rounds: int
-) -> tuple[list[Row], list[Ratio]]:
-    rows: list[Row] = []
+) -> tuple[list[BenchRow], list[Ratio]]:
+    rows: list[BenchRow] = []
     ratios: list[Ratio] = []
     for count in threads:
         with ExitStack() as stack:
-            ours = stack.enter_context(Worker.of_bundle(str(bundle.directory), count, PROMPT, NEW))
-            theirs = stack.enter_context(_worker(peer, count, ids))
+            job = open_local(bundle).job(count, prompt_tokens=PROMPT, new_tokens=NEW)
+            ours = BundleProcess(str(bundle.directory), bundle, stack.enter_context(job))
+            settings = {"directory": str(peer), "threads": count, "prompt": np.resize(ids, PROMPT).tolist()}
+            peers = peer_worker.start(str(peer), "benchmarks.llm.genai_worker", {**settings, "new_tokens": NEW})
+            theirs = stack.enter_context(peers)
             series, disturbance = measure([ours, theirs], rounds, lambda what, share: None)
         rows += [row(s, phase, count, PROMPT, disturbance) for s in series for phase in s.rounds]
         ratios += compare(series, count)
     return rows, ratios
-
-
-def _worker(peer: Path, threads: int, ids: np.ndarray) -> Worker:
-    prompt = np.resize(ids, PROMPT).tolist()
-    settings = {"directory": str(peer), "threads": threads, "prompt": prompt, "new_tokens": NEW}
-    return Worker(str(peer), [sys.executable, "-m", "benchmarks.llm.genai_worker", json.dumps(settings)])
 
 
 def _smollm2(directory: Path) -> Path:

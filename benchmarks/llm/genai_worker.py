@@ -1,4 +1,4 @@
-"""Measures a model of onnxruntime-genai with the protocol of ``edgekit.benchmark.worker``.
+"""Measures a model of onnxruntime-genai with the requests of ``benchmarks.llm.peer_worker``.
 
 ``append_tokens`` is the prefill; ``generate_next_token`` runs the model for the token before and takes the likeliest.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from edgekit.benchmark.worker import Subject, Times, repeated, serve
+from benchmarks.llm.peer_worker import Engine, Times, repeated, serve
 
 
-class GenaiSubject:
+class Genai:
     """What ``onnxruntime_genai.models.builder`` wrote, with the session options it chose but for threads."""
 
     def __init__(self, directory: str, threads: int, prompt: list[int], new_tokens: int) -> None:
@@ -56,10 +55,10 @@ class GenaiSubject:
             yield (time.perf_counter() - began) * 1e3
 
 
-def _subject(settings: dict[str, Any]) -> Subject:
+def _engine(settings: dict[str, Any]) -> Engine:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    return GenaiSubject(**settings)
+    return Genai(**settings)
 
 
 if __name__ == "__main__":
-    serve(lambda: _subject(json.loads(sys.argv[1])))
+    serve(_engine)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.benchmark.machine import describe
-from edgekit.benchmark.protocol import Worker, measure
+from edgekit.benchmark.protocol import BundleProcess, measure
 from edgekit.bundle import Bundle
+from edgekit.devices.local import open_local
 from edgekit.exporter import export
 from edgekit.frontend.samples import DATA
 from edgekit.parity.corpus import text_perplexity
@@ -90,8 +91,9 @@ def _bundle(work: Path, rest: str, format: str, block: int) -> Bundle:
 
 def _speeds(bundles: list[Bundle], threads: int, rounds: int) -> list[float]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker.of_bundle(str(b.directory), threads, 32, 64)) for b in bundles]
-        series, _ = measure(workers, rounds, lambda what, share: None)
+        jobs = [stack.enter_context(open_local(b).job(threads, prompt_tokens=32, new_tokens=64)) for b in bundles]
+        processes = [BundleProcess(job.name, b, job) for b, job in zip(bundles, jobs, strict=True)]
+        series, _ = measure(processes, rounds, lambda what, share: None)
     return [1000 / float(np.median(s.medians("decode"))) for s in series]
 
 

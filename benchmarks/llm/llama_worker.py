@@ -1,25 +1,26 @@
-"""Measures a GGUF file in llama.cpp with the protocol of ``edgekit.benchmark.worker``.
+"""Measures a GGUF file in llama.cpp with the requests of ``benchmarks.llm.peer_worker``.
 
 It calls llama.cpp's C functions through llama-cpp-python's bindings; Python's share of a token is one call and the choice of
-the likeliest token, as in the worker of edgekit. All settings are llama.cpp's own but for threads and context.
+the likeliest token, as in edgekit's runner. All settings are llama.cpp's own but for threads and context.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import json
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from edgekit.benchmark.worker import Subject, Times, repeated, serve
+from benchmarks.llm.peer_worker import Engine, Times, repeated, serve
 from edgekit.errors import RuntimeUnavailable
 
 ERROR = 4  # GGML_LOG_LEVEL_ERROR; llama-cpp-python 0.3.36 takes it for debug output and shows warnings instead
+
+SAID: list[str] = []
+"""Errors of llama.cpp."""
 
 
 @functools.cache
@@ -28,20 +29,20 @@ def _show() -> Any:
 
     def show(level: int, text: bytes, _: Any) -> None:
         if level == ERROR:
-            print(text.decode(errors="replace"), end="", file=sys.stderr)
+            SAID.append(" ".join(text.decode(errors="replace").split()))
 
     return llama_cpp.llama_log_callback(show)  # kept by the cache for as long as llama.cpp may call it
 
 
 def llama() -> Any:
-    """The module llama_cpp, which prints errors on stderr and nothing else."""
+    """The module llama_cpp, which prints nothing; its errors are in ``SAID``."""
     import llama_cpp
 
     llama_cpp.llama_log_set(_show(), None)
     return llama_cpp
 
 
-class LlamaSubject:
+class Llama:
     """A GGUF file. Logits are computed for the last token of a batch only, which is the default of ``llama_decode``."""
 
     def __init__(self, path: str, threads: int, prompt: list[int], new_tokens: int) -> None:
@@ -54,13 +55,13 @@ class LlamaSubject:
         api = self._api
         self._model = api.llama_model_load_from_file(self._path.encode(), api.llama_model_default_params())
         if not self._model:
-            raise RuntimeUnavailable(f"{self._path}: llama.cpp cannot load it; its messages are above")
+            raise RuntimeUnavailable(f"{self._path}: llama.cpp cannot load it: {' '.join(SAID)[-300:]}")
         settings = api.llama_context_default_params()
         settings.n_ctx = len(self._prompt) + self._new
         settings.n_threads = settings.n_threads_batch = self._threads
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
-            raise RuntimeUnavailable(f"{self._path}: llama.cpp cannot make a context; its messages are above")
+            raise RuntimeUnavailable(f"{self._path}: llama.cpp cannot make a context: {' '.join(SAID)[-300:]}")
         self._vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
 
     def first(self) -> None:
@@ -90,9 +91,9 @@ class LlamaSubject:
             yield (time.perf_counter() - began) * 1e3
 
 
-def _subject(settings: dict[str, Any]) -> Subject:
-    return LlamaSubject(**settings)
+def _engine(settings: dict[str, Any]) -> Engine:
+    return Llama(**settings)
 
 
 if __name__ == "__main__":
-    serve(lambda: _subject(json.loads(sys.argv[1])))
+    serve(_engine)

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.llm import costs, gguf_file
+from benchmarks.llm import costs, gguf_file, peer_worker
+from edgekit.benchmark.protocol import BundleProcess, TimedProcess
+from edgekit.bundle import Bundle
+from edgekit.devices.local import open_local
 
 EDGEKIT, LLAMA, GENAI = "edgekit", "llama.cpp", "onnxruntime-genai"
 PACKAGES = {
@@ -40,14 +44,18 @@ class Contender:
         """Everything that is read at loading."""
         return [self.path] if self.path.is_file() else [file for file in self.path.rglob("*") if file.is_file()]
 
-    def command(self, threads: int, prompt: Sequence[int], new_tokens: int) -> tuple[str, dict[str, Any]]:
-        """Module and settings of the worker. edgekit's takes the same prompt, the bundle's own text, by its length."""
-        settings = {"threads": threads, "new_tokens": new_tokens}
+    def start(self, threads: int, prompt: Sequence[int], new_tokens: int, stack: ExitStack) -> TimedProcess:
+        """A fresh process, ended with ``stack``. edgekit's takes the same prompt, the bundle's own text, by its length."""
+        settings: dict[str, Any] = {"threads": threads, "new_tokens": new_tokens}
         if self.engine == EDGEKIT:
-            return "edgekit.benchmark.worker", {**settings, "bundle": str(self.path), "prompt_tokens": len(prompt)}
+            bundle = Bundle.open(self.path)
+            job = open_local(bundle).job(prompt_tokens=len(prompt), **settings)
+            return BundleProcess(self.engine, bundle, stack.enter_context(job))
         if self.engine.startswith(LLAMA):
-            return "benchmarks.llm.llama_worker", {**settings, "path": str(self.path), "prompt": list(prompt)}
-        return "benchmarks.llm.genai_worker", {**settings, "directory": str(self.path), "prompt": list(prompt)}
+            module, settings = "benchmarks.llm.llama_worker", {**settings, "path": str(self.path)}
+        else:
+            module, settings = "benchmarks.llm.genai_worker", {**settings, "directory": str(self.path)}
+        return stack.enter_context(peer_worker.start(self.engine, module, {**settings, "prompt": list(prompt)}))
 
 
 def contenders(model: str, engines: Sequence[str], work: Path) -> list[Contender]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.llm.models import Contender
-from edgekit.benchmark.protocol import Worker
+from edgekit.benchmark.protocol import TimedProcess
 
 MIB = 1 << 20
 
 
-class Recorded(Worker):
-    """A worker that keeps the private memory (MiB) of its interpreter and libraries, before the model is loaded."""
+class Recorded:
+    """A process that keeps the private memory (MiB) of its interpreter and libraries, before the model is loaded."""
 
     base_mb: float | None = None
 
+    def __init__(self, process: TimedProcess) -> None:
+        self.name, self.pid, self._process = process.name, process.pid, process
+
     def ask(self, what: str) -> dict[str, Any]:
-        """As :class:`Worker`."""
-        answer = super().ask(what)
+        """As :class:`TimedProcess`."""
+        answer = self._process.ask(what)
         if what == "load":
             self.base_mb = answer["before"]["private"]
         return answer
@@ -33,10 +34,7 @@ class Recorded(Worker):
 
 def start(contender: Contender, threads: int, prompt: Sequence[int], new_tokens: int, stack: ExitStack) -> Recorded:
     """A fresh process for one contender, ended with ``stack``."""
-    module, settings = contender.command(threads, prompt, new_tokens)
-    worker = Recorded(contender.engine, [sys.executable, "-m", module, json.dumps(settings)])
-    stack.enter_context(worker)
-    return worker
+    return Recorded(contender.start(threads, prompt, new_tokens, stack))
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks.operators.models import write_chain
 from benchmarks.operators.sessions import open_session
-from edgekit.benchmark import memory
 from edgekit.benchmark.machine import describe
+from edgekit.devices.runner import memory
 from edgekit.lowbit.library import CHOICE, load_library
 from edgekit.runtime.session import onnxruntime
 
@@ -141,26 +141,25 @@ def _child(path: Path, threads: int) -> None:
     """Loads, runs, reports, and waits until its input ends."""
     onnxruntime()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
-    base = memory.now()
+    base = memory()
     session = open_session(path, threads, native=True)
-    loaded = memory.now()
+    loaded = memory()
     x = np.ones((1, session.get_inputs()[0].shape[1]), np.float32)
     session.run(None, {"X0": x})
-    done = memory.now()
+    done = memory()
     library = load_library()
     report = {
-        "load_anon": _grown(base.private, loaded.private), "load_file": _grown(base.file, loaded.file),
-        "run_anon": _grown(base.private, done.private), "run_file": _grown(base.file, done.file),
-        "peak": round(done.peak - (base.private or 0) - (base.file or 0), 1),
+        "load_anon": _grown(base, loaded, "private"), "load_file": _grown(base, loaded, "file"),
+        "run_anon": _grown(base, done, "private"), "run_file": _grown(base, done, "file"),
+        "peak": round(done["peak"] - base["private"] - base["file"], 1),
         "native": library.nodes if library is not None else 0,
     }  # fmt: skip
     print(json.dumps(report), flush=True)
     sys.stdin.read()
 
 
-def _grown(before: float | None, after: float | None) -> float:
-    assert before is not None and after is not None  # Linux tells
-    return round(after - before, 1)
+def _grown(before: dict[str, Any], after: dict[str, Any], part: str) -> float:
+    return round(float(after[part]) - float(before[part]), 1)
 
 
 def table(rows: Sequence[Row], model: dict[str, Any]) -> Iterator[str]:

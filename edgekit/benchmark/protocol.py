@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Protocol
 
-from edgekit import errors
 from edgekit.benchmark.machine import Disturbance, Watch, Watching
 from edgekit.benchmark.statistics import percentile
+from edgekit.bundle import Bundle
+from edgekit.devices.job import Job, isa_of
+from edgekit.runtime.kernels import describe, from_nodes
 from edgekit.spec.progress import Progress
 
 STEADY = 0.05
@@ -22,8 +18,8 @@ STEADY = 0.05
 MOST_WARM_UP = 6
 
 
-class Subject(Protocol):
-    """What measures one bundle: a process here, or a runner on a device."""
+class TimedProcess(Protocol):
+    """What runs one bundle: a runner of docs/runner.md, here or on a device, or another engine behind the same requests."""
 
     name: str
 
@@ -32,72 +28,31 @@ class Subject(Protocol):
         """The process id, on its own machine."""
 
     def ask(self, what: str) -> dict[str, Any]:
-        """The answer to a request of ``edgekit.benchmark.worker``."""
+        """The answer to ``load``, ``first``, ``round`` or ``finish``; the last one names the ``kernel`` too."""
 
 
-class Worker:
-    """A process that speaks the protocol of ``edgekit.benchmark.worker``."""
+class BundleProcess:
+    """A bundle's runner, and at the end the kernels that ran."""
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        """Starts ``command``; its stderr stays the caller's."""
-        self.name = name
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
-
-    @staticmethod
-    def of_bundle(bundle: str, threads: int, prompt_tokens: int, new_tokens: int) -> Worker:
-        """A worker for a bundle directory."""
-        settings = {
-            "bundle": bundle,
-            "threads": threads,
-            "prompt_tokens": prompt_tokens,
-            "new_tokens": new_tokens,
-        }
-        return Worker(bundle, [sys.executable, "-m", "edgekit.benchmark.worker", json.dumps(settings)])
+    def __init__(self, name: str, bundle: Bundle, job: Job) -> None:
+        self.name, self._bundle, self.job = name, bundle, job
 
     @property
     def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
+        """The process id, on its own machine."""
+        return self.job.pid
 
     def ask(self, what: str) -> dict[str, Any]:
-        """The answer to one request. Raises the worker's own error, RuntimeUnavailable when it died."""
-        requests, answers = self._process.stdin, self._process.stdout
-        assert requests is not None
-        assert answers is not None
-        # A worker that has ended left its last words in the pipe.
-        with contextlib.suppress(OSError):
-            requests.write(json.dumps({"do": what}) + "\n")
-            requests.flush()
-        line = answers.readline()
-        if not line:
-            raise errors.RuntimeUnavailable(f"{self.name}: the measuring process died at {what!r} ({self._death()})")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise getattr(errors, answer["error"])(answer["message"])
-        return answer
-
-    def _death(self) -> str:
-        code = self._process.wait()
-        if code >= 0:
-            return f"exit code {code}; its messages are above"
-        name = signal.Signals(-code).name
-        return f"{name}; out of memory?" if name == "SIGKILL" else name
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.communicate()
+        """See :class:`TimedProcess`."""
+        answer = self.job.ask(what)
+        if what != "finish":
+            return answer
+        return {**answer, "kernel": describe(from_nodes(self._bundle, self.job.nodes(), isa_of(answer)))}
 
 
 @dataclass
 class Series:
-    """All that one worker answered: milliseconds of every run, by phase and round, and the facts around them."""
+    """All that one process answered: milliseconds of every run, by phase and round, and the facts around them."""
 
     name: str
     load_ms: float
@@ -124,47 +79,47 @@ class Series:
 
 
 def measure(
-    workers: Sequence[Subject],
+    processes: Sequence[TimedProcess],
     rounds: int,
     progress: Progress,
     watch_over: Callable[[Sequence[int]], Watching] = Watch,
 ) -> tuple[list[Series], Disturbance]:
-    """Loads, warms up and measures; the order of the workers is reversed in every other round (A B, B A, ...).
+    """Loads, warms up and measures; the order of the processes is reversed in every other round (A B, B A, ...).
 
-    ``watch_over`` begins to watch the machine of the processes that it is given. Returns one series for each worker, in
+    ``watch_over`` begins to watch the machine of the processes that it is given. Returns one series for each process, in
     their order, and what else the machine did during the rounds.
     """
-    series = [_started(worker) for worker in workers]
-    for worker in workers:
-        progress(f"warm up {worker.name}", 0.0)
-        _warm_up(worker)
-    watch = watch_over([worker.pid for worker in workers])
-    pairs = list(zip(workers, series, strict=True))
+    series = [_started(process) for process in processes]
+    for process in processes:
+        progress(f"warm up {process.name}", 0.0)
+        _warm_up(process)
+    watch = watch_over([process.pid for process in processes])
+    pairs = list(zip(processes, series, strict=True))
     for index in range(rounds):
         progress("measure", index / rounds)
-        for worker, found in pairs if index % 2 == 0 else reversed(pairs):
-            found.add(worker.ask("round")["times"])
+        for process, found in pairs if index % 2 == 0 else reversed(pairs):
+            found.add(process.ask("round")["times"])
     disturbance = watch.disturbance()
-    for worker, found in pairs:
-        answer = worker.ask("finish")
+    for process, found in pairs:
+        answer = process.ask("finish")
         found.peak_mb = answer["memory"]["peak"] or 0.0
         found.private_mb, found.file_mb = answer["memory"]["private"], answer["memory"]["file"]
         found.kernel = answer["kernel"]
     return series, disturbance
 
 
-def _started(worker: Subject) -> Series:
-    load = worker.ask("load")
-    first = worker.ask("first")
+def _started(process: TimedProcess) -> Series:
+    load = process.ask("load")
+    first = process.ask("first")
     before = load["before"]
     base = (before["peak"] or 0.0) if before["private"] is None else before["private"] + before["file"]
-    return Series(worker.name, load["ms"], first["ms"], base)
+    return Series(process.name, load["ms"], first["ms"], base)
 
 
-def _warm_up(worker: Subject) -> None:
+def _warm_up(process: TimedProcess) -> None:
     before: dict[str, float] = {}
     for _ in range(MOST_WARM_UP):
-        now = {phase: percentile(samples, 0.5) for phase, samples in worker.ask("round")["times"].items()}
+        now = {phase: percentile(samples, 0.5) for phase, samples in process.ask("round")["times"].items()}
         if before and all(abs(now[p] / before[p] - 1) < STEADY for p in now):
             return
         before = now

@@ -18,7 +18,7 @@ TEXTS = ("cores", "governor")
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One phase of one bundle at one number of threads."""
 
     bundle: str
@@ -74,7 +74,7 @@ class Ratio:
 class BenchResult:
     """The result of `bench`."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     ratios: tuple[Ratio, ...]
     machine: Machine
     prompt_tokens: int
@@ -119,6 +119,18 @@ class BenchResult:
             times = f"{ratio.times_as_fast:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) times as fast"
             where = "" if ratio.target == LOCAL else f" on {ratio.target}"
             yield f"{ratio.phase}, {threads}{where}: {ratio.bundle} is {times} as {ratio.than}"
+        yield from self._not_compared()
+
+    def _not_compared(self) -> Iterator[str]:
+        """Why there is no ratio where one might be looked for."""
+        groups: dict[tuple[str, int, str], list[BenchRow]] = {}
+        for row in self.rows:
+            groups.setdefault((row.target, row.threads, row.phase), []).append(row)
+        for (target, threads, phase), (first, *others) in groups.items():
+            for other in others:
+                if not (first.valid and other.valid):
+                    where = "" if target == LOCAL else f" on {target}"
+                    yield f"{phase}, {threads} thread{'s' if threads > 1 else ''}{where}: {first.bundle} and {other.bundle} are not compared, a row is INVALID"
 
     def _table(self) -> Iterator[str]:
         several = {row.target for row in self.rows} != {LOCAL}
@@ -140,7 +152,7 @@ class BenchResult:
                 yield f"{'':<{width}}  INVALID: {row.invalid_reason}"
 
 
-def _conditions(row: Row) -> str:
+def _conditions(row: BenchRow) -> str:
     """Where and how warm, of a device."""
     facts = [f"cores {row.cores}"] if row.cores else []
     if row.temperature_before is not None and row.temperature_after is not None:

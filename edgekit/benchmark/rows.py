@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from edgekit.benchmark.machine import Disturbance
 from edgekit.benchmark.protocol import Series
-from edgekit.benchmark.results import Ratio, Row
+from edgekit.benchmark.results import BenchRow, Ratio
 from edgekit.benchmark.statistics import percentile, ratio, spread
 from edgekit.devices import LOCAL
+from edgekit.spec.names import ROUNDS
 
 WIDEST_SPREAD = 0.10
 MOST_STOLEN = 0.02
 FEWEST_SAMPLES = 10
-FEWEST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def row(
     prompt_tokens: int,
     disturbance: Disturbance,
     where: Where | None = None,
-) -> Row:
+) -> BenchRow:
     """The statistics of one phase; ``where`` is this machine by default."""
     where = where or Where(LOCAL, os.cpu_count() or 1)
     samples, medians = series.samples(phase), series.medians(phase)
     middle = percentile(samples, 0.5)
     tokens = {"prefill": prompt_tokens, "decode": 1}.get(phase)
     reasons = [*where.reasons, *invalid_reasons(medians, len(samples), threads, disturbance, where.cores)]
-    return Row(
+    return BenchRow(
         bundle=series.name,
         target=where.target,
         phase=phase,
@@ -86,10 +86,8 @@ def invalid_reasons(
 ) -> list[str]:
     """Why these numbers may not be quoted; empty when they may."""
     reasons = []
-    if samples < FEWEST_SAMPLES or len(medians) < FEWEST_ROUNDS:
-        reasons.append(
-            f"{samples} samples in {len(medians)} rounds, at least {FEWEST_SAMPLES} in {FEWEST_ROUNDS} are needed"
-        )
+    if samples < FEWEST_SAMPLES or len(medians) < ROUNDS:
+        reasons.append(f"{samples} samples in {len(medians)} rounds, at least {FEWEST_SAMPLES} in {ROUNDS} are needed")
     if spread(medians) > WIDEST_SPREAD:
         reasons.append(f"rounds differ by {spread(medians):.0%}, at most {WIDEST_SPREAD:.0%} is steady")
     # A neighbour on a core that nothing needs is harmless; half of what is left over is taken as the limit.

@@ -1,23 +1,21 @@
-"""Benchmarks of bundles on this machine."""
+"""Benchmarks of bundles on this machine and on devices."""
 
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 
-from edgekit.benchmark.device import Measured, Plan, bench_devices
 from edgekit.benchmark.machine import describe, usable_cores
-from edgekit.benchmark.protocol import Worker, measure
-from edgekit.benchmark.results import BenchResult, Ratio, Row
-from edgekit.benchmark.rows import compare, row
+from edgekit.benchmark.results import BenchResult
+from edgekit.benchmark.targets import DeviceHost, LocalHost, Plan, TargetResult, measure_on
 from edgekit.bundle import Bundle, BundleLike
-from edgekit.devices import LOCAL, Target
+from edgekit.devices import LOCAL, Target, open_connection
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.runtime.session import onnxruntime
+from edgekit.spec.names import ROUNDS
 from edgekit.spec.progress import Progress
 
-ROUNDS = 10
 MOST_THREADS = 1024
 
 
@@ -46,36 +44,38 @@ def bench(
     parsed = [Target.parse(target) for target in targets]
     _check(opened, parsed, threads, prompt_tokens, new_tokens, rounds)
     plan = Plan(tuple(opened), tuple(threads), prompt_tokens, new_tokens, rounds)
-    rows: list[Row] = []
-    ratios: list[Ratio] = []
-    if any(target.kind == LOCAL for target in parsed):
-        rows, ratios = _here(plan, progress)
-    found = bench_devices([target for target in parsed if target.kind != LOCAL], plan, progress)
-    for device in found.values():
-        if isinstance(device, Measured):
-            rows += device.rows
-            ratios += device.ratios
+    local = [measure_on(LocalHost(plan), plan, progress)] if any(target.kind == LOCAL for target in parsed) else []
+    found = _on_devices([target for target in parsed if target.kind != LOCAL], plan, progress)
+    measured = [*local, *(result for result in found.values() if isinstance(result, TargetResult))]
     return BenchResult(
-        tuple(rows), tuple(ratios), describe(), prompt_tokens, new_tokens, _versions(),
-        devices=tuple(d.facts for d in found.values() if isinstance(d, Measured)),
+        rows=tuple(row for result in measured for row in result.rows),
+        ratios=tuple(ratio for result in measured for ratio in result.ratios),
+        machine=describe(),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        versions={"python": platform.python_version(), **({"onnxruntime": local[0].onnxruntime} if local else {})},
+        devices=tuple(result.facts for result in measured if result.facts is not None),
         failures={target: str(error) for target, error in found.items() if isinstance(error, EdgekitError)},
-    )  # fmt: skip
+    )
 
 
-def _here(plan: Plan, progress: Progress) -> tuple[list[Row], list[Ratio]]:
-    rows: list[Row] = []
-    ratios: list[Ratio] = []
-    for count in plan.threads:
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker.of_bundle(str(b.directory), count, plan.prompt_tokens, plan.new_tokens))
-                for b in plan.bundles
-            ]
-            series, disturbance = measure(workers, plan.rounds, progress)
-        for found in series:
-            rows += [row(found, phase, count, plan.prompt_tokens, disturbance) for phase in found.rounds]
-        ratios += compare(series, count)
-    return rows, ratios
+def _on_devices(targets: Sequence[Target], plan: Plan, progress: Progress) -> dict[str, TargetResult | EdgekitError]:
+    """Measures all devices at once, each by itself; a device that fails stops no other."""
+    lock = threading.Lock()
+
+    def one(target: Target) -> TargetResult | EdgekitError:
+        def say(what: str, share: float) -> None:
+            with lock:
+                progress(what if target.text in what else f"{what} on {target.text}", share)
+
+        try:
+            with open_connection(target) as connection:
+                return measure_on(DeviceHost(connection, plan, say), plan, say)
+        except EdgekitError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, len(targets))) as pool:
+        return dict(zip((target.text for target in targets), pool.map(one, targets), strict=True))
 
 
 def _check(
@@ -93,9 +93,11 @@ def _check(
     most = usable_cores() if any(target.kind == LOCAL for target in targets) else MOST_THREADS
     if not threads or min(threads) < 1 or max(threads) > most:
         raise UsageError(f"threads {list(threads)}: give numbers from 1 to {most}, the cores of this machine")
-    if prompt < 1 or new < 1 or rounds < 1:
-        raise UsageError(f"prompt_tokens {prompt}, new_tokens {new}, rounds {rounds}: each must be at least 1")
-
-
-def _versions() -> dict[str, str]:
-    return {"onnxruntime": onnxruntime().__version__, "python": platform.python_version()}
+    if prompt < 1 or new < 1:
+        raise UsageError(f"prompt_tokens {prompt}, new_tokens {new}: each must be at least 1")
+    if rounds < ROUNDS:
+        raise UsageError(f"rounds {rounds}: fewer than {ROUNDS} are too few to be quoted; give {ROUNDS} or more")
+    for bundle in bundles:
+        info = bundle.manifest.decoder
+        if info is not None and prompt + new > info.max_length:
+            raise UsageError(f"{bundle.directory}: {prompt} + {new} tokens; the context holds {info.max_length}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import examples, json_option, progress_bar, show, target_option
+from edgekit.spec.names import ROUNDS
 
 
 @click.command(
@@ -43,7 +44,11 @@ from edgekit.cli.console import examples, json_option, progress_bar, show, targe
     help="Tokens decoded after it (language models).",
 )
 @click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(2), help="Rounds; bundles take turns in each."
+    "--rounds",
+    default=ROUNDS,
+    show_default=True,
+    type=click.IntRange(ROUNDS),
+    help="Rounds; bundles take turns in each, and fewer are too few to be quoted.",
 )
 @json_option
 def bench(

@@ -17,6 +17,8 @@ import click
 if TYPE_CHECKING:
     from edgekit.spec.progress import Progress
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 json_option = click.option(

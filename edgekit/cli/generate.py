@@ -10,7 +10,16 @@ from typing import Any
 
 import click
 
-from edgekit.cli.console import examples, json_option, printable, progress_bar, quiet_libraries, show, threads_option
+from edgekit.cli.console import (
+    INTERRUPTED,
+    examples,
+    json_option,
+    printable,
+    progress_bar,
+    quiet_libraries,
+    show,
+    threads_option,
+)
 
 SAMPLING = (
     click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token."),
@@ -78,31 +87,31 @@ def generate(
     It streams to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
     quiet_libraries()
     from edgekit.bundle import Bundle
-    from edgekit.cli.verbs import INTERRUPTED
     from edgekit.devices import LOCAL, Target
     from edgekit.runtime.generation import GREEDY, interruptible
-    from edgekit.runtime.generation import generate as run
     from edgekit.runtime.sampling import Sampling
 
     sampling = Sampling(**drawing)
-    opened, chat, place = Bundle.open(bundle), False if raw else None, Target.parse(target)
-    if place.kind == LOCAL:
-        running = run(
-            opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop, sampling=sampling,
-            threads=threads, lookup=lookup, session=session,
-        )  # fmt: skip
-    elif sampling != GREEDY or lookup or session is not None:
-        raise click.UsageError(
-            f"--target {target} takes the likeliest token each time; leave out sampling, --lookup and --session"
-        )
-    else:
+    opened, chat, where = Bundle.open(bundle), False if raw else None, Target.parse(target)
+    if sampling == GREEDY and not lookup and session is None:
         from edgekit.devices.generation import generate_on
 
         with progress_bar() as progress:
             running = generate_on(
-                place, opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop,
+                where, opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop,
                 threads=threads, progress=progress,
             )  # fmt: skip
+    elif where.kind == LOCAL:
+        from edgekit.runtime.generation import generate as run
+
+        running = run(
+            opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop, sampling=sampling,
+            threads=threads, lookup=lookup, session=session,
+        )  # fmt: skip
+    else:
+        raise click.UsageError(
+            f"--target {target} takes the likeliest token each time; leave out sampling, --lookup and --session"
+        )
     pieces: list[str] = []
     interrupted = False
     with closing(interruptible(running)) as stream:

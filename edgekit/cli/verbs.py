@@ -15,7 +15,7 @@ import click
 from edgekit import __version__
 from edgekit.cli.bench import bench
 from edgekit.cli.compress import compress
-from edgekit.cli.console import prepare_streams, printable
+from edgekit.cli.console import INTERRUPTED, prepare_streams, printable
 from edgekit.cli.devices import devices
 from edgekit.cli.doctor import doctor
 from edgekit.cli.evaluate import evaluate
@@ -31,7 +31,7 @@ from edgekit.strict import suggest
 from edgekit.unfinished import ended_like_ctrl_c
 
 VERBS = (export, verify, bench, generate, evaluate, inspect, compress, recipes, pack, unpack, devices, doctor, help_of)
-INTERRUPTED, BUG = 130, 70
+BUG = 70
 READER_WENT = 141
 """128 + SIGPIPE, as other programs end when the reader of their output goes."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shlex
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from edgekit.bundle import Bundle
 from edgekit.devices import linux, phone
 from edgekit.devices.connection import Connection
-from edgekit.devices.job import Job
+from edgekit.devices.job import Job, settings
 from edgekit.devices.transfer import Item, item_of, push
 from edgekit.errors import BundleError
 from edgekit.lowbit.library import ABIS, CHOICE, built_library
@@ -50,16 +53,46 @@ class Deployed:
     system: System
     directory: str
     library: str  # the operator library there; empty where none is used
-    runtime: str  # "onnxruntime 1.29.0, Python 3.13.5"
+    cores: tuple[int, ...] = ()  # that runners are kept on; any where there are none
 
-    def job(self, threads: int, cores: Sequence[int] = (), **more: object) -> Job:
-        """A runner for the bundle, kept on ``cores`` (any); ``more`` are settings of docs/runner.md."""
-        settings = {"bundle": self.directory, "threads": threads, "library": self.library, **more}
+    @property
+    def name(self) -> str:
+        """The target as the user wrote it."""
+        return self.connection.name
+
+    def job(self, threads: int, **more: object) -> Job:
+        """A runner for the bundle, kept on ``cores``; ``more`` are settings of docs/runner.md."""
+        given = settings(self.directory, threads, self.library, f"run `edgekit devices setup {self.name}`", **more)
         isa = os.environ.get("EDGEKIT_ISA", "")
         variables = "ORT_DISABLE_TELEMETRY=1" + (f" EDGEKIT_ISA={shlex.quote(isa)}" if isa else "")
-        prefix = f"taskset {sum(1 << core for core in cores):x} " if cores else ""
-        given = shlex.quote(json.dumps(settings))
-        return Job(self.connection, self.system.command(self.connection.directory, variables, prefix, given))
+        prefix = f"taskset {sum(1 << core for core in self.cores):x} " if self.cores else ""
+        script = self.system.command(self.connection.directory, variables, prefix, shlex.quote(given))
+        return device_job(self.connection, script)
+
+    @contextmanager
+    def graph(self, graph: bytes) -> Iterator[str]:
+        """A file beside the bundle's, where it stays until the device is cleaned."""
+        digest = hashlib.sha256(graph).hexdigest()
+        name = f"tapped-{digest[:16]}.onnx"
+        folder = self.directory.removeprefix(f"{self.connection.directory}/")
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / name
+            file.write_bytes(graph)
+            push(self.connection, [Item(file, f"{folder}/{name}", digest, len(graph))])
+        yield name
+
+    def versions(self, job: Job) -> dict[str, str]:
+        """What runs there, and its processor."""
+        running = f"onnxruntime {job.facts.get('onnxruntime')}, {job.facts.get('runtime')}"
+        return {"device": running, "machine": self.system.machine}
+
+
+def device_job(connection: Connection, script: str) -> Job:
+    """The runner that a script on a device becomes."""
+    return Job(
+        connection.name, connection.argv(script), prefix=f"{connection.name}: ", lost=connection.lost,
+        died="was it killed for memory, or the device switched off?",
+    )  # fmt: skip
 
 
 def deploy(connection: Connection, bundle: Bundle, progress: Progress) -> Deployed:
@@ -70,9 +103,11 @@ def deploy(connection: Connection, bundle: Bundle, progress: Progress) -> Deploy
     """
     system: System
     if connection.target.kind == "adb":
-        system, runtime = phone.inspect_android(connection), phone.installed(connection)
+        system = phone.inspect_android(connection)
+        phone.installed(connection)
     else:
-        system, runtime = linux.inspect_linux(connection), linux.installed(connection)
+        system = linux.inspect_linux(connection)
+        linux.installed(connection)
     manifest = item_of(bundle.directory / MANIFEST, "")
     folder = f"bundles/{manifest.sha256[:16]}"
     items = [Item(manifest.source, f"{folder}/{MANIFEST}", manifest.sha256, manifest.bytes), *system.runner_files()]
@@ -85,7 +120,7 @@ def deploy(connection: Connection, bundle: Bundle, progress: Progress) -> Deploy
     directory = f"{connection.directory}/{folder}"
     progress(f"check hashes on {connection.name}", 0.0)
     _check_hashes(connection, bundle, directory)
-    return Deployed(connection, bundle, system, directory, library, runtime)
+    return Deployed(connection, bundle, system, directory, library)
 
 
 def _check_hashes(connection: Connection, bundle: Bundle, directory: str) -> None:

@@ -1,7 +1,7 @@
-"""Runs a bundle on a Raspberry Pi (or any Linux with numpy and onnxruntime) as its host tells it to: docs/runner.md.
+"""Runs a bundle wherever there are Python, numpy and onnxruntime, as its host tells it to: docs/runner.md.
 
 This file travels: it imports nothing of edgekit and is started as ``python3 runner.py '{"bundle": DIR, ...}'``. It decides
-nothing and keeps nothing.
+nothing and keeps nothing; what it shares with its host comes in the settings. On the host itself it is what ``local`` runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
-OLDEST = (1, 28)  # the oldest ONNX Runtime that runs bundles as they are meant
-SPIN_MICROSECONDS = "50"
-PIECE = 128  # tokens of a prompt fed at once
-REPLAY_PIECE = 64
-REPEAT_SECONDS, MOST_RUNS = 0.3, 200
+STATUS = Path("/proc/self/status")
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 DTYPES = {
     "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
@@ -50,8 +47,9 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
+    settings = json.loads(sys.argv[1])
     try:
-        runner = Runner(json.loads(sys.argv[1]))
+        runner = Runner(settings)
         facts = {"onnxruntime": runner.ort.__version__, "runtime": f"Python {platform.python_version()}"}
         say({"runner": PROTOCOL, "pid": os.getpid(), **facts})
         for line in sys.stdin:
@@ -62,8 +60,8 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         pass
-    except Exception as error:  # onnxruntime's exceptions share no base
-        say({"error": "BundleError", "message": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    except Exception as error:  # damage that nothing above has a name for
+        say({"error": "BundleError", "message": f"{settings['bundle']}: {type(error).__name__}: {_one_line(error)}"})
         sys.exit(1)
 
 
@@ -71,7 +69,8 @@ class Runner:
     """One bundle and its session."""
 
     def __init__(self, settings: Json) -> None:
-        self.ort = _onnxruntime()
+        self.settings = settings
+        self.ort = _onnxruntime(settings)
         self.directory = Path(settings["bundle"])
         self.graph = self.directory / settings.get("graph", "model.onnx")
         self.threads, self.library = int(settings["threads"]), settings.get("library", "")
@@ -90,23 +89,26 @@ class Runner:
         elif what == "round":
             yield {"times": self._round()}
         elif what == "finish":
-            yield {"memory": _memory(), "operators": self._operators()}
+            yield {"memory": memory(), "operators": self._operators()}
         elif what == "replay":
-            yield {"arrays": _packed(self._replay(request["vector"]))}
+            vector = {**self.vector(request["vector"]), **_unpacked(request.get("arrays", {}))}
+            yield {"arrays": _packed(self.subject.replay(vector))}
         elif what == "run":
             yield {"arrays": _packed(self._run(request))}
         elif what == "generate":
             yield from self._generate(request)
         elif what == "profile":
+            self._subject = None  # two copies of a large model may not fit
+            gc.collect()
             yield {"events": self._profile()}
         else:
             raise Refused("UsageError", f"request {what!r}: this runner does not know it; push the runner again")
 
     def _measured(self, work: Callable[[], None]) -> Json:
-        before, began = _memory(), time.perf_counter()
+        before, began = memory(), time.perf_counter()
         work()
         milliseconds = (time.perf_counter() - began) * 1e3
-        return {"ms": milliseconds, "before": before, "after": _memory(), "operators": self._operators()}
+        return {"ms": milliseconds, "before": before, "after": memory(), "operators": self._operators()}
 
     def _load(self) -> None:
         session = self._session()
@@ -123,20 +125,44 @@ class Runner:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(self.settings["spin_us"]))
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, profile
         before = self._nodes()
         if self.library:
             options.register_custom_ops_library(self.library)
-        session = ort.InferenceSession(str(self.graph), options, providers=["CPUExecutionProvider"])
+        graph: Any = str(self.graph)
+        if self.graph.parent != self.directory:  # its weights are the bundle's all the same
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(self.directory))
+            graph = self.graph.read_bytes()
+        try:
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base
+            told = f"{self.graph}: ONNX Runtime {ort.__version__} refuses it: {_one_line(error)}"
+            raise Refused("BundleError", told) from error
         if self.library and self._nodes() <= before:
             raise Refused(
                 "RuntimeUnavailable",
                 f"{self.graph}: {self.library} was registered, but ONNX Runtime {ort.__version__} runs the function "
-                "bodies instead of its operators; please report it",
+                "bodies instead of its operators; please report it with the model's config.json",
             )
         return session
+
+    def stopped(self, error: Exception) -> Refused:
+        """What the host is told of a run that failed."""
+        return Refused("BundleError", f"{self.graph}: ONNX Runtime stopped: {_one_line(error)}")
+
+    def run(self, session: Any, feeds: Json, names: list[str] | None = None) -> Json:
+        """The outputs by name, all of them unless ``names`` says which."""
+        names = names or [output.name for output in session.get_outputs()]
+        try:
+            return dict(zip(names, session.run(names, feeds), strict=True))
+        except Exception as error:
+            raise self.stopped(error) from error
+
+    def repeated(self, run: Callable[[], None]) -> list[float]:
+        """Milliseconds of each run of a round."""
+        return repeated(run, self.settings["round_seconds"], self.settings["round_runs"])
 
     def _operators(self) -> str:
         if not self.library:
@@ -151,7 +177,8 @@ class Runner:
             have = " ".join(text.partition(";")[0].split()[2:])
             raise Refused(
                 "RuntimeUnavailable",
-                f"EDGEKIT_ISA={os.environ.get('EDGEKIT_ISA')}: this processor cannot run it; it has {have}",
+                f"EDGEKIT_ISA={os.environ.get('EDGEKIT_ISA')}: this processor cannot run it; it has {have}. "
+                "Unset EDGEKIT_ISA to let the library choose",
             )
         return text
 
@@ -174,14 +201,8 @@ class Runner:
             raise Refused("BundleError", f"{self.directory}: {file} is no golden vector of its manifest")
         return _safetensors(self.directory / file)
 
-    def _replay(self, file: str) -> Json:
-        vector = self.vector(file)
-        return dict(self.subject.replay(vector))
-
     def _run(self, request: Json) -> Json:
-        session = self.subject.session
-        names = request["outputs"]
-        return dict(zip(names, session.run(names, _unpacked(request["arrays"])), strict=True))
+        return self.run(self.subject.session, _unpacked(request["arrays"]), request["outputs"])
 
     def _generate(self, request: Json) -> Iterator[Json]:
         if not isinstance(self.subject, Decoder):
@@ -207,18 +228,17 @@ class Sample:
     """A model without a cache: its first golden input is what is timed."""
 
     def __init__(self, runner: Runner, session: Any) -> None:
-        self.session = session
+        self._runner, self.session = runner, session
         self._feeds = _feeds(runner.vector(runner.vectors[0])) if runner.vectors else {}
 
     def first(self) -> None:
-        self.session.run(None, self._feeds)
+        self._runner.run(self.session, self._feeds)
 
     def round(self) -> dict[str, list[float]]:
-        return {"latency": _repeated(self.first)}
+        return {"latency": self._runner.repeated(self.first)}
 
     def replay(self, vector: Json) -> Json:
-        names = [o.name for o in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, _feeds(vector)), strict=True))
+        return self._runner.run(self.session, _feeds(vector))
 
 
 class Decoder:
@@ -229,8 +249,15 @@ class Decoder:
 
         info = runner.decoder_info
         assert info is not None
-        self.session, self._ort = session, runner.ort
+        self._runner, self.session, self._ort = runner, session, runner.ort
+        self._piece, self._replay_piece = runner.settings["prompt_piece"], runner.settings["replay_piece"]
+        self._options = runner.ort.RunOptions()
+        # ONNX Runtime's Python looks this entry up in every run, and finding none costs it an exception of 30 us.
+        self._options.add_run_config_entry("gpu_graph_id", "0")
         self._slots, self._new, self.length = slots or runner.max_length, runner.new, 0
+        if self._slots > info["max_length"]:
+            told = f"{runner.directory}: {self._slots} tokens; the context holds {info['max_length']}"
+            raise Refused("UsageError", told)
         self._vocabulary = int(info["vocab_size"])
         self._mask = np.ones((1, self._slots), np.int64)
         self._held: dict[tuple[str, str], Any] = {}
@@ -256,7 +283,10 @@ class Decoder:
         self._input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
         self._input("logits_to_keep", np.array([keep], np.int64))
         self._output("logits", logits)
-        self.session.run_with_iobinding(self._binding)
+        try:
+            self.session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            raise self._runner.stopped(error) from error
         self.length += ids.shape[1]
         return logits[0]
 
@@ -265,7 +295,7 @@ class Decoder:
         self._feed(self._prompt)
 
     def round(self) -> dict[str, list[float]]:
-        prefill, decode = _repeated(self.first), []
+        prefill, decode = self._runner.repeated(self.first), []
         for _ in range(self._new):
             began = time.perf_counter()
             self._feed([self._next])
@@ -274,22 +304,20 @@ class Decoder:
 
     def generate(self, ids: list[int], most: int, stop: set[int]) -> Iterator[Json]:
         """A line for each new token, then one that says how it went."""
-        self.length = 0
-        began = time.perf_counter()
-        self._feed(ids)
-        prefill_ms, made, finish = (time.perf_counter() - began) * 1e3, 0, "length"
-        began = time.perf_counter()
+        self.length, made, fed = 0, 0, ids
         while True:
+            began = time.perf_counter()
+            self._feed(fed)
+            milliseconds = (time.perf_counter() - began) * 1e3
             if self._next in stop:
-                finish = "stop"
-                break
+                yield {"done": True, "finish": "stop", "ms": milliseconds}
+                return
             made += 1
-            yield {"token": self._next}
+            yield {"token": self._next, "ms": milliseconds}
             if made == most or self.length == self._slots:
-                break
-            self._feed([self._next])
-        decode_ms = (time.perf_counter() - began) * 1e3
-        yield {"done": True, "finish": finish, "prefill_ms": prefill_ms, "decode_ms": decode_ms}
+                yield {"done": True, "finish": "length", "ms": 0.0}
+                return
+            fed = [self._next]
 
     def replay(self, vector: Json) -> Json:
         """A golden text: a prompt in pieces, then token by token; every position's prediction in short."""
@@ -298,7 +326,7 @@ class Decoder:
         ids = vector["input.input_ids"].ravel()
         steps, self.length = len(vector["compressed.logits"]) - 1, 0
         first = max(1, len(ids) - steps)
-        bounds = [*range(0, first, REPLAY_PIECE), *range(first, len(ids) + 1)]
+        bounds = [*range(0, first, self._replay_piece), *range(first, len(ids) + 1)]
         wanted = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
         parts: list[Json] = []
         last: list[Any] = []
@@ -313,8 +341,8 @@ class Decoder:
         return {**joined, "logits": np.stack(last)}
 
     def _feed(self, ids: Any) -> None:
-        for start in range(0, len(ids), PIECE):
-            logits = self.run(ids[start : start + PIECE])
+        for start in range(0, len(ids), self._piece):
+            logits = self.run(ids[start : start + self._piece])
         self._next = int(logits[-1].argmax())
 
     def _input(self, name: str, array: Any) -> None:
@@ -326,20 +354,18 @@ class Decoder:
         self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
 
-def _onnxruntime() -> Any:
+def _onnxruntime(settings: Json) -> Any:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    advice = settings["advice"]
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise Refused(
-            "RuntimeUnavailable", f"onnxruntime cannot be imported on the device ({error}); run `edgekit devices setup`"
-        ) from error
-    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST:
-        raise Refused(
-            "RuntimeUnavailable",
-            f"onnxruntime {ort.__version__} on the device, bundles need {OLDEST[0]}.{OLDEST[1]} or newer; "
-            "run `edgekit devices setup`",
-        )
+        raise Refused("RuntimeUnavailable", f"onnxruntime cannot be imported ({error}); {advice}") from error
+    oldest = settings["oldest_onnxruntime"]
+    if [int(part) for part in ort.__version__.split(".")[:2]] < oldest:
+        needed = ".".join(map(str, oldest))
+        told = f"onnxruntime {ort.__version__} is installed, bundles need {needed} or newer; {advice}"
+        raise Refused("RuntimeUnavailable", told)
     ort.disable_telemetry_events()
     return ort
 
@@ -348,7 +374,7 @@ def _manifest(directory: Path) -> Json:
     try:
         return dict(json.loads((directory / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise Refused("BundleError", f"{directory}: no readable manifest.json on the device ({error})") from error
+        raise Refused("BundleError", f"{directory}: no readable manifest.json ({error})") from error
 
 
 def _safetensors(path: Path) -> Json:
@@ -399,24 +425,44 @@ def _unpacked(arrays: Json) -> Json:
     }
 
 
-def _repeated(run: Callable[[], None]) -> list[float]:
+def repeated(
+    run: Callable[[], None], seconds: float, most: int, prepare: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Milliseconds of each run, at least two and for about ``seconds``; ``prepare`` is not timed."""
     times: list[float] = []
-    until = time.perf_counter() + REPEAT_SECONDS
-    while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
+    until = time.perf_counter() + seconds
+    while len(times) < 2 or (time.perf_counter() < until and len(times) < most):
+        prepare()
         began = time.perf_counter()
         run()
         times.append((time.perf_counter() - began) * 1e3)
     return times
 
 
-def _memory() -> Json:
+def memory() -> Json:
+    """MiB of this process: the most it ever had, its own, and of mapped files; None where the system does not say."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return {"peak": None, "private": None, "file": None}
+        return {"peak": _peak(), "private": None, "file": None}
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     sizes = {"peak": "VmHWM", "private": "RssAnon", "file": "RssFile"}
     return {key: int(fields[name].split()[0]) / 1024 if name in fields else None for key, name in sizes.items()}
+
+
+def _peak() -> float:
+    """MiB at most so far, where there is no /proc."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset / 2**20)
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
 from edgekit.metrics import Arrays, tensor_distance
-from edgekit.parity.backends import Place, Run
+from edgekit.parity.replayer import Replayer, Run
 from edgekit.parity.report import LayerDistance
 from edgekit.runtime.replay import feeds
 
@@ -20,67 +20,67 @@ STEP_DB = 10.0
 POOR_DB = 20.0
 """What the first layer must at least reach."""
 TOGETHER = 16
-"""Layers whose outputs are kept at once: all of a large model's would not fit into memory."""
+"""Layers whose outputs are asked for at once: all of a large model's would not fit into memory."""
+TOGETHER_BYTES = 64 << 20
+"""And bytes of them, as far as the golden vectors tell."""
 
 
 def bisect(
-    bundle: Bundle, vectors: Sequence[Arrays], place: Place, outputs: Mapping[str, Mapping[str, float]]
+    vectors: Sequence[Arrays], replayer: Replayer, outputs: Mapping[str, Mapping[str, float]]
 ) -> tuple[LayerDistance, ...]:
-    """Compares the output of every tapped layer, in the graph's order, on all vectors, where ``place`` runs them.
+    """Compares the output of every tapped layer, in the graph's order, on all vectors.
 
     The graph's ``outputs`` come last; their distances are known already.
 
     Values between nodes become outputs, which can keep ONNX Runtime from fusing across them. Returns nothing for a
     bundle without taps.
     """
-    return _judged(bundle, _tapped(bundle, vectors, place, lambda layer: [v[f"tap.{layer}"] for v in vectors]), outputs)
+    distances = {
+        layer: _typical([vector[f"tap.{layer}"] for vector in vectors], found)
+        for layer, found in _tapped(vectors, replayer)
+    }
+    return _judged(replayer.backend.bundle, distances, outputs)
 
 
 def bisect_between(
-    bundle: Bundle,
-    vectors: Sequence[Arrays],
-    places: tuple[Place, Place],
-    outputs: Mapping[str, Mapping[str, float]],
+    vectors: Sequence[Arrays], replayers: tuple[Replayer, Replayer], outputs: Mapping[str, Mapping[str, float]]
 ) -> tuple[LayerDistance, ...]:
-    """As :func:`bisect`, the second place against the first."""
-    first: dict[str, list[np.ndarray]] = {}
-
-    def keep(layer: str, found: Sequence[np.ndarray]) -> None:
-        first[layer] = list(found)
-
-    _tapped(bundle, vectors, places[0], None, keep)
-    return _judged(bundle, _tapped(bundle, vectors, places[1], lambda layer: first[layer]), outputs)
+    """As :func:`bisect`, the second backend against the first."""
+    first = dict(_tapped(vectors, replayers[0]))
+    distances = {layer: _typical(first[layer], found) for layer, found in _tapped(vectors, replayers[1])}
+    return _judged(replayers[0].backend.bundle, distances, outputs)
 
 
-def _tapped(
-    bundle: Bundle,
-    vectors: Sequence[Arrays],
-    place: Place,
-    expected: Callable[[str], Sequence[np.ndarray]] | None,
-    keep: Callable[[str, Sequence[np.ndarray]], None] = lambda layer, found: None,
-) -> dict[str, dict[str, float]]:
-    """Every tapped layer's distance from what is ``expected`` of it; its outputs are handed to ``keep``."""
+def _tapped(vectors: Sequence[Arrays], replayer: Replayer) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Every tapped layer and its output for each vector."""
+    bundle = replayer.backend.bundle
     taps = {layer: value for layer, value in bundle.manifest.taps.items() if all(f"tap.{layer}" in v for v in vectors)}
     if not taps:
-        return {}
-    layers = list(taps)
-    distances: dict[str, dict[str, float]] = {}
-    with place.tapped(list(taps.values())) as run:
-        for start in range(0, len(layers), TOGETHER):
-            part = layers[start : start + TOGETHER]
+        return
+    with replayer.tapped(list(taps.values())) as run:
+        for part in _together(vectors, list(taps)):
             runs = [_run(bundle, run, vector, {layer: taps[layer] for layer in part}) for vector in vectors]
             for layer in part:
-                found = [answer[layer] for answer in runs]
-                keep(layer, found)
-                if expected is not None:
-                    wanted = expected(layer)
-                    if any(a.size != b.size for a, b in zip(wanted, found, strict=True)):
-                        raise BundleError(
-                            f"{bundle.directory}: the golden vectors' tap.{layer} are not of the size that the graph "
-                            "answers; the bundle is damaged, export again"
-                        )
-                    distances[layer] = _typical(wanted, found)
-    return distances
+                answers = [run[layer] for run in runs]
+                if any(v[f"tap.{layer}"].size != answer.size for v, answer in zip(vectors, answers, strict=True)):
+                    raise BundleError(
+                        f"{bundle.directory}: the golden vectors' tap.{layer} are not of the size that the graph "
+                        "answers; the bundle is damaged, export again"
+                    )
+                yield layer, answers
+
+
+def _together(vectors: Sequence[Arrays], layers: Sequence[str]) -> Iterator[list[str]]:
+    """The layers in groups whose outputs may be asked for at once."""
+    group: list[str] = []
+    size = 0
+    for layer in layers:
+        more = max(vector[f"tap.{layer}"].nbytes for vector in vectors)
+        if group and (len(group) == TOGETHER or size + more > TOGETHER_BYTES):
+            yield group
+            group, size = [], 0
+        group, size = [*group, layer], size + more
+    yield group
 
 
 def _judged(

@@ -11,13 +11,14 @@ from typing import Any
 
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target
+from edgekit.devices.backend import open_backend
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Arrays
-from edgekit.parity.backends import Place
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
+from edgekit.parity.replayer import Replayer
 from edgekit.parity.report import SCHEMA_VERSION, UNPROVEN, LayerDistance, Report, Section, finite, layer_lines
-from edgekit.parity.verification import Golden, judge_place, open_place, section
+from edgekit.parity.verification import Golden, judge_backend, section
 from edgekit.spec.progress import Progress
 
 
@@ -130,7 +131,7 @@ def verify_on(
 class _Answered:
     report: Report
     answers: list[Arrays]
-    place: Place
+    replayer: Replayer
 
 
 def _run_all(
@@ -148,11 +149,11 @@ def _run_all(
         with lock:
             stack.push(own)
         try:
-            place = open_place(own, target, golden.bundle, threads, say)
-            report, answers = judge_place(golden, target, place, threads, say)
+            replayer = Replayer(own.enter_context(open_backend(target, golden.bundle, say)), threads)
+            report, answers = judge_backend(golden, target, replayer, threads, say)
         except EdgekitError as error:
             return error
-        return _Answered(report, answers, place)
+        return _Answered(report, answers, replayer)
 
     here = {target.text: one(target) for target in targets if target.kind == LOCAL}
     devices = [target for target in targets if target.kind != LOCAL]
@@ -170,8 +171,7 @@ def _agreement(
     layers: tuple[LayerDistance, ...] = ()
     if not judged.passed:
         progress(f"look for the first layer where {other[0].text} and {first[0].text} differ", 0.0)
-        places = first[1].place, other[1].place
-        layers = bisect_between(golden.bundle, golden.vectors, places, judged.outputs)
+        layers = bisect_between(golden.vectors, (first[1].replayer, other[1].replayer), judged.outputs)
     return Agreement(other[0].text, first[0].text, judged, layers)
 
 

@@ -17,14 +17,14 @@ from edgekit.metrics import (
     prediction_distance,
     tensor_distance,
 )
-from edgekit.parity.backends import REFERENCES
+from edgekit.parity.replayer import REFERENCES
 
 EMBEDDINGS = ("sentence_embedding", "pooler_output", "last_hidden_state")
 """Which output of a text encoder stands for a sentence, the best first; hidden states are averaged."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class Distances:
     """Metrics against one reference model, over ``count`` positions or samples; ``outputs`` by graph output."""
 
     metrics: dict[str, float]
@@ -35,13 +35,11 @@ class Measured:
 
 def measure(
     bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], margins: dict[str, float]
-) -> dict[str, Measured]:
+) -> dict[str, Distances]:
     """The distance of a machine's ``answers`` to each of ``REFERENCES``. ``margins``: see metrics.prediction_distance.
 
-    Raises BundleError when there are no vectors, or none with the graph's outputs.
+    Raises BundleError when no vector holds the graph's outputs.
     """
-    if not vectors:
-        raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")
     if bundle.manifest.decoder is None:
         return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
     found = _joined(answers)
@@ -52,7 +50,7 @@ def measure(
 
 def measure_between(
     bundle: Bundle, vectors: Sequence[Arrays], ours: Sequence[Arrays], theirs: Sequence[Arrays], margin: float
-) -> Measured:
+) -> Distances:
     """The distance of one machine's answers (``theirs``) to another's on the same vectors."""
     who = "other"
     expected = [_as_reference(answer) if bundle.manifest.decoder is not None else dict(answer) for answer in ours]
@@ -93,15 +91,17 @@ def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Measured:
+def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Distances:
     logits = tensor_distance(expected["logits"], found["logits"])
     metrics = prediction_distance(expected, found, who, margin)
     metrics = {**logits, **metrics, "max_abs": max(logits["max_abs"], metrics["max_abs"])}
     metrics[f"{who}_perplexity"] = perplexity(expected["nll"])
-    return Measured(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
+    return Distances(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
 
 
-def _outputs(bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float) -> Measured:
+def _outputs(
+    bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays], who: str, margin: float
+) -> Distances:
     expected = [reference(vector, who) for vector in vectors]
     names = [name for name in answers[0] if all(name in e for e in expected)]
     if not names:
@@ -125,7 +125,7 @@ def _outputs(bundle: Bundle, vectors: Sequence[Arrays], answers: Sequence[Arrays
     }
     rows = sum(len(answer[names[0]]) for answer in answers)
     metrics.update(_task_metrics(bundle.manifest.task, vectors, expected, answers, names, margin))
-    return Measured(metrics, rows, "samples", outputs)
+    return Distances(metrics, rows, "samples", outputs)
 
 
 def _valid(vector: Arrays, output: np.ndarray) -> np.ndarray:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.bundle import Bundle, BundleLike
-from edgekit.devices import LOCAL, Target, open_connection
-from edgekit.errors import UsageError
+from edgekit.devices import LOCAL, Target
+from edgekit.devices.backend import open_backend
+from edgekit.errors import BundleError, UsageError
 from edgekit.metrics import LOWER, UPPER, Arrays, judge
-from edgekit.parity.backends import COMPRESSED, ORIGINAL, Here, OnDevice, Place
 from edgekit.parity.bisect import bisect
 from edgekit.parity.corpus import text_perplexity
-from edgekit.parity.measure import Measured, measure
+from edgekit.parity.measure import Distances, measure
 from edgekit.parity.original import Original
+from edgekit.parity.replayer import COMPRESSED, ORIGINAL, Replayer
 from edgekit.parity.report import LayerDistance, Report, Section
 from edgekit.recipe import Limits, Recipe
 from edgekit.spec.progress import Progress
@@ -47,9 +47,8 @@ def verify(
     opened.check_hashes()
     model = Original(opened, str(original)) if original is not None else None
     golden = Golden.of(opened, model)
-    with contextlib.ExitStack() as stack:
-        place = open_place(stack, chosen, opened, threads, progress)
-        report, _ = judge_place(golden, chosen, place, threads, progress)
+    with open_backend(chosen, opened, progress) as backend:
+        report, _ = judge_backend(golden, chosen, Replayer(backend, threads), threads, progress)
     if text is None:
         return report
     return replace(report, text=text_perplexity(opened, Path(text), threads, model, progress))
@@ -66,8 +65,10 @@ class Golden:
 
     @staticmethod
     def of(bundle: Bundle, model: Original | None = None) -> Golden:
-        """The vectors as they are, or with ``model``'s answers computed afresh."""
+        """The vectors as they are, or with ``model``'s answers computed afresh. Raises BundleError when there are none."""
         loaded = bundle.vectors()
+        if not loaded:
+            raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")
         arrays = [vector for _, vector in loaded]
         vectors = arrays if model is None else model.answers(arrays)
         return Golden(
@@ -75,20 +76,13 @@ class Golden:
         )
 
 
-def open_place(stack: contextlib.ExitStack, target: Target, bundle: Bundle, threads: int, progress: Progress) -> Place:
-    """This machine, or a device whose connection ``stack`` closes."""
-    if target.kind == LOCAL:
-        return Here(bundle, threads)
-    return OnDevice(stack.enter_context(open_connection(target)), bundle, threads, progress)
-
-
-def judge_place(
-    golden: Golden, target: Target, place: Place, threads: int, progress: Progress
+def judge_backend(
+    golden: Golden, target: Target, replayer: Replayer, threads: int, progress: Progress
 ) -> tuple[Report, list[Arrays]]:
-    """What a place answers to the vectors, and how that compares with both PyTorch models."""
+    """What a backend answers to the vectors, and how that compares with both PyTorch models."""
     bundle, recipe = golden.bundle, golden.recipe
     progress("replay golden vectors", 0.0)
-    answers = place.answers(golden.vectors)
+    answers = replayer.answers(golden.vectors)
     margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
     found = measure(bundle, golden.vectors, answers, margins)
     parity = section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
@@ -96,15 +90,15 @@ def judge_place(
     layers: tuple[LayerDistance, ...] = ()
     if not parity.passed:
         progress("look for the first diverging layer", 0.0)
-        layers = bisect(bundle, golden.vectors, place, parity.outputs)
+        layers = bisect(golden.vectors, replayer, parity.outputs)
     report = Report(
-        bundle=str(bundle.directory), target=target.text, threads=threads, kernel=place.kernel(), inputs=golden.kinds,
-        parity=parity, accuracy=accuracy, layers=layers, versions=place.versions,
+        bundle=str(bundle.directory), target=target.text, threads=threads, kernel=replayer.kernel, inputs=golden.kinds,
+        parity=parity, accuracy=accuracy, layers=layers, versions=replayer.versions,
     )  # fmt: skip
     return report, answers
 
 
-def section(against: str, measured: Measured, limits: Limits) -> Section:
+def section(against: str, measured: Distances, limits: Limits) -> Section:
     """A comparison judged by ``limits``."""
     known = (*UPPER, *LOWER)
     details = {name: value for name, value in measured.metrics.items() if name not in known}

@@ -9,12 +9,11 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
+from edgekit.spec.names import PROMPT_PIECE
 from edgekit.spec.records import DecoderInfo
 
 DEFAULT_LENGTH = 2048
 """Tokens of context when none are asked for: a model may reach 128k, its cache would fill the machine."""
-PREFILL_CHUNK = 128
-"""Tokens of a prompt fed at once: more are not faster, and the memory between layers grows with them."""
 
 
 def decoder_info(bundle: Bundle) -> DecoderInfo:
@@ -97,7 +96,7 @@ class Decoder:
         """Feeds tokens int64 [B, S] and returns logits float32 [B, keep, V] of the last ``keep`` of them (0 = all).
 
         ``attention_mask`` int64 [B, S] is 0 where a token is padding, on either side of the row; without it none is.
-        A single row is fed in pieces of ``PREFILL_CHUNK``. Raises UsageError when the context is full, when B changes
+        A single row is fed in pieces of ``PROMPT_PIECE``. Raises UsageError when the context is full, when B changes
         without :meth:`reset`, or for shapes that differ.
         """
         self._check(input_ids, attention_mask)
@@ -106,7 +105,7 @@ class Decoder:
             self._allocate(batch)
         self._mask[:, self.length : self.length + count] = 1 if attention_mask is None else attention_mask
         rows = min(keep, count) or count
-        size = PREFILL_CHUNK if batch == 1 and attention_mask is None else count
+        size = PROMPT_PIECE if batch == 1 and attention_mask is None else count
         if batch > 1 and self.length:
             size = 1  # ONNX Runtime's attention takes several tokens on a filled cache for one row only
         pieces = []

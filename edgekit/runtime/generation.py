@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Generation:
     decode_seconds: float = 0.0
     proposed_tokens: int = 0  # by prompt lookup
     accepted_tokens: int = 0
-    _decoder: Decoder | None = field(default=None, repr=False)
+    _stop: Callable[[], None] = field(default=lambda: None, repr=False)
     _pieces: Iterator[str] = field(default_factory=lambda: iter(()), repr=False)
 
     def __iter__(self) -> Iterator[str]:
@@ -53,8 +53,7 @@ class Generation:
         if self.finish:
             return
         self.finish = "cancelled"
-        if self._decoder is not None:
-            self._decoder.stop()
+        self._stop()
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -98,35 +97,68 @@ def generate(
     """
     bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
     session = None if session is None else Path(session)
-    check_request(prompt, max_new_tokens, stop)
     _check_choices(sampling, lookup)
-    tokenizer = Tokenizer(bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
-    chat = tokenizer.chat_template is not None if chat is None else chat
-    before = _begun(session, bundle, chat, system)
-    if before.messages is None:
-        asked = None
-        ids = [*before.text, *tokenizer.encode(prompt, special=not before.text)]
-    else:
-        asked = [*before.messages, {"role": "user", "content": prompt}]
-        ids = tokenizer.chat(asked)
-    if len(ids) >= limit:
-        saved = before.path is not None
-        where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
-        raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session)
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
     else:
-        decoder = Decoder(bundle, threads, max_length=min(limit, len(ids) + max_new_tokens))
-    generation = Generation(prompt_tokens=len(ids), reused_tokens=before.refill(decoder, ids), _decoder=decoder)
-    tokens = _tokens(generation, decoder, ids, max_new_tokens, sampling, lookup)
-    pieces = text_pieces(generation, tokens, Stream(tokenizer, () if chat else ids), StopStrings(stop))
-    generation._pieces = pieces if session is None else _saving(generation, pieces, session, before, ids, asked)
+        decoder = Decoder(bundle, threads, max_length=min(limit, len(asked.ids) + max_new_tokens))
+    generation = Generation(len(asked.ids), asked.before.refill(decoder, asked.ids), _stop=decoder.stop)
+    pieces = asked.pieces(generation, _tokens(generation, decoder, asked.ids, max_new_tokens, sampling, lookup))
+    generation._pieces = pieces if session is None else _saving(generation, decoder, pieces, session, asked)
     return generation
 
 
-def check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as tokens, and how text is made of those that follow; ``before`` is the conversation that it goes on."""
+
+    ids: list[int]
+    tokenizer: Tokenizer
+    stop: tuple[str, ...]
+    before: Saved
+    messages: Messages | None  # of a chat, the prompt included
+
+    def pieces(self, state: Generation, tokens: Iterator[int]) -> Generator[str, None, None]:
+        """The text of new tokens as it becomes whole."""
+        stream = Stream(self.tokenizer, self.ids if self.messages is None else ())
+        return text_pieces(state, tokens, stream, StopStrings(self.stop))
+
+
+def prepare(
+    bundle: Bundle,
+    prompt: str,
+    max_new_tokens: int,
+    chat: bool | None,
+    system: str | None,
+    stop: Sequence[str],
+    limit: int,
+    session: Path | None = None,
+) -> Prompt:
+    """What every generation begins with, wherever it runs; ``limit`` tokens of context, the rest as :func:`generate`.
+
+    Raises UsageError and UnsupportedError as that does.
+    """
+    _check_request(prompt, max_new_tokens, stop)
+    tokenizer = Tokenizer(bundle)
+    chat = tokenizer.chat_template is not None if chat is None else chat
+    before = _begun(session, bundle, chat, system)
+    if before.messages is None:
+        messages = None
+        ids = [*before.text, *tokenizer.encode(prompt, special=not before.text)]
+    else:
+        messages = [*before.messages, {"role": "user", "content": prompt}]
+        ids = tokenizer.chat(messages)
+    if len(ids) >= limit:
+        saved = before.path is not None
+        where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
+        raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
+    return Prompt(ids, tokenizer, tuple(stop), before, messages)
+
+
+def _check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
     """Raises UsageError for what no generation can begin with."""
     if not prompt:
         raise UsageError("prompt: is empty; give some text")
@@ -162,12 +194,7 @@ def _begun(session: Path | None, bundle: Bundle, chat: bool, system: str | None)
 
 
 def _saving(
-    state: Generation,
-    pieces: Generator[str, None, None],
-    path: Path,
-    before: Saved,
-    ids: list[int],
-    asked: Messages | None,
+    state: Generation, decoder: Decoder, pieces: Generator[str, None, None], path: Path, asked: Prompt
 ) -> Generator[str, None, None]:
     """The pieces; whichever way the iteration ends, the session is written then."""
     said: list[str] = []
@@ -177,14 +204,12 @@ def _saving(
             yield piece
     finally:
         pieces.close()
-        decoder = state._decoder
-        assert decoder is not None
-        text = [*ids, *state.tokens]
+        text = [*asked.ids, *state.tokens]
         decoder.rewind(min(decoder.length, len(text)))  # prompt lookup may have fed more than was taken
-        after = replace(before, cached=text[: decoder.length])
+        after = replace(asked.before, cached=text[: decoder.length])
         if state.tokens or state.finish == "stop":
             answer = {"role": "assistant", "content": "".join(said)}
-            after = replace(after, text=text, messages=None if asked is None else [*asked, answer])
+            after = replace(after, text=text, messages=None if asked.messages is None else [*asked.messages, answer])
         after.write(path, decoder)
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgekit.bundle import Bundle
-from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.replay import feeds
-from edgekit.runtime.session import Session
 from edgekit.spec.names import GATHER_QUANTIZED, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
 
 HEAVY = (
@@ -25,7 +19,6 @@ HEAVY = (
 SPARSE_ISA = "avx512vbmi2"
 """Where sparse layers were measured to be faster than dense ones (docs/kernels.md)."""
 SHOWN = {"bits": "bits", "block_size": "block", "accuracy_level": "acc"}
-_TIME = "_kernel_time"
 
 
 @dataclass(frozen=True)
@@ -48,36 +41,9 @@ class Kernel:
         return f"{text}×{self.count}"
 
 
-def kernels(bundle: Bundle, threads: int = 1) -> tuple[Kernel, ...]:
-    """Loads the bundle once more, runs it once with profiling and returns the kernels that read weights.
-
-    Raises BundleError when the graph cannot be loaded or run.
-    """
-    if bundle.manifest.decoder is not None:
-        decoder = Decoder(bundle, threads, max_length=1, profile=True)
-        decoder.run(np.zeros((1, 1), np.int64))
-        return from_profile(bundle, decoder.session.profile_text(), decoder.session.isa)
-    session = Session(bundle, threads, profile=True)
-    session.run(feeds(bundle.vectors()[0][1]))
-    return from_profile(bundle, session.profile_text(), session.isa)
-
-
 def describe(kernels: tuple[Kernel, ...]) -> str:
     """One line for reports, for instance ``MatMulNBits(bits=4,block=32,acc=4)×121``."""
     return ", ".join(str(kernel) for kernel in kernels) or "none that reads weights"
-
-
-def from_profile(bundle: Bundle, profile: str, isa: str = "") -> tuple[Kernel, ...]:
-    """The heavy kernels in ONNX Runtime's profile of one run, commonest first; ``isa`` is the operator library's."""
-    return from_nodes(
-        bundle,
-        [
-            (event["args"]["op_name"], event["name"].removesuffix(_TIME))
-            for event in json.loads(profile)
-            if event.get("cat") == "Node" and event["name"].endswith(_TIME)
-        ],
-        isa,
-    )
 
 
 def from_nodes(bundle: Bundle, nodes: Sequence[tuple[str, str]], isa: str) -> tuple[Kernel, ...]:

@@ -10,10 +10,8 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.metrics import Arrays, summarize
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.session import Session
+from edgekit.spec.names import REPLAY_PIECE
 
-PREFILL_CHUNK = 64
-"""Tokens fed at once; a whole text's logits would be hundreds of megabytes."""
 NOTHING: Arrays = {}
 
 
@@ -26,7 +24,7 @@ def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTH
     decoder.reset()
     length = ids.shape[1]
     first = max(1, length - steps)
-    bounds = [*range(0, first, PREFILL_CHUNK), *range(first, length + 1)]
+    bounds = [*range(0, first, REPLAY_PIECE), *range(first, length + 1)]
     parts: list[dict[str, np.ndarray]] = []
     last: list[np.ndarray] = []
     for start, stop in itertools.pairwise(bounds):
@@ -41,11 +39,6 @@ def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTH
         last = [*last, *logits[-(steps + 1) :].copy()][-(steps + 1) :]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {**joined, "logits": np.stack(last)}
-
-
-def replay_sample(session: Session, vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs one ``sample`` vector; returns the graph's outputs by name."""
-    return session.run(feeds(vector))
 
 
 def feeds(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -40,6 +40,16 @@ OLDEST_RUNTIME = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""
 SPIN_MICROSECONDS = 50
 """How long an idle worker stays awake: as fast as for ever, and kind to a busy neighbour (docs/benchmarking.md)."""
+PROMPT_PIECE = 128
+"""Tokens of a prompt fed at once: more are not faster, and the memory between layers grows with them."""
+REPLAY_PIECE = 64
+"""Tokens of a golden text fed at once; a whole text's logits would be hundreds of megabytes."""
+ROUND_SECONDS = 0.3
+"""A benchmark repeats a phase for about this long in each round: short runs need many to be timed well."""
+ROUND_RUNS = 200
+"""Repetitions of a phase in a round at most."""
+ROUNDS = 5
+"""Rounds of a benchmark unless more are asked for; fewer are too few to be quoted."""
 
 STORAGE = "edgekit.storage"
 """Key in a tensor's ``meta``: tensors with equal values there are the same bytes, perhaps in another shape."""

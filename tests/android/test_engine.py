@@ -17,7 +17,7 @@ from edgekit.metrics import judge
 from edgekit.parity.measure import measure
 from edgekit.recipe import Recipe
 from edgekit.runtime.generation import generate
-from edgekit.runtime.replay import open_decoder, replay_sample, replay_text
+from edgekit.runtime.replay import feeds, open_decoder, replay_text
 from edgekit.runtime.session import Session
 from tests.support.android import junit, jvm
 from tests.support.tiny_bundle import Weights, decoder_bundle
@@ -70,7 +70,7 @@ def parity(bundle: Bundle) -> dict[str, object]:
         at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
         answer = replay_text(open_decoder(bundle, 1, ids.shape[1]), ids, 8, at)
     else:
-        answer = replay_sample(Session(bundle, 1), vector)
+        answer = Session(bundle, 1).run(feeds(vector))
     margins = {"compressed": limits.margin, "original": limits.margin}
     checks = judge(measure(bundle, [vector], [answer], margins)["compressed"].metrics, limits)
     passed = all(check.passed for check in checks) and info.kind != "random"

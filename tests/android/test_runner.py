@@ -16,6 +16,7 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.devices import runner as twin
+from edgekit.devices.job import packed
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import feeds, open_decoder, replay_text
 from edgekit.runtime.session import Session
@@ -84,6 +85,25 @@ def test_a_golden_text_gives_what_the_desktop_gives(bundle: Bundle) -> None:
         np.testing.assert_allclose(found[name], array, rtol=0, atol=CLOSE, err_msg=name)
 
 
+def test_the_tokens_that_are_compared_may_come_with_the_request(bundle: Bundle) -> None:
+    file, vector = bundle.manifest.vectors[0].file, bundle.vectors()[0][1]
+    wanted = vector["original.top_indices"][:, ::-1].copy()
+    with running(bundle.directory, max_length=40) as device:
+        device.line()
+        device.ask("load")
+        own = arrays(device.ask("replay", vector=file))
+        asked = arrays(device.ask("replay", vector=file, arrays=packed({"original.top_indices": wanted})))
+    np.testing.assert_array_equal(asked["at.original"], own["at.original"][:, ::-1])
+
+
+def test_a_profile_lets_go_of_what_was_loaded(bundle: Bundle) -> None:
+    with running(bundle.directory) as device:
+        device.line()
+        device.ask("load")
+        assert len(device.ask("profile")["events"]) > 10
+        assert device.ask("round")["message"] == "request before load"
+
+
 def test_a_round_times_prefill_and_decode(bundle: Bundle) -> None:
     with running(bundle.directory, prompt_tokens=30, new_tokens=5) as device:
         device.line()
@@ -110,9 +130,10 @@ def test_text_is_generated_token_by_token(bundle: Bundle) -> None:
         while "token" in lines[-1]:
             lines.append(device.line())
         assert [line["token"] for line in lines[:-1]] == expected
-        assert lines[-1]["done"] is True and lines[-1]["finish"] == "length" and lines[-1]["prefill_ms"] > 0
+        assert lines[-1] == {"done": True, "finish": "length", "ms": 0.0}
+        assert all(line["ms"] > 0 for line in lines[:-1])
         stopped = device.ask("generate", ids=prompt, max_new_tokens=12, stop=[expected[0]])
-        assert stopped["finish"] == "stop"
+        assert stopped["finish"] == "stop" and stopped["ms"] > 0
         full = device.ask("generate", ids=list(range(65)), max_new_tokens=1, stop=[])
         assert full == {"error": "UsageError", "message": "context full: 0 + 65 tokens, 64 slots"}
 
@@ -130,7 +151,7 @@ def test_logits_to_keep_may_be_an_input_that_is_always_given(bundle: Bundle, tmp
             device.ask("load")
             token = device.ask("generate", ids=prompt, max_new_tokens=1, stop=[])
             assert "token" in token and "done" in device.line()
-            answers.append((token, device.ask("replay", vector=bundle.manifest.vectors[0].file)))
+            answers.append((token["token"], device.ask("replay", vector=bundle.manifest.vectors[0].file)))
     assert answers[0] == answers[1]
 
 
@@ -144,8 +165,8 @@ def test_values_inside_the_graph_can_be_asked_for(bundle: Bundle) -> None:
     with running(bundle.directory, max_length=40) as device:
         device.line()
         device.ask("load")
-        found = arrays(device.ask("run", outputs=list(expected), arrays=twin._packed(inputs)))
-        unknown = device.ask("run", outputs=["tap0"], arrays=twin._packed(inputs))
+        found = arrays(device.ask("run", outputs=list(expected), arrays=packed(inputs)))
+        unknown = device.ask("run", outputs=["tap0"], arrays=packed(inputs))
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=0, atol=CLOSE)
     assert unknown["error"] == "UsageError" and "outputs: [tap0] given, the graph has [logits, " in unknown["message"]
@@ -245,7 +266,7 @@ def test_settings_that_make_no_sense(argument: str, message: str) -> None:
 def test_a_bundle_that_is_not_there_or_damaged(tmp_path: Path) -> None:
     with running(tmp_path / "none") as device:
         answer = device.line()
-    assert answer["error"] == "BundleError" and "no readable manifest.json on the device" in answer["message"]
+    assert answer["error"] == "BundleError" and "no readable manifest.json" in answer["message"]
     assert device.process.returncode == 1
     broken_graph(linear_bundle(tmp_path / "broken").directory)
     with running(tmp_path / "broken") as device:

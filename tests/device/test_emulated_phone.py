@@ -35,7 +35,7 @@ def test_one_command_verifies_a_real_model_everywhere(devices: Devices, pi: str,
 
 def test_no_time_of_an_emulated_device_counts(devices: Devices, pi: str, droid: str, tmp_path: Path) -> None:
     decoder_bundle(tmp_path / "b")
-    arguments = ("bench", str(tmp_path / "b"), "--prompt-tokens", "4", "--new-tokens", "4", "--rounds", "2")
+    arguments = ("bench", str(tmp_path / "b"), "--prompt-tokens", "4", "--new-tokens", "4")
     done = devices.edgekit(*arguments, "--target", pi, "--target", droid)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from edgekit.bundle import Bundle
+from edgekit.devices import job
 from edgekit.devices import runner as module
 from edgekit.lowbit.library import built_library, host_abi
 from edgekit.runtime.decoder import Decoder
@@ -46,9 +47,9 @@ class Running:
 @contextmanager
 def running(directory: Path, environment: dict[str, str] | None = None, **settings: object) -> Iterator[Running]:
     """A runner outside the checkout, as on a device."""
-    given = {"bundle": str(directory), "threads": 1, "library": "", **settings}
+    library = str(settings.pop("library", ""))
     process = subprocess.Popen(
-        [sys.executable, "-I", str(RUNNER), json.dumps(given)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-I", str(RUNNER), job.settings(str(directory), 1, library, "set it up", **settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=environment, cwd="/",
     )  # fmt: skip
     with process:
@@ -84,6 +85,48 @@ def test_a_golden_text_gives_what_the_desktop_gives(bundle: Bundle) -> None:
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+def test_the_tokens_that_are_compared_may_come_with_the_request(bundle: Bundle) -> None:
+    file, vector = bundle.manifest.vectors[0].file, bundle.vectors()[0][1]
+    wanted = vector["original.top_indices"][:, ::-1].copy()
+    with running(bundle.directory, max_length=40) as device:
+        device.line()
+        device.ask("load")
+        own = arrays(device.ask("replay", vector=file))
+        asked = arrays(device.ask("replay", vector=file, arrays=job.packed({"original.top_indices": wanted})))
+    np.testing.assert_array_equal(asked["at.original"], own["at.original"][:, ::-1])
+    np.testing.assert_array_equal(asked["at.compressed"], own["at.compressed"])
+
+
+def test_a_context_that_the_model_does_not_reach(bundle: Bundle) -> None:
+    with running(bundle.directory, max_length=65) as device:
+        device.line()
+        answer = device.ask("load")
+    assert answer["error"] == "UsageError" and answer["message"].endswith("65 tokens; the context holds 64")
+
+
+def test_a_graph_elsewhere_has_the_bundles_weights(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "other.onnx").write_bytes(bundle.graph_path.read_bytes())
+    with running(bundle.directory, graph=str(tmp_path / "other.onnx")) as device:
+        device.line()
+        assert device.ask("load")["ms"] > 0
+        assert "latency" not in device.ask("round")["times"]
+
+
+def test_a_profile_lets_go_of_what_was_loaded(bundle: Bundle) -> None:
+    with running(bundle.directory) as device:
+        device.line()
+        device.ask("load")
+        assert len(device.ask("profile")["events"]) > 10
+        assert device.ask("round")["message"] == "request before load"
+
+
+def test_an_onnxruntime_that_is_too_old(bundle: Bundle) -> None:
+    with running(bundle.directory, oldest_onnxruntime=[99, 0]) as device:
+        answer = device.line()
+    assert answer["error"] == "RuntimeUnavailable"
+    assert answer["message"].endswith(" is installed, bundles need 99.0 or newer; set it up")
+
+
 def test_a_round_times_prefill_and_decode(bundle: Bundle) -> None:
     with running(bundle.directory, prompt_tokens=30, new_tokens=5) as device:
         device.line()
@@ -108,9 +151,10 @@ def test_text_is_generated_token_by_token(bundle: Bundle) -> None:
         while "token" in lines[-1]:
             lines.append(device.line())
         assert [line["token"] for line in lines[:-1]] == expected
-        assert lines[-1]["done"] is True and lines[-1]["finish"] == "length" and lines[-1]["prefill_ms"] > 0
+        assert lines[-1] == {"done": True, "finish": "length", "ms": 0.0}
+        assert all(line["ms"] > 0 for line in lines[:-1])
         stopped = device.ask("generate", ids=prompt, max_new_tokens=12, stop=[expected[0]])
-        assert stopped["finish"] == "stop"
+        assert stopped["finish"] == "stop" and stopped["ms"] > 0
 
 
 def test_values_inside_the_graph_can_be_asked_for(bundle: Bundle, tmp_path: Path) -> None:
@@ -124,7 +168,7 @@ def test_values_inside_the_graph_can_be_asked_for(bundle: Bundle, tmp_path: Path
     with running(bundle.directory, max_length=40) as device:
         device.line()
         device.ask("load")
-        found = arrays(device.ask("run", outputs=["logits"], arrays=module._packed(inputs)))
+        found = arrays(device.ask("run", outputs=["logits"], arrays=job.packed(inputs)))
     np.testing.assert_array_equal(found["logits"], expected)
 
 
@@ -165,7 +209,7 @@ def test_requests_that_cannot_be_answered(bundle: Bundle, request_: dict[str, st
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     with running(tmp_path / "none") as device:
         answer = device.line()
-    assert answer["error"] == "BundleError" and "no readable manifest.json on the device" in answer["message"]
+    assert answer["error"] == "BundleError" and "no readable manifest.json" in answer["message"]
     assert device.process.returncode == 1
 
 

@@ -56,7 +56,7 @@ def test_verify(bundle: Path) -> None:
 
 
 def test_bench(bundle: Path) -> None:
-    rows = answer("bench", bundle, "--prompt-tokens", 8, "--new-tokens", 2, "--rounds", 2)["rows"]
+    rows = answer("bench", bundle, "--prompt-tokens", 8, "--new-tokens", 2)["rows"]
     assert {row["phase"] for row in rows} >= {"prefill", "decode"} and all(row["p50_ms"] > 0 for row in rows)
 
 

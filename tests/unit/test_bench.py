@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import numpy as np
 import psutil
 import pytest
 
-from edgekit.benchmark import bench, machine, memory
+from edgekit.benchmark import bench, machine
 from edgekit.benchmark.machine import Disturbance, Watch
-from edgekit.benchmark.protocol import Series, Worker, measure
+from edgekit.benchmark.protocol import Series, measure
+from edgekit.benchmark.results import BenchResult, Ratio
 from edgekit.benchmark.rows import compare, invalid_reasons, row
 from edgekit.benchmark.statistics import percentile, ratio, spread
-from edgekit.benchmark.worker import repeated
-from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
+from edgekit.devices import runner
+from edgekit.devices.job import Job
+from edgekit.errors import BundleError, UsageError
 from edgekit.lowbit.library import load_library
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
@@ -31,7 +34,7 @@ STEADY = [1.0, 1.01, 0.99, 1.0, 1.0]
 
 def test_measures_a_decoder_and_compares_two(tmp_path: Path) -> None:
     first, second = (decoder_bundle(tmp_path / name) for name in ("a", "b"))
-    result = bench([first, second.directory], prompt_tokens=16, new_tokens=8, rounds=2)
+    result = bench([first, second.directory], prompt_tokens=16, new_tokens=8)
     assert [(r.bundle, r.phase) for r in result.rows] == [
         (str(b.directory), phase) for b in (first, second) for phase in ("prefill", "decode")
     ]
@@ -42,28 +45,32 @@ def test_measures_a_decoder_and_compares_two(tmp_path: Path) -> None:
         assert found.rss_base_mb < found.rss_peak_mb
         assert found.load_ms > 0
         assert found.first_run_ms > 0
-    assert result.rows[1].samples == 2 * 8
+    assert result.rows[1].samples == 5 * 8
+    # On a busy machine rows are INVALID, and then not compared.
+    valid = [all(row.valid for row in result.rows if row.phase == phase) for phase in ("prefill", "decode")]
     assert [(r.phase, r.bundle, r.than) for r in result.ratios] == [
-        (phase, str(first.directory), str(second.directory)) for phase in ("prefill", "decode")
+        (phase, str(first.directory), str(second.directory))
+        for phase, quiet in zip(("prefill", "decode"), valid, strict=True)
+        if quiet
     ]
     assert all(r.low <= r.times_as_fast <= r.high for r in result.ratios)
 
 
 def test_measures_latency_of_other_models(tmp_path: Path) -> None:
-    result = bench([linear_bundle(tmp_path / "b", "t2")], rounds=2)
+    result = bench([linear_bundle(tmp_path / "b", "t2")])
     (found,) = result.rows
     assert (found.phase, found.tokens_per_second) == ("latency", None)
     library = load_library()
     assert library is not None
     assert found.kernel == f"TernaryMatMul: native operator ({library.isa})×1"
-    assert not found.valid, "two rounds are too few"
-    assert "in 2 rounds" in found.invalid_reason
+    assert found.rounds == 5 and found.valid == (not found.invalid_reason)
     report = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert report["schema_version"] == 1
     assert report["rows"][0]["p50_ms"] == found.p50_ms
     assert "tokens_per_second" not in report["rows"][0]
     assert report["machine"]["cores"] == machine.usable_cores()
-    assert "INVALID: " in "\n".join(result.lines())
+    assert ("INVALID: " in "\n".join(result.lines())) == (not found.valid)
+    assert report["versions"].keys() == {"onnxruntime", "python"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,8 @@ def test_measures_latency_of_other_models(tmp_path: Path) -> None:
         ({"threads": (0,)}, r"threads \[0\]: give numbers from 1 to"),
         ({"threads": (4096,)}, "the cores of this machine"),
         ({"threads": ()}, r"threads \[\]"),
-        ({"rounds": 0}, "rounds 0: each must be at least 1"),
+        ({"rounds": 4}, "rounds 4: fewer than 5 are too few to be quoted; give 5 or more"),
+        ({"new_tokens": 0}, "prompt_tokens 128, new_tokens 0: each must be at least 1"),
         ({"bundles": ()}, "bundles: none given"),
         ({"prompt_tokens": 60}, r"60 \+ 64 tokens; the context holds 64"),
     ],
@@ -89,30 +97,17 @@ def test_targets_are_checked(tmp_path: Path) -> None:
         bench([linear_bundle(tmp_path / "b")], targets=[])
 
 
-def test_a_workers_error_is_the_callers(tmp_path: Path) -> None:
+def test_a_runners_error_is_the_callers(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
     broken_graph(bundle.directory)
     with pytest.raises(BundleError, match=r"ONNX Runtime .* refuses it"):
         bench([bundle.directory])
 
 
-def test_a_worker_that_dies_is_named() -> None:
-    ended = Worker("x", [sys.executable, "-c", "raise SystemExit(3)"])
-    died = r"x: the measuring process died at 'load' \(exit code 3"
-    with ended as worker, pytest.raises(RuntimeUnavailable, match=died):
-        worker.ask("load")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_worker_that_was_killed_is_named() -> None:
-    killed = Worker("x", [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
-    with killed as worker, pytest.raises(RuntimeUnavailable, match=r"SIGKILL; out of memory\?"):
-        worker.ask("load")
-
-
 SCRIPTED = """
 import json, sys
 name, order = sys.argv[1], open(sys.argv[2], "a")
+print('{"runner": 1, "pid": 1}', flush=True)
 memory = {"peak": 3.0, "private": 2.0, "file": 1.0}
 for line in sys.stdin:
     what = json.loads(line)["do"]
@@ -127,8 +122,8 @@ for line in sys.stdin:
 def test_rounds_take_turns_and_reverse(tmp_path: Path) -> None:
     log = tmp_path / "order"
     commands = {name: [sys.executable, "-c", SCRIPTED, name, str(log)] for name in "ab"}
-    with Worker("a", commands["a"]) as a, Worker("b", commands["b"]) as b:
-        series, disturbance = measure([a, b], 3, lambda what, share: None)
+    with Job("a", commands["a"]) as a, Job("b", commands["b"]) as b:
+        series, disturbance = measure([a, b], 3, lambda what, share: None, lambda pids: Watch([]))
     order = log.read_text(encoding="utf-8").split()
     assert order[:4] == ["a:load", "a:first", "b:load", "b:first"]
     assert order[4:8] == ["a:round"] * 2 + ["b:round"] * 2, "warm-up ends when a round is like the one before"
@@ -139,17 +134,31 @@ def test_rounds_take_turns_and_reverse(tmp_path: Path) -> None:
     assert (found.bundle, found.times_as_fast, found.low, found.high) == ("a", 1.5, 1.5, 1.5)
 
 
-def test_the_worker_keeps_stray_output_out_of_its_answers() -> None:
+def test_another_engine_keeps_stray_output_out_of_its_answers() -> None:
     script = (
-        "import os\nfrom edgekit.benchmark.worker import serve\n"
+        "import os\nfrom benchmarks.llm.peer_worker import serve\n"
         "class Noisy:\n    def load(self): print('noise'); os.write(1, b'more noise\\n')\n"
-        "serve(lambda: Noisy())"
+        "serve(lambda settings: Noisy(), ['{}'])"
     )
     run = subprocess.run(
         [sys.executable, "-c", script], input='{"do": "load"}\n', capture_output=True, text=True, check=True
     )
-    assert "noise" not in run.stdout
-    assert set(json.loads(run.stdout)) == {"ms", "before", "after"}
+    hello, loaded = map(json.loads, run.stdout.splitlines())
+    assert hello["runner"] == runner.PROTOCOL and set(loaded) == {"ms", "before", "after"}
+
+
+def test_rows_that_are_invalid_are_not_compared() -> None:
+    def rows(valid: bool) -> BenchResult:
+        series = [Series(name, 1.0, 2.0, 3.0) for name in "ab"]
+        for one in series:
+            for _ in range(5):
+                one.add({"decode": [2.0, 2.0]})
+        found = [replace(row(one, "decode", 1, 128, QUIET), valid=valid or one.name == "a") for one in series]
+        ratios = [Ratio("a", "b", "decode", 1, 1.0, 1.0, 1.0)] if valid else []
+        return BenchResult(tuple(found), tuple(ratios), machine.describe(), 128, 64, {})
+
+    assert list(rows(True).lines())[-1] == "decode, 1 thread: a is 1.000 (1.000 to 1.000) times as fast as b"
+    assert list(rows(False).lines())[-1] == "decode, 1 thread: a and b are not compared, a row is INVALID"
 
 
 def test_what_makes_a_row_invalid() -> None:
@@ -192,8 +201,8 @@ def test_ratios_and_their_intervals() -> None:
 @pytest.mark.parametrize(("seconds", "runs"), [(0.07, 5), (9.0, 2), (0.0, 200)])
 def test_repetitions_are_bounded_and_prepared(monkeypatch: pytest.MonkeyPatch, seconds: float, runs: int) -> None:
     prepared, clock = [], [0.0]
-    monkeypatch.setattr("edgekit.benchmark.worker.time.perf_counter", lambda: sum(clock))
-    times = repeated(lambda: clock.append(seconds), lambda: prepared.append(1))
+    monkeypatch.setattr("edgekit.devices.runner.time.perf_counter", lambda: sum(clock))
+    times = runner.repeated(lambda: clock.append(seconds), 0.3, 200, lambda: prepared.append(1))
     assert times == pytest.approx([seconds * 1e3] * runs)
     assert len(prepared) == runs
 
@@ -219,20 +228,11 @@ def test_the_watch_sees_other_processes(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_machine_and_memory_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "STATUS", Path("missing"))
+    monkeypatch.setattr(runner, "STATUS", Path("missing"))
     monkeypatch.setattr(machine, "CPU", Path("missing"))
     monkeypatch.delattr(psutil, "sensors_battery", raising=False)
-    found = memory.now()
-    assert found.peak > 10
-    assert (found.private, found.file) == (None, None)
+    found = runner.memory()
+    assert found["peak"] > 10
+    assert (found["private"], found["file"]) == (None, None)
     assert machine.describe().governor == ""
     assert machine.describe().on_battery is None
-
-
-def test_memory_is_split_on_linux() -> None:
-    if not memory.STATUS.exists():
-        pytest.skip("needs /proc")
-    found = memory.now()
-    assert found.private is not None
-    assert found.file is not None
-    assert found.peak >= found.private

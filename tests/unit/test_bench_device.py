@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from edgekit.benchmark import bench, device
-from edgekit.benchmark.device import fast_cores, spelled
+from edgekit.benchmark import bench, run, targets
+from edgekit.benchmark.targets import DeviceHost, Plan, fast_cores, measure_on, spelled, where
 from edgekit.benchmark.watch import DeviceWatch, State, energy_joules, parse
 from edgekit.devices.probe import Core
-from edgekit.errors import RuntimeUnavailable
+from edgekit.errors import RuntimeUnavailable, UsageError
 from tests.support.shell_connection import ShellConnection
 from tests.support.tiny_models import linear_bundle
 
@@ -73,14 +73,14 @@ def test_battery_and_energy_are_told_where_something_counts_them() -> None:
     assert energy_joules(after, before) is None, "it was charged"
     assert energy_joules(state("energy_uj 5000000"), state("energy_uj 7500000\nenergy_now 9")) == 2.5
     assert energy_joules(state(""), after) is None and state("").battery is None and state("").charge_uah is None
-    where = device._where("ssh:a", facts_of(), "4-7", watched(before, after))
-    assert (where.battery_before, where.battery_after, where.charge_used_mah) == (87, 86, 1.5)
-    assert where.reasons == () and where.governor == "ondemand"
+    found = where("ssh:a", facts_of(), "4-7", watched(before, after))
+    assert (found.battery_before, found.battery_after, found.charge_used_mah) == (87, 86, 1.5)
+    assert found.reasons == () and found.governor == "ondemand"
 
 
 def test_a_governor_that_changed_makes_rows_invalid() -> None:
-    where = device._where("ssh:a", facts_of(), "", watched(state(""), state("", "powersave\nperformance")))
-    assert where.reasons == ("the governor changed from ondemand to powersave, performance",)
+    found = where("ssh:a", facts_of(), "", watched(state(""), state("", "powersave\nperformance")))
+    assert found.reasons == ("the governor changed from ondemand to powersave, performance",)
 
 
 def facts_of() -> Any:
@@ -101,29 +101,40 @@ def test_what_is_invalid_is_measured_once_more(monkeypatch: pytest.MonkeyPatch, 
     attempts: list[int] = []
 
     class Row:
-        valid = False
+        valid, bundle, phase = False, "b", "latency"
 
     def measured(*arguments: Any) -> Any:
         attempts.append(1)
-        return [], [Row()]
+        return [], [Row()], "1.29.0"
 
     facts = type("Facts", (), {"cores": (Core(0, 1.0),), "emulated": "", "target": "ssh:here"})()
-    monkeypatch.setattr(device, "_measured", measured)
-    monkeypatch.setattr(device, "probe", lambda connection: facts)
-    monkeypatch.setattr(device, "deploy", lambda connection, bundle, progress: None)
-    plan = device.Plan((linear_bundle(tmp_path / "b"),), (1,), 1, 1, 5)
-    assert len(device._bench(ShellConnection(tmp_path), plan, lambda what, share: None).rows) == 1
-    assert len(attempts) == 2
+    monkeypatch.setattr(targets, "_measured", measured)
+    monkeypatch.setattr(targets, "probe", lambda connection: facts)
+    monkeypatch.setattr(targets, "deploy", lambda connection, bundle, progress: None)
+    plan = Plan((linear_bundle(tmp_path / "b"),), (1,), 1, 1, 5)
+
+    def rows() -> int:
+        host = DeviceHost(ShellConnection(tmp_path), plan, lambda what, share: None)
+        return len(measure_on(host, plan, lambda what, share: None).rows)
+
+    assert rows() == 1 and len(attempts) == 2
     facts.emulated = "qemu"
-    device._bench(ShellConnection(tmp_path), plan, lambda what, share: None)
-    assert len(attempts) == 3
+    assert rows() == 1 and len(attempts) == 3
+
+
+def test_more_threads_than_a_device_has_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(targets, "probe", lambda connection: facts_of())
+    plan = Plan((linear_bundle(tmp_path / "b"),), (2,), 1, 1, 5)
+    with pytest.raises(UsageError, match="ssh:here: 2 threads asked for, the device has 1 cores"):
+        DeviceHost(ShellConnection(tmp_path), plan, lambda what, share: None)
 
 
 def test_a_device_out_of_reach_is_a_failure_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(target: Any) -> Any:
         raise RuntimeUnavailable(f"{target.text}: gone")
 
-    monkeypatch.setattr(device, "open_connection", refuse)
-    result = bench([linear_bundle(tmp_path / "b")], targets=["local", "ssh:a"], rounds=2)
+    monkeypatch.setattr(run, "open_connection", refuse)
+    result = bench([linear_bundle(tmp_path / "b")], targets=["local", "ssh:a"])
     assert not result.valid and result.failures == {"ssh:a": "ssh:a: gone"} and len(result.rows) == 1
     assert "ssh:a: no answer: ssh:a: gone" in list(result.lines())
+    assert set(result.versions) == {"python", "onnxruntime"}

@@ -189,7 +189,10 @@ def test_verify_passes_and_fails(run: Any, bundle: Path, tmp_path: Path) -> None
 
 
 def test_bench(run: Any, tmp_path: Path) -> None:
-    found = run("bench", linear_bundle(tmp_path / "b").directory, "--rounds", "2", "--json")
+    directory = linear_bundle(tmp_path / "b").directory
+    few = run("bench", directory, "--rounds", "4")
+    assert few.code == 2 and "4 is not in the range x>=5" in few.err
+    found = run("bench", directory, "--json")
     assert found.code == 0
     row = found.json["rows"][0]
     assert row["phase"] == "latency"

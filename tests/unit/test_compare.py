@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +12,38 @@ import pytest
 
 from edgekit.bundle import Bundle
 from edgekit.devices import Target
+from edgekit.devices.local import Local, open_local
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.parity import compare, verify_on
-from edgekit.parity.backends import Here, OnDevice
 from edgekit.parity.bisect import bisect_between
 from edgekit.parity.measure import measure_between
+from edgekit.parity.replayer import Replayer
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import linear_bundle
 from tests.unit.test_verify import faulty
 
 
-class Elsewhere(Here):
-    """A device that runs another bundle than it was given."""
-
-    def __init__(self, other: Bundle) -> None:
-        super().__init__(other, 1)
-
-
 @pytest.fixture
-def places(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Targets by text: a place, or the error that opening it raises."""
+def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Targets by text: the bundle that runs there instead of the one given, or the error that opening it raises."""
     known: dict[str, Any] = {}
 
-    def open_place(stack: object, target: Target, bundle: Bundle, threads: int, progress: object) -> Any:
-        found = known.get(target.text, Here(bundle, threads))
+    @contextmanager
+    def open_backend(target: Target, bundle: Bundle, progress: object) -> Iterator[Local]:
+        found = known.get(target.text, bundle)
         if isinstance(found, Exception):
             raise found
-        return found
+        yield open_local(found)
 
-    monkeypatch.setattr(compare, "open_place", open_place)
+    monkeypatch.setattr(compare, "open_backend", open_backend)
     return known
 
 
-def test_machines_that_agree(tmp_path: Path, places: dict[str, Any]) -> None:
+def answers_of(bundle: Bundle) -> list[Any]:
+    return Replayer(open_local(bundle), 1).answers([vector for _, vector in bundle.vectors()])
+
+
+def test_machines_that_agree(tmp_path: Path, backends: dict[str, Any]) -> None:
     bundle = decoder_bundle(tmp_path / "b")
     found = verify_on(bundle, ["local", "ssh:a", "adb:b"])
     assert found.passed and found.verdict == "PASS" and found.failures == {}
@@ -57,9 +58,9 @@ def test_machines_that_agree(tmp_path: Path, places: dict[str, Any]) -> None:
     assert document["passed"] is True and len(document["targets"]) == 3 and document["agreement"][0]["than"] == "local"
 
 
-def test_a_machine_that_answers_otherwise_is_traced_to_its_layer(tmp_path: Path, places: dict[str, Any]) -> None:
+def test_a_machine_that_answers_otherwise_is_traced_to_its_layer(tmp_path: Path, backends: dict[str, Any]) -> None:
     bundle, other = decoder_bundle(tmp_path / "b"), decoder_bundle(tmp_path / "o", graph_weights=faulty(1))
-    places["ssh:a"] = Elsewhere(other)
+    backends["ssh:a"] = other
     found = verify_on(bundle, ["local", "ssh:a"])
     assert not found.passed and found.verdict == "FAIL"
     (agreement,) = found.agreement
@@ -68,25 +69,25 @@ def test_a_machine_that_answers_otherwise_is_traced_to_its_layer(tmp_path: Path,
     assert "ssh:a and local do not agree" in text and "verdict: FAIL" in text
 
 
-def test_samples_are_compared_by_their_outputs(tmp_path: Path, places: dict[str, Any]) -> None:
+def test_samples_are_compared_by_their_outputs(tmp_path: Path, backends: dict[str, Any]) -> None:
     bundle = linear_bundle(tmp_path / "b")
     assert verify_on(bundle, ["local", "ssh:a"]).passed
-    answers = Here(bundle, 1).answers([vector for _, vector in bundle.vectors()])
+    answers = answers_of(bundle)
     shifted = [{name: array + 1 for name, array in answer.items()} for answer in answers]
     measured = measure_between(bundle, [v for _, v in bundle.vectors()], answers, shifted, 0.0)
     assert measured.metrics["max_abs"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_device_out_of_reach_stops_no_other(tmp_path: Path, places: dict[str, Any]) -> None:
-    places["ssh:a"] = RuntimeUnavailable("ssh:a: gone")
+def test_a_device_out_of_reach_stops_no_other(tmp_path: Path, backends: dict[str, Any]) -> None:
+    backends["ssh:a"] = RuntimeUnavailable("ssh:a: gone")
     found = verify_on(decoder_bundle(tmp_path / "b"), ["ssh:a", "local", "ssh:b"])
     assert not found.passed and found.failures == {"ssh:a": "ssh:a: gone"}
     assert [(a.target, a.than) for a in found.agreement] == [("ssh:b", "local")]
     assert "ssh:a: no answer: ssh:a: gone" in list(found.lines())
 
 
-def test_nobody_in_reach(tmp_path: Path, places: dict[str, Any]) -> None:
-    places["ssh:a"] = places["ssh:b"] = RuntimeUnavailable("gone")
+def test_nobody_in_reach(tmp_path: Path, backends: dict[str, Any]) -> None:
+    backends["ssh:a"] = backends["ssh:b"] = RuntimeUnavailable("gone")
     found = verify_on(decoder_bundle(tmp_path / "b"), ["ssh:a", "ssh:b"])
     assert not found.passed and found.reports == () and len(found.failures) == 2
     assert list(found.lines())[-1] == "verdict: FAIL"
@@ -100,7 +101,7 @@ def test_a_target_twice(tmp_path: Path) -> None:
 def test_vectors_without_taps_are_not_bisected(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
     vectors = [{k: v for k, v in vector.items() if not k.startswith("tap.")} for _, vector in bundle.vectors()]
-    assert bisect_between(bundle, vectors, (Here(bundle, 1), Here(bundle, 1)), {}) == ()
+    assert bisect_between(vectors, (Replayer(open_local(bundle), 1), Replayer(open_local(bundle), 1)), {}) == ()
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,8 @@ def test_vectors_without_taps_are_not_bisected(tmp_path: Path) -> None:
 def test_answers_of_another_shape_are_refused(tmp_path: Path, name: str, change: Any, message: str) -> None:
     bundle = decoder_bundle(tmp_path / "b")
     (vector,) = (v for _, v in bundle.vectors())
-    (answer,) = Here(bundle, 1).answers([vector])
-    device = OnDevice.__new__(OnDevice)
-    device._bundle, device._connection = bundle, type("Named", (), {"name": "ssh:a"})()
+    (answer,) = answers_of(bundle)
+    device = Replayer(open_local(bundle), 1)
     assert device._checked(vector, dict(answer)).keys() == dict(answer).keys()
     wrong = {**answer, name: change} if change is not None else {k: v for k, v in answer.items() if k != name}
     with pytest.raises(RuntimeUnavailable, match=message):

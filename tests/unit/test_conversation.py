@@ -211,7 +211,7 @@ def test_a_cancelled_prompt_was_not_said(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
 ) -> None:
     """Given again it goes on where it was, and the text is the same as without the interruption."""
-    monkeypatch.setattr("edgekit.runtime.decoder.PREFILL_CHUNK", 8)
+    monkeypatch.setattr("edgekit.runtime.decoder.PROMPT_PIECE", 8)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     for file in (cut, whole):
         run(bundle, "abc", chat=chat, session=file)

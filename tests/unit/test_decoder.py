@@ -122,7 +122,7 @@ def test_other_models_are_no_decoders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 8, 9, 40])
 def test_a_prompt_is_fed_in_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
-    monkeypatch.setattr("edgekit.runtime.decoder.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("edgekit.runtime.decoder.PROMPT_PIECE", 7)
     ids, decoder = text_ids(), Decoder(bundle)
     fed: list[int] = []
     plain = decoder._run
@@ -191,7 +191,7 @@ def test_options_do_not_slow_a_step_down(bundle: Bundle) -> None:
 
 
 def test_a_run_can_be_stopped_between_pieces(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekit.runtime.decoder.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("edgekit.runtime.decoder.PROMPT_PIECE", 7)
     ids, decoder = text_ids(), Decoder(bundle)
     plain = decoder._run
 

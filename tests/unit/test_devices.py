@@ -11,7 +11,7 @@ import pytest
 from edgekit.cli.verbs import main
 from edgekit.devices import Target, open_connection
 from edgekit.devices.connection import attached_phones
-from edgekit.devices.job import Job
+from edgekit.devices.deploy import device_job
 from edgekit.devices.linux import inspect_linux
 from edgekit.devices.phone import LIBRARIES, Android, inspect_android, installed, setup_android
 from edgekit.devices.probe import Core, parse, probe
@@ -317,8 +317,11 @@ def test_a_runner_that_was_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo oops >&2; exit 3", "the runner ended (oops); was it killed for memory, or the device switched off?"),
-        ("echo no JSON; sleep 9", "the runner ended (without a word); was it killed for memory"),
+        (
+            "echo oops >&2; exit 3",
+            "the runner ended at 'start' (exit code 3: oops); was it killed for memory, or the device switched off?",
+        ),
+        ("echo no JSON; sleep 9", "the runner ended at 'start' (SIGKILL: without a word); was it killed for memory"),
         ("echo 'link down' >&2; exit 255", "link down"),
         ('echo \'{"error": "BundleError", "message": "bad"}\'', "bad"),
         ('echo \'{"error": "SystemExit", "message": "x"}\'', "x"),
@@ -329,7 +332,7 @@ def test_runners_that_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scrip
     connection = ShellConnection(tmp_path)
     monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
     with pytest.raises(Exception, match=r"^ssh:here: ") as failure:
-        Job(connection, "")
+        device_job(connection, "")
     assert message in str(failure.value)
 
 
@@ -341,7 +344,7 @@ def test_answers_that_hold_no_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     script = f"echo '{{\"runner\": 1}}'; read request; echo '{{\"arrays\": {arrays}}}'; read more"
     monkeypatch.setattr(connection, "argv", lambda asked: ["sh", "-c", script])
     with (
-        Job(connection, "") as job,
+        device_job(connection, "") as job,
         pytest.raises(RuntimeUnavailable, match="the runner's answer to 'replay' holds no"),
     ):
         job.arrays("replay")

@@ -328,7 +328,7 @@ def test_sampling_settings_are_checked(field: str, value: Any, message: str) -> 
 
 
 def test_other_models_do_not_talk(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"no tokenizer.json; export from a directory that has one"):
+    with pytest.raises(UnsupportedError, match=r"task generic is no language model; nothing to decode"):
         generate(linear_bundle(tmp_path / "b"), "hi")
 
 

@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 
 from edgekit.bundle import Bundle
+from edgekit.devices.job import isa_of
+from edgekit.devices.local import open_local
 from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.runtime import session as session_module
-from edgekit.runtime.kernels import Kernel, describe, kernels
+from edgekit.runtime.kernels import Kernel, describe, from_nodes
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session, onnxruntime
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
+
+
+def kernels(bundle: Bundle) -> str:
+    with open_local(bundle).job(1) as job:
+        isa = isa_of(job.ask("load"))
+        return describe(from_nodes(bundle, job.nodes(), isa))
 
 
 def test_runs_and_returns_values_between_nodes(tmp_path: Path) -> None:
@@ -58,16 +66,16 @@ def test_threads_must_make_sense(tmp_path: Path) -> None:
     ],
 )
 def test_says_which_kernel_ran(tmp_path: Path, format_name: str, expected: str) -> None:
-    assert describe(kernels(linear_bundle(tmp_path / "b", format_name))) == expected
+    assert kernels(linear_bundle(tmp_path / "b", format_name)) == expected
 
 
 def test_one_file_runs_with_and_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = linear_bundle(tmp_path / "b", "t2")
     for isa in ("scalar", "avx2") if platform.machine() == "x86_64" else ("scalar",):
         monkeypatch.setenv("EDGEKIT_ISA", isa)
-        assert describe(kernels(bundle)) == f"TernaryMatMul: native operator ({isa})×1"
+        assert kernels(bundle) == f"TernaryMatMul: native operator ({isa})×1"
     monkeypatch.setenv("EDGEKIT_OPS_LIBRARY", "none")
-    assert describe(kernels(bundle)) == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
+    assert kernels(bundle) == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
 
 
 def test_sparse_layers_say_where_dense_ones_are_faster() -> None:
@@ -78,7 +86,7 @@ def test_sparse_layers_say_where_dense_ones_are_faster() -> None:
 
 
 def test_says_which_kernels_a_decoder_ran(tmp_path: Path) -> None:
-    assert describe(kernels(decoder_bundle(tmp_path / "b"))) == "FusedMatMul×10"
+    assert kernels(decoder_bundle(tmp_path / "b")) == "FusedMatMul×10"
 
 
 def test_telemetry_is_off_before_onnxruntime_loads() -> None:

@@ -78,7 +78,9 @@ internal class Request(private val fields: Map<*, *>) {
     fun texts(key: String): List<String> =
         (fields[key] as? List<*> ?: wrong(key, "a list")).map { it as? String ?: wrong(key, "a list of texts") }
 
+    /** Objects by name; none where the key is missing. */
     fun objects(key: String): Map<String, Request> {
+        if (key !in fields) return emptyMap()
         val entries = (fields[key] as? Map<*, *> ?: wrong(key, "an object")).entries
         return entries.associate { (name, value) -> name as String to Request(value as? Map<*, *> ?: wrong("$key.$name", "an object")) }
     }

@@ -51,22 +51,29 @@ internal class Runner(settings: Request) : Closeable {
             "first" -> say(measured { loaded().first() })
             "round" -> say(mapOf("times" to round()))
             "finish" -> say(mapOf("memory" to memory(), "operators" to operators()))
-            "replay" -> say(mapOf("arrays" to packed(loaded().replay(vector(request.text("vector"))))))
+            "replay" -> say(mapOf("arrays" to packed(loaded().replay(vector(request.text("vector")) + arrays(request)))))
             "run" -> say(mapOf("arrays" to packed(run(request))))
             "generate" -> generate(request, say)
-            "profile" -> say(mapOf("events" to profile()))
+            "profile" -> {
+                unload() // two copies of a large model may not fit
+                say(mapOf("events" to profile()))
+            }
             else -> throw UsageException("request '$what': this runner does not know it; push the runner again")
         }
     }
 
-    override fun close() {
+    override fun close() = unload()
+
+    private fun unload() {
         session?.close()
+        session = null
+        subject = null
     }
 
     private fun manifest(): Manifest = try {
         Bundle.manifest(directory)
     } catch (error: BundleException) {
-        throw BundleException("$directory: no readable manifest.json on the device (${error.message})", error)
+        throw BundleException("$directory: no readable manifest.json (${error.message})", error)
     }
 
     private fun measured(work: () -> Unit): Answer {
@@ -76,7 +83,7 @@ internal class Runner(settings: Request) : Closeable {
     }
 
     private fun load() {
-        session?.close()
+        unload()
         session = Session(graph, threads, library).also { subject = subject(it, maxLength) }
     }
 
@@ -108,8 +115,10 @@ internal class Runner(settings: Request) : Closeable {
 
     private fun run(request: Request): Map<String, Tensor> {
         loaded()
-        return checkNotNull(session).run(request.objects("arrays").mapValues { unpacked(it.value) }, request.texts("outputs"))
+        return checkNotNull(session).run(arrays(request), request.texts("outputs"))
     }
+
+    private fun arrays(request: Request): Map<String, Tensor> = request.objects("arrays").mapValues { unpacked(it.value) }
 
     private fun generate(request: Request, say: (Answer) -> Unit) {
         val decoder = (loaded() as? DecoderSubject)?.decoder
@@ -119,23 +128,20 @@ internal class Runner(settings: Request) : Closeable {
         val most = request.number("max_new_tokens")
         val stop = request.numbers("stop")
         decoder.reset()
-        val prefill = milliseconds { decoder.feed(ids) }
-        var finish = "length"
-        val decode = milliseconds {
-            val token = IntArray(1)
-            var made = 0
-            while (true) {
-                token[0] = Decoder.likeliest(decoder.logits)
-                if (token[0].toLong() in stop) {
-                    finish = "stop"
-                    break
-                }
-                say(mapOf("token" to token[0]))
-                if (++made == most || decoder.length == decoder.slots) break
-                decoder.feed(token)
+        var fed = ids
+        var made = 0
+        while (true) {
+            var token = 0
+            val spent = milliseconds {
+                decoder.feed(fed)
+                token = Decoder.likeliest(decoder.logits)
             }
+            if (token.toLong() in stop) return say(mapOf("done" to true, "finish" to "stop", "ms" to spent))
+            say(mapOf("token" to token, "ms" to spent))
+            if (++made == most || decoder.length == decoder.slots) break
+            fed = intArrayOf(token)
         }
-        say(mapOf("done" to true, "finish" to finish, "prefill_ms" to prefill, "decode_ms" to decode))
+        say(mapOf("done" to true, "finish" to "length", "ms" to 0.0))
     }
 
     /** A session of its own, run once: operator, name and microseconds of every node. */
