@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, SourceError
 from edgekit.frontend import factory
-from edgekit.frontend.pooling import TextEncoder
+from edgekit.frontend.inputs import vocabulary_size
 from edgekit.frontend.source import ModuleSource
 from edgekit.methods.example_files import arrays, named, sentences, split, tokens
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LABELS, LANGUAGE, Examples, Objective, with_reference
@@ -133,11 +133,7 @@ def _input_names(source: ModuleSource) -> list[str]:
 
 def _check_ids(source: ModuleSource, which: str, examples: Examples) -> None:
     """Token ids that the model has no row for end in an index error somewhere in a training, or in a wrong row."""
-    ids, inner = examples.arrays.get("input_ids"), source.module
-    if isinstance(inner, TextEncoder):
-        inner = inner.model
-    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None  # type: ignore[operator]
-    count = getattr(table, "num_embeddings", None)
+    ids, count = examples.arrays.get("input_ids"), vocabulary_size(source.module)
     if ids is None or count is None or (int(ids.min()) >= 0 and int(ids.max()) < count):
         return
     raise SourceError(

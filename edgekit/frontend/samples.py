@@ -36,7 +36,10 @@ def tokens(tokenizer: Path, samples: Path | None, count: int) -> np.ndarray:
     """The first tokens of a text for a language model: ids int64 [1, T], 2 <= T <= ``count``."""
     from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(tokenizer)).encode(prose(samples)).ids[:count]
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_padding()
+    reader.no_truncation()  # some files carry that of their training
+    ids = reader.encode(prose(samples)).ids[:count]
     if len(ids) < 2:
         raise SourceError(f"{samples}: {len(ids)} tokens; --samples takes a text of a few thousand characters")
     return np.array([ids], np.int64)

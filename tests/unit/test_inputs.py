@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from edgekit.bundle import Bundle
-from edgekit.cli import main
 from edgekit.errors import SourceError
-from edgekit.exporter import export
 from edgekit.frontend.inputs import resolve
 from edgekit.frontend.loading import load
-from edgekit.parity import verify
+from tests.support.tiny_bundle import write_tokenizer
+from tests.support.tiny_decoders import build
 
 
 class GrayNet(nn.Module):
@@ -74,61 +73,6 @@ def drawings(tmp_path: Path) -> Path:
     Image.fromarray(generator.integers(0, 255, (40, 30, 3), np.uint8)).save(folder / "more" / "11.png")
     (folder / "notes.txt").write_text("eleven ramps")
     return folder
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return int(caught.value.code or 0)
-
-
-@pytest.mark.parametrize("recipe", ["int8", "int8-static"])
-def test_gray_pictures_are_what_is_proved(
-    recipe: str, drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "out"
-    assert run("export", GRAY, "--recipe", recipe, "--samples", drawings, "-o", path) == 0
-    bundle = Bundle.open(path)
-    layers = {layer.name: (layer.format, layer.shape) for layer in bundle.manifest.layers}
-    convolutions = "int8-static" if recipe == "int8-static" else "fp32"
-    assert layers == {
-        "features.0": (convolutions, (8, 1, 3, 3)), "features.2": (convolutions, (16, 8, 3, 3)),
-        "head": (recipe, (10, 16)),
-    }  # fmt: skip
-    vectors = bundle.vectors()
-    assert [info.kind for info, _ in vectors] == ["sample"] * 12
-    module, _ = gray()
-    for index in range(11):
-        picture = np.asarray(Image.open(drawings / f"{index:02}.png"), np.float32)[None, None] / 255
-        vector = vectors[index][1]
-        assert np.array_equal(vector["input.images"], picture)
-        with torch.no_grad():
-            assert np.allclose(vector["original.output"], module(torch.from_numpy(picture)).numpy(), atol=1e-5)
-    assert vectors[11][1]["input.images"].shape == (1, 1, 16, 16)
-    capsys.readouterr()
-    assert run("inspect", path) == 0
-    told = capsys.readouterr().out
-    assert "features.0" in told and "features.2" in told and "features.*" not in told
-    assert run("verify", path) == 0
-    assert capsys.readouterr().out.endswith("verdict: PASS\n")
-
-
-def test_example_inputs_prove_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("export", GRAY, "-o", tmp_path / "out") == 0
-    assert "no real input" in capsys.readouterr().out
-    assert run("verify", tmp_path / "out") == 1
-    told = capsys.readouterr().out
-    assert "export again with --samples" in told and told.endswith("verdict: UNPROVEN\n")
-
-
-def test_ranges_are_never_found_on_example_inputs(tmp_path: Path) -> None:
-    said = (
-        r"recipe int8-static: its ranges come from real input, and all that is known are the example inputs of gray, "
-        r"images float32 \[n, 1, 16, 16\]; give --samples a directory of pictures or an .npz"
-    )
-    with pytest.raises(SourceError, match=said):
-        export(GRAY, "int8-static", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def _save(path: Path, **arrays: Any) -> Path:
@@ -224,44 +168,73 @@ def test_the_batch_of_an_onnx_file_may_be_fixed(tmp_path: Path) -> None:
         resolve(load(str(path)), _save(tmp_path / "x.npz", a=values, b=values[:3]))
 
 
-class Mixed(nn.Module):
-    """Takes inputs by position and by keyword."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor, *, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Each float32 [batch, 4] or [batch, 3]."""
-        return torch.sub(self.linear(x) * scale, shift)
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model without a tokenizer."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    build("Llama", {"vocab_size": 259}).save_pretrained(path)
+    return path
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "int8"])
-def test_a_program_exported_as_most_people_do(recipe: str, tmp_path: Path) -> None:
-    module, inputs = gray()
-    torch.export.save(torch.export.export(module, (inputs["images"],)), tmp_path / "gray.pt2")
-    images = np.random.default_rng(0).random((4, 1, 16, 16), np.float32)
-    samples = _save(tmp_path / "x.npz", images=images)
-    bundle = export(str(tmp_path / "gray.pt2"), recipe, tmp_path / "out", samples=samples)
-    first, name = bundle.vectors()[0][1], bundle.manifest.outputs[0].name
-    with torch.no_grad():
-        assert np.allclose(first[f"original.{name}"], module(torch.from_numpy(images[:2])).numpy(), atol=1e-5)
-    assert len(bundle.manifest.vectors) == 2 and verify(bundle).verdict == "PASS"
-    assert verify(export(str(tmp_path / "gray.pt2"), recipe, tmp_path / "alone")).verdict == "UNPROVEN"
-    with pytest.raises(SourceError, match=r"holds 3 of images, which are no whole batches; gray takes images .*\[2, 1"):
-        resolve(load(str(tmp_path / "gray.pt2")), _save(tmp_path / "x.npz", images=images[:3]))
+def test_a_language_model_without_a_tokenizer(decoder: Path, drawings: Path, tmp_path: Path) -> None:
+    source = load(str(decoder))
+    assert (resolve(source, None).kind, resolve(source, None).origin) == ("random", "random token ids")
+    (tmp_path / "a.txt").write_text("some words")
+    said = (
+        r"a\.txt: a text, but there is no tokenizer\.json to read it with; tiny takes input_ids int64 \[n, any\]; give"
+    )
+    with pytest.raises(SourceError, match=said + r" --samples an \.npz with arrays of these names"):
+        resolve(source, tmp_path / "a.txt")
+    with pytest.raises(SourceError, match=r"drawings: a directory, but pictures are read for .*; tiny takes input_ids"):
+        resolve(source, drawings)
+    ids = np.arange(700)[None] % 259
+    inputs = resolve(source, _save(tmp_path / "x.npz", input_ids=ids))
+    assert inputs.kind == "sample" and np.array_equal(inputs.batches[0]["input_ids"], ids[:, :512])
+    for wrong, words in (
+        (ids + 1, r"input_ids are 1 to 259, tiny has tokens 0 to 258"),
+        (np.concatenate([ids, ids]), r"input_ids is \[2, 700\], not one text \[1, T\]; tiny takes"),
+        (ids.astype(np.int32), r"array 'input_ids' is int32 \[1, 700\]; tiny takes input_ids int64"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            resolve(source, _save(tmp_path / "x.npz", input_ids=wrong))
 
 
-def test_a_program_with_inputs_by_position_and_by_keyword(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module, shift, scale = Mixed().eval(), torch.randn(2, 3), torch.randn(2, 3)
-    program = torch.export.export(module, (torch.randn(2, 4),), {"scale": scale, "shift": shift})
-    torch.export.save(program, tmp_path / "mixed.pt2")
-    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
-    samples = _save(tmp_path / "x.npz", x=x, scale=scale.numpy(), shift=shift.numpy())
-    bundle = export(str(tmp_path / "mixed.pt2"), "fp32", tmp_path / "out", samples=samples)
-    ((_, vector),) = bundle.vectors()
-    with torch.no_grad():
-        expected = module(torch.from_numpy(x), shift=shift, scale=scale).numpy()
-    (output,) = (array for name, array in vector.items() if name.startswith("original."))
-    assert np.allclose(output, expected, atol=1e-6) and verify(bundle).verdict == "PASS"
+def test_a_language_model_with_a_tokenizer(decoder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(decoder, tmp_path / "tiny"))
+    write_tokenizer(model)
+    source = load(str(model))
+    assert resolve(source, None).kind == "text"
+    (tmp_path / "a.txt").write_text("my own words")
+    ids = resolve(source, tmp_path / "a.txt").batches[0]["input_ids"]
+    assert ids.shape == (1, 12) and not np.array_equal(
+        ids, resolve(source, None).batches[0]["input_ids"][:, : ids.shape[1]]
+    )
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SourceError, match=r"b\.txt: not a readable UTF-8 text"):
+        resolve(source, tmp_path / "b.txt")
+
+
+def test_sentences_for_an_encoder_whose_sizes_are_fixed(tmp_path: Path) -> None:
+    def info(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.INT32, (3, 16))
+
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["input_ids", "attention_mask"], ["y"])],
+        "g",
+        [info("input_ids"), info("attention_mask")],
+        [info("y")],
+    )
+    path = tmp_path / "encoder.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    write_tokenizer(tmp_path)
+    inputs = resolve(load(str(path)), None)
+    first = inputs.batches[0]
+    assert inputs.kind == "sample" and len(inputs.batches) == 30
+    assert {n: (a.shape, a.dtype.name) for n, a in first.items()} == dict.fromkeys(
+        ("input_ids", "attention_mask"), ((3, 16), "int32")
+    )
+    (tmp_path / "a.txt").write_text("One sentence is too little for this. ")
+    with pytest.raises(
+        SourceError, match=r"a\.txt: 1 sentences are less than one batch; encoder takes input_ids int32 \[3, 16\]"
+    ):
+        resolve(load(str(path)), tmp_path / "a.txt")
