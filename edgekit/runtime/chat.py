@@ -44,7 +44,8 @@ class _Process:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "edgekit.runtime.template"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # nothing from the current directory
             )  # fmt: skip
             self._watched = psutil.Process(self._process.pid)
         except (OSError, psutil.Error) as error:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -131,3 +134,16 @@ def test_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeUnavailable, match="chat templates run in a process of their own, which cannot be started"
     ):
         render("{{ bos_token }}")
+
+
+def test_nothing_runs_from_the_current_directory(tmp_path: Path) -> None:
+    """A downloaded model's directory may hold a jinja2.py; a program that lies elsewhere does not look there."""
+    for name in ("program", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "jinja2.py").write_text("raise SystemExit")
+    program = tmp_path / "program" / "main.py"
+    program.write_text("from edgekit.runtime.chat import render; print(render('{{ 1 + 1 }}', [], {}, 'x'))")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, str(program)]
+    run = subprocess.run(command, cwd=tmp_path / "model", env=env, capture_output=True, text=True, check=False)
+    assert run.stdout == "2\n", run.stderr
