@@ -11,10 +11,10 @@ import onnx_ir as ir
 from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
+from edgekit.passes.layers import layers_of, weight_shape
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT
 
 BREAK_EVEN = 0.4
 """From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from
@@ -38,16 +38,16 @@ class ChooseFormats(ir.passes.InPlacePass):
         self._from_cache = False  # the model's weights are few enough to stay there
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
+        nodes = layers_of(model.graph)
         weights: dict[int, list[ir.Node]] = {}
         for node in nodes:
             weights.setdefault(id(node.inputs[1]), []).append(node)
         # The largest table holds the tokens; others hold positions and segments.
-        tokens = max((_sizes(n)[0] for n in nodes if n.op_type == "Embedding"), default=-1)
+        tokens = max((weight_shape(n)[0] for n in nodes if n.op_type == "Embedding"), default=-1)
         used: set[Rule] = set()
         self._from_cache = self._dense_bytes(nodes) <= CACHE_BYTES
         for sharing in weights.values():
-            self._decide(sharing, used, vocabulary=_sizes(sharing[0])[0] == tokens)
+            self._decide(sharing, used, vocabulary=weight_shape(sharing[0])[0] == tokens)
         self._check_rules(used, [plan_of(n).layer for n in nodes])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
@@ -62,7 +62,7 @@ class ChooseFormats(ir.passes.InPlacePass):
         if rule is not None and FORMATS[rule.format].layout == "sparse":
             format_name, block, reason = self._sparse(rule, leader, embedding)
         else:
-            format_name, block, reason = _resolve(rule, _sizes(leader)[1], embedding)
+            format_name, block, reason = _resolve(rule, weight_shape(leader)[1], embedding)
         for node in sharing:
             note = reason if rules[id(node)] == rule else f"shares its weight with {plan_of(leader).layer}"
             set_plan(node, replace(plan_of(node), format=format_name, block_size=block, reason=note))
@@ -82,7 +82,7 @@ class ChooseFormats(ir.passes.InPlacePass):
             if zeros >= BREAK_EVEN:
                 return rule.format, 0, f"{zeros:.1%} zeros: faster than {dense} from {BREAK_EVEN:.0%}"
             why = f"{zeros:.1%} zeros, {rule.format} is faster than {dense} from {BREAK_EVEN:.0%}"
-        name, block, note = _resolve(Rule(rule.match, dense), _sizes(leader)[1], embedding)
+        name, block, note = _resolve(Rule(rule.match, dense), weight_shape(leader)[1], embedding)
         return name, block, f"{why}; stored as {dense}" + (f", {note}" if note else "")
 
     def _dense_bytes(self, nodes: Sequence[ir.Node]) -> int:
@@ -93,7 +93,7 @@ class ChooseFormats(ir.passes.InPlacePass):
                 continue
             seen.add(id(node.inputs[1]))
             rule = self.recipe.rule_for(plan_of(node).layer)
-            rows, columns = _sizes(node)
+            rows, columns = weight_shape(node)
             total += rows * columns * (FORMATS[rule.format].bits if rule else 32) // 8
         return total
 
@@ -118,12 +118,6 @@ class ChooseFormats(ir.passes.InPlacePass):
                 )
             close = difflib.get_close_matches(rule.match, layers, n=3, cutoff=0.3) or list(layers[:3])
             raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
-
-
-def _sizes(node: ir.Node) -> tuple[int, int]:
-    """N and K of a layer's weight."""
-    shape = node.inputs[1].shape  # type: ignore[union-attr]
-    return int(shape[0]), int(shape[1])  # type: ignore[index, arg-type]
 
 
 def _resolve(rule: Rule | None, columns: int, embedding: bool) -> tuple[str, int, str]:

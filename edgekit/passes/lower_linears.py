@@ -14,6 +14,7 @@ from edgekit.lowbit.formats import CODECS, PackedTensor, block_count, detect_ter
 from edgekit.lowbit.functions import FUNCTIONS
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
+from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, MATMUL_NBITS, MICROSOFT, STORAGE
@@ -30,7 +31,7 @@ class LowerLinears(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         lowering = _Lowering(model.graph)
-        nodes = [n for n in model.graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
+        nodes = layers_of(model.graph)
         for node in nodes:
             lowering.lower(node)
         for op, make in FUNCTIONS.items():
@@ -166,9 +167,7 @@ class _Lowering:
         )
         if weight is not None:
             tensor.meta[STORAGE] = id(weight)
-        value = ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, name, tensor)
 
     def _node(
         self, before: ir.Node, op: str, inputs: list[ir.Value | None], domain: str = "", **attributes: int
@@ -182,12 +181,7 @@ class _Lowering:
         return node.outputs[0]
 
     def _small(self, array: np.ndarray, name: str) -> ir.Value:
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            self.graph.register_initializer(
-                ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-            )
-        return self.graph.initializers[name]
+        return self.graph.initializers.get(name) or add_constant(self.graph, name, array)
 
     def _activations(self, node: ir.Node) -> ir.Value | None:
         """X as the model itself rounds it (BitNet): int8 per token, in standard operators, once for all readers."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor, weight_of
 from edgekit.lowbit.weights import stacked
+from edgekit.passes.layers import add_constant, joined, producers, read_packed, weight_shape
 from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.formats import NATIVE_FORMATS
 from edgekit.spec.names import EDGEKIT
@@ -63,48 +64,37 @@ def key_of(node: ir.Node) -> Key:
 
 
 def _pack_attention(graph: ir.Graph, attention: ir.Node) -> bool:
-    producers = [value.producer() if value is not None else None for value in attention.inputs[:3]]
-    members = [p for p in producers if p is not None and mergeable(p) and len(p.outputs[0].uses()) == 1]
+    members = [
+        p for p in producers(attention.inputs[:3]) if p is not None and mergeable(p) and len(p.outputs[0].uses()) == 1
+    ]
     if len(members) < 3 or len({key_of(m) for m in members}) != 1:
         return False
     merged = merge(graph, members)
-    attention.replace_input_with(0, merged.outputs[0])
-    attention.replace_input_with(1, None)
-    attention.replace_input_with(2, None)
+    read_packed(attention, merged.outputs[0])
     graph.remove(members, safe=True)
     return True
 
 
 def _pack_slices(attention: ir.Node) -> bool:
     """q, k, v cut by Slice out of one tensor, one after the other -> that tensor."""
-    cuts = [value.producer() if value is not None else None for value in attention.inputs[:3]]
-    if any(c is None or c.op_type != "Slice" or len(c.outputs[0].uses()) != 1 for c in cuts):
-        return False
-    nodes = [c for c in cuts if c is not None]
-    bounds = [[_number(n.inputs[i]) for i in (1, 2, 3, 4)] for n in nodes]
-    follow = all(a[1] == b[0] for a, b in pairwise(bounds))
-    heads = attention.attributes["num_heads"].as_int() + 2 * attention.attributes["kv_num_heads"].as_int()
-    width = (
-        nodes[0].inputs[0].shape[-1]
-        if nodes[0].inputs[0] is not None and nodes[0].inputs[0].shape is not None
-        else None
-    )
-    first = bounds[0][1]
+    cuts = [n for n in producers(attention.inputs[:3]) if n is not None and n.op_type == "Slice"]
     if (
-        len({id(n.inputs[0]) for n in nodes}) != 1
-        or not follow
-        or bounds[0][0] != 0
-        or first is None
-        or any(b[3] != 1 for b in bounds)
+        len(cuts) < 3
+        or any(len(cut.outputs[0].uses()) != 1 for cut in cuts)
+        or len({cut.inputs[0] for cut in cuts}) != 1
     ):
         return False
-    if width != first // attention.attributes["num_heads"].as_int() * heads:
+    whole, bounds = cuts[0].inputs[0], [[_number(cut.inputs[i]) for i in (1, 2, 3, 4)] for cut in cuts]
+    first = bounds[0][1]
+    follow = bounds[0][0] == 0 and first is not None and all(a[1] == b[0] for a, b in pairwise(bounds))
+    if not follow or any(b[3] != 1 for b in bounds) or whole is None or whole.shape is None:
         return False
-    attention.replace_input_with(0, nodes[0].inputs[0])
-    attention.replace_input_with(1, None)
-    attention.replace_input_with(2, None)
-    for node in nodes:
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    queries, keys = (attention.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
+    if whole.shape[-1] != first // queries * (queries + 2 * keys):  # type: ignore[operator]
+        return False
+    read_packed(attention, whole)
+    for cut in cuts:
+        cut.graph.remove(cut, safe=True)  # type: ignore[union-attr]
     return True
 
 
@@ -115,7 +105,7 @@ def _number(value: ir.Value | None) -> int | None:
 
 def _split(graph: ir.Graph, members: Sequence[ir.Node]) -> None:
     merged = merge(graph, members)
-    split_rows(graph, merged.outputs[0], [m.outputs[0] for m in members], [_rows(m) for m in members])
+    split_rows(graph, merged.outputs[0], [m.outputs[0] for m in members], [weight_shape(m)[0] for m in members])
     graph.remove(members, safe=True)
 
 
@@ -123,80 +113,50 @@ def split_rows(graph: ir.Graph, merged: ir.Value, replaced: Sequence[ir.Value], 
     """Cuts the last axis of ``merged`` into pieces of ``sizes``, which are read instead of the values ``replaced``."""
     producer = merged.producer()
     assert producer is not None
-    rows = np.array(sizes, dtype=np.int64)
-    name = f"{producer.name}.rows"
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(rows.shape),
-        type=ir.TensorType(ir.DataType.INT64),
-        const_value=ir.tensor(rows, name=name),
-    )
-    graph.register_initializer(value)
+    rows = add_constant(graph, f"{producer.name}.rows", np.array(sizes, np.int64))
     outputs = [ir.Value(name=f"{old.name}", type=old.type, shape=old.shape) for old in replaced]
-    split = ir.Node(
-        "",
-        "Split",
-        [merged, value],
-        [ir.AttrInt64("axis", -1)],
-        outputs=outputs,
-        name=f"{producer.name}.split",
-    )
+    axis, name = ir.AttrInt64("axis", -1), f"{producer.name}.split"
+    split = ir.Node("", "Split", [merged, rows], [axis], outputs=outputs, name=name)
     graph.insert_after(producer, split)
     for old, output in zip(replaced, outputs, strict=True):
         ir.convenience.replace_all_uses_with(old, output)
 
 
-def _rows(member: ir.Node) -> int:
-    shape = member.inputs[1].shape  # type: ignore[union-attr]
-    return int(shape[0])  # type: ignore[index, arg-type]
-
-
 def merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     """One Linear with the members' rows one below the other, put where the first of them stands."""
     plans = [plan_of(m) for m in members]
-    joined = _joined_name([plan.layer for plan in plans])
-    ends = np.cumsum([_rows(m) for m in members]).tolist()
-    inputs = [members[0].inputs[0], _stacked_weight(graph, members, f"{joined}.weight")]
+    layer = joined([plan.layer for plan in plans])
+    ends = np.cumsum([weight_shape(m)[0] for m in members]).tolist()
+    inputs = [members[0].inputs[0], _stacked_weight(graph, members, f"{layer}.weight")]
     if any(len(m.inputs) > 2 for m in members):
-        inputs.append(_joined_bias(graph, members, f"{joined}.bias"))
+        inputs.append(_joined_bias(graph, members, f"{layer}.bias"))
     attributes = list(members[0].attributes.values())
     shape = members[0].outputs[0].shape
     output = ir.Value(
-        name=f"{joined}.Linear", type=members[0].outputs[0].type,
+        name=f"{layer}.Linear", type=members[0].outputs[0].type,
         shape=ir.Shape([*shape[:-1], ends[-1]]) if shape is not None else None,
     )  # fmt: skip
-    merged = ir.Node(EDGEKIT, "Linear", inputs, attributes, outputs=[output], name=f"node:{joined}.Linear")
+    merged = ir.Node(EDGEKIT, "Linear", inputs, attributes, outputs=[output], name=f"node:{layer}.Linear")
     merged.metadata_props.update(members[0].metadata_props)
     spans = pairwise([0, *ends])
     parts = tuple(Part(plan.layer, rows, plan.reason) for plan, rows in zip(plans, spans, strict=True))
-    set_plan(merged, replace(plans[0], layer=joined, parts=parts))
+    set_plan(merged, replace(plans[0], layer=layer, parts=parts))
     first = min(members, key=list(graph).index)
     graph.insert_before(first, merged)
     return merged
 
 
-def _joined_name(names: Sequence[str]) -> str:
-    """a.b.q_proj, a.b.k_proj -> a.b.q_proj+k_proj."""
-    stem = names[0].rpartition(".")[0]
-    return ".".join(filter(None, [stem, "+".join(n.rpartition(".")[2] for n in names)]))
-
-
 def _stacked_weight(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> ir.Value:
     """An initializer holding the members' weights one below the other, read only when it is written."""
     tensors = [m.inputs[1].const_value for m in members]  # type: ignore[union-attr]
-    tensor = WeightTensor(stacked([weight_of(t) for t in tensors if t is not None]), name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, name, WeightTensor(stacked([weight_of(t) for t in tensors if t is not None]), name))
 
 
 def _joined_bias(graph: ir.Graph, members: Sequence[ir.Node], name: str) -> ir.Value:
     """The members' biases in a row, zeros for those without."""
     biases = [m.inputs[2].const_value if len(m.inputs) > 2 and m.inputs[2] is not None else None for m in members]
     parts = [
-        b.numpy() if b is not None else np.zeros(_rows(m), np.float32) for b, m in zip(biases, members, strict=True)
+        b.numpy() if b is not None else np.zeros(weight_shape(m)[0], np.float32)
+        for b, m in zip(biases, members, strict=True)
     ]
-    tensor = ir.tensor(np.concatenate(parts), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, name, np.concatenate(parts))

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from edgekit.passes.layers import producers, read_packed, weight_shape
 from edgekit.passes.merge_linears import Key, key_of, merge, mergeable, split_rows
 from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.formats import NATIVE_FORMATS
@@ -67,7 +68,7 @@ def _share_products(graph: ir.Graph) -> bool:
 
 def _add_name(leader: ir.Node, other: ir.Node) -> None:
     plan = plan_of(leader)
-    own = Part(plan.layer, (0, _rows(leader)), plan.reason)
+    own = Part(plan.layer, (0, weight_shape(leader)[0]), plan.reason)
     set_plan(leader, replace(plan, parts=(*(plan.parts or [own]), replace(own, name=plan_of(other).layer))))
 
 
@@ -80,39 +81,33 @@ def _terms(node: ir.Node) -> Terms:
     if node.op_type != "Add" or node.domain != "" or node.outputs[0].is_graph_output():
         return ()
     terms: list[ir.Node] = []
-    for value in node.inputs:
-        producer = value.producer() if value is not None else None
+    for producer in producers(node.inputs):
         if producer is None or len(producer.outputs[0].uses()) != 1:
             return ()
         parts = (producer,) if producer.domain == EDGEKIT and producer.op_type == "Linear" else _terms(producer)
         if not parts:
             return ()
         terms += parts
-    return tuple(terms) if len({_rows(term) for term in terms}) == 1 else ()
-
-
-def _rows(linear: ir.Node) -> int:
-    return int(linear.inputs[1].shape[0])  # type: ignore[union-attr, index, arg-type]
+    return tuple(terms) if len({weight_shape(term)[0] for term in terms}) == 1 else ()
 
 
 def _pack_attention(graph: ir.Graph, attention: ir.Node, sums: dict[int, Terms]) -> bool:
-    producers = [value.producer() if value is not None else None for value in attention.inputs[:3]]
-    members = [p for p in producers if p is not None and id(p) in sums and len(p.outputs[0].uses()) == 1]
+    members = [
+        p for p in producers(attention.inputs[:3]) if p is not None and id(p) in sums and len(p.outputs[0].uses()) == 1
+    ]
     terms = [sums[id(member)] for member in members]
     if len(members) < 3 or not all(mergeable(term) for summands in terms for term in summands):
         return False
     if len({tuple(key_of(term) for term in summands) for summands in terms}) != 1:
         return False
     total = _merged_sum(graph, members, sums)
-    attention.replace_input_with(0, total)
-    attention.replace_input_with(1, None)
-    attention.replace_input_with(2, None)
+    read_packed(attention, total)
     _remove(graph, members)
     return True
 
 
 def _merge_and_split(graph: ir.Graph, members: Sequence[ir.Node], sums: dict[int, Terms]) -> None:
-    rows = [_rows(sums[id(m)][0]) for m in members]
+    rows = [weight_shape(sums[id(m)][0])[0] for m in members]
     total = _merged_sum(graph, members, sums)
     split_rows(graph, total, [m.outputs[0] for m in members], rows)
     _remove(graph, members)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
+from edgekit.passes.layers import add_constant
 from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Plan
@@ -48,8 +49,8 @@ def _matmul(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     weight, transposed = stored
     bias, last = _following_bias(node, int(weight.shape[1 if not transposed else 0]))  # type: ignore[index, arg-type]
-    matrix = weight if transposed else _transposed(graph, weight)
-    _replace(graph, node, last, [x, matrix] + ([bias] if bias is not None else []), weight)
+    rows = weight if transposed else _transposed(graph, weight)
+    _replace(graph, node, last, [x, rows] + ([bias] if bias is not None else []), weight)
     return True
 
 
@@ -136,9 +137,7 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
             lambda start, stop: np.ascontiguousarray(tensor.numpy()[:, start:stop].T),
             first=lambda count: tensor.numpy()[:count].T,
         )
-        lazy = WeightTensor(turned, name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=lazy.shape, const_value=lazy)
-        graph.register_initializer(value)
+        add_constant(graph, name, WeightTensor(turned, name))
     return graph.initializers[name]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from edgekit.lowbit.formats.floats import dequantize_float, quantize_fp16, quantize_fp32
 from edgekit.lowbit.formats.integers import (
@@ -20,8 +21,7 @@ from edgekit.lowbit.formats.integers import (
 from edgekit.lowbit.formats.packed import Floats, PackedTensor, block_count
 from edgekit.lowbit.formats.sparse import (
     dequantize_sparse,
-    quantize_sparse_int4,
-    quantize_sparse_int8,
+    quantize_sparse,
     sparse_facts,
     unpack_sparse,
 )
@@ -48,6 +48,6 @@ CODECS: dict[str, Codec] = {
     "int8-channel": Codec(quantize_int8_channel, dequantize_int8_channel),
     "int4": Codec(quantize_int4, dequantize_int4),
     "t2": Codec(quantize_t2, dequantize_t2),
-    "sparse-int4": Codec(quantize_sparse_int4, dequantize_sparse),
-    "sparse-int8": Codec(quantize_sparse_int8, dequantize_sparse),
+    "sparse-int4": Codec(partial(quantize_sparse, "sparse-int4"), dequantize_sparse),
+    "sparse-int8": Codec(partial(quantize_sparse, "sparse-int8"), dequantize_sparse),
 }

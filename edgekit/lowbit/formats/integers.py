@@ -6,11 +6,14 @@ kept exactly (grid.py); so are int4 blocks with a step each, as GPTQ makes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.lowbit.formats.packed import (
+    Array,
     Floats,
     PackedTensor,
     block_count,
@@ -26,19 +29,32 @@ from edgekit.lowbit.grid import block_steps
 from edgekit.lowbit.weights import Weight
 from edgekit.spec.formats import FORMATS, NATIVE_BLOCK
 
+Codes = NDArray[np.uint8]
+
+
+def by_blocks(
+    name: str, weight: Weight, block_size: int, scale_of: Callable[[Floats], Floats], pack: Callable[[Codes], Array]
+) -> PackedTensor:
+    """A weight in blocks with a scale each, which ``scale_of`` gives [n, blocks] for values [n, blocks, b]; codes of ``bits``
+    bits count from half their range, and ``pack`` puts them [n, blocks, b] into bytes."""
+    kind = FORMATS[name]
+    block, most, shape = block_size or kind.block_size, (1 << (kind.bits - 1)) - 1, shape_of(weight)
+    count = block_count(shape[1], block)
+    data = np.empty((shape[0], count, block * kind.bits // 8), np.uint8)
+    scales = np.empty((shape[0], count), np.float32)
+    for part in row_chunks(*shape):
+        values = finite_rows(weight, part)
+        blocks = in_blocks(values, block)
+        scales[part] = scale = on_grid(values, scale_of(blocks), most)
+        data[part] = pack((np.clip(np.rint(blocks / scale[..., None]), -most - 1, most) + (most + 1)).astype(np.uint8))
+    return PackedTensor(name, shape, block, data, scales)
+
 
 def quantize_int8(weight: Weight, block_size: int) -> PackedTensor:
     """Symmetric: scale = absmax / 127 of each block, codes 1 to 255."""
-    block = block_size or FORMATS["int8"].block_size
-    rows, count = shape_of(weight)[0], block_count(shape_of(weight)[1], block)
-    data, scales = np.empty((rows, count, block), np.uint8), np.empty((rows, count), np.float32)
-    for part in row_chunks(rows, weight.shape[1]):
-        values = finite_rows(weight, part)
-        blocks = in_blocks(values, block)
-        scale = on_grid(values, divisors(np.abs(blocks).max(axis=-1) / np.float32(127)), 127)
-        data[part] = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8)
-        scales[part] = scale
-    return PackedTensor("int8", shape_of(weight), block, data, scales)
+    return by_blocks(
+        "int8", weight, block_size, lambda b: divisors(np.abs(b).max(axis=-1) / np.float32(127)), lambda c: c
+    )
 
 
 def dequantize_int8(packed: PackedTensor) -> Floats:
@@ -68,20 +84,12 @@ def quantize_int4(weight: Weight, block_size: int) -> PackedTensor:
     Searching a smaller range for the least squared error was tried and costs accuracy: it clips the largest weights,
     which matter most (docs/adr/0011).
     """
-    block = block_size or FORMATS["int4"].block_size
-    rows, count = shape_of(weight)[0], block_count(shape_of(weight)[1], block)
-    data, scales = np.empty((rows, count, block // 2), np.uint8), np.empty((rows, count), np.float32)
-    for part in row_chunks(rows, weight.shape[1]):
-        values = finite_rows(weight, part)
-        blocks = in_blocks(values, block)
-        high, low = blocks.max(axis=-1), blocks.min(axis=-1)
-        scale = divisors(np.where(high > -low, high, low) / np.float32(-8))
-        steps = block_steps(blocks, 7)
-        scale = on_grid(values, np.where(steps > 0, steps, scale), 7)
-        codes = (np.clip(np.rint(blocks / scale[..., None]), -8, 7) + 8).astype(np.uint8)
-        data[part] = codes[..., 0::2] | (codes[..., 1::2] << 4)
-        scales[part] = scale
-    return PackedTensor("int4", shape_of(weight), block, data, scales)
+    return by_blocks("int4", weight, block_size, _int4_scales, lambda codes: codes[..., 0::2] | codes[..., 1::2] << 4)
+
+
+def _int4_scales(blocks: Floats) -> Floats:
+    high, low, steps = blocks.max(axis=-1), blocks.min(axis=-1), block_steps(blocks, 7)
+    return np.where(steps > 0, steps, divisors(np.where(high > -low, high, low) / np.float32(-8)))
 
 
 def dequantize_int4(packed: PackedTensor) -> Floats:

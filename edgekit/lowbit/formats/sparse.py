@@ -30,7 +30,7 @@ def sparse_codes(weight: Weight, bits: int) -> Iterator[tuple[NDArray[np.int8], 
         yield np.clip(np.rint(rows / scale[:, None]), -most - 1, most).astype(np.int8), scale
 
 
-def _quantize_sparse(name: str, weight: Weight) -> PackedTensor:
+def quantize_sparse(name: str, weight: Weight, block_size: int) -> PackedTensor:
     parts = list(sparse_codes(weight, FORMATS[name].bits))
     data = sparse_rows.pack((codes for codes, _ in parts), weight.shape[0], FORMATS[name].bits)
     scales = np.concatenate([scale for _, scale in parts])
@@ -44,14 +44,6 @@ def sparse_facts(weight: Weight, bits: int) -> tuple[float, int]:
         zeros += int(codes.size - np.count_nonzero(codes))
         sizes.append(sparse_rows.row_bytes(codes, bits))
     return zeros / max(1, weight.shape[0] * weight.shape[1]), sparse_rows.total_bytes(np.concatenate(sizes))
-
-
-def quantize_sparse_int4(weight: Weight, block_size: int) -> PackedTensor:
-    return _quantize_sparse("sparse-int4", weight)
-
-
-def quantize_sparse_int8(weight: Weight, block_size: int) -> PackedTensor:
-    return _quantize_sparse("sparse-int8", weight)
 
 
 def unpack_sparse(packed: PackedTensor) -> NDArray[np.int8]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgekit.passes.dead_units.channels import Flow, Keep, constant_of
 from edgekit.passes.dead_units.weights import Ints, taken
+from edgekit.passes.layers import add_constant
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,7 @@ def replace_constant(node: ir.Node, index: int, tensor: ir.TensorProtocol) -> No
     name = str(old.name) if old is not None and old.name else tensor.name or "constant"
     taken_names = graph.initializers
     unique = next(n for n in (f"{name}.{i}" for i in range(len(taken_names) + 1)) if n not in taken_names)
-    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
-    graph.register_initializer(value)
-    node.replace_input_with(index, value)
+    node.replace_input_with(index, add_constant(graph, unique, tensor))
 
 
 def update_shapes(flow: Flow, keep: Keep) -> None:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgekit.passes.dead_units.channels import called, constant_of
 from edgekit.passes.dead_units.weights import Bools, Scans, sliced
+from edgekit.passes.layers import add_constant
 from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import DeadUnits, Surviving
@@ -63,11 +64,7 @@ def _drop(model: ir.Model, value: ir.Value, alive: Bools) -> None:
     keep[zero] = True
     kept_rows = np.flatnonzero(keep)
     places = np.where(alive, np.cumsum(keep) - 1, np.searchsorted(kept_rows, zero)).astype(np.int32)
-    lookup = ir.Value(
-        name=f"{value.name}.places", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(places.shape),
-        const_value=ir.tensor(places, name=f"{value.name}.places"),
-    )  # fmt: skip
-    model.graph.register_initializer(lookup)
+    lookup = add_constant(model.graph, f"{value.name}.places", places)
     tensor, uses = constant_of(value), list(value.uses())
     assert tensor is not None
     width = int(tensor.shape[1])  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit.passes.dead_units.channels import Attention, Flow, Product
 from edgekit.passes.dead_units.weights import CHUNK, Bools, Ints, scaled_by_columns
+from edgekit.passes.layers import joined
 from edgekit.spec.records import DeadUnits
 
 UNIFORM = "GroupQueryAttention needs as many query heads for each key-value head"
@@ -119,7 +120,9 @@ def removed_rows(verdict: Verdict) -> Iterator[DeadUnits]:
         if root in makers:
             products = makers[root]
             unit, of = units.get(root, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
-            counts[joined([p.name for p in products]), unit, of, causes.get(root, "all its query heads are dead")] += 1
+            counts[
+                _together([p.name for p in products]), unit, of, causes.get(root, "all its query heads are dead")
+            ] += 1
     for (layer, unit, of, reason), count in counts.items():
         yield DeadUnits(layer, unit, count, of, True, reason)
 
@@ -191,7 +194,7 @@ def kept_rows(verdict: Verdict) -> Iterator[DeadUnits]:
 def _head_layer(verdict: Verdict, root: int) -> str:
     """The layers that make a head."""
     names = [p.name for p in verdict.flow.products if (verdict.root[p.y.ids] == root).any()]
-    return joined(names) if names else "attention"
+    return _together(names) if names else "attention"
 
 
 def _reason(verdict: Verdict, root: int, product: Product, kind: str) -> str:
@@ -219,8 +222,6 @@ def _reason(verdict: Verdict, root: int, product: Product, kind: str) -> str:
     return "a part of a unit that is used elsewhere"
 
 
-def joined(names: Sequence[str]) -> str:
-    """a.b.gate_proj, a.b.up_proj -> a.b.gate_proj+up_proj."""
-    stem = names[0].rpartition(".")[0]
-    same = all(n.rpartition(".")[0] == stem for n in names)
-    return ".".join(filter(None, [stem, "+".join(n.rpartition(".")[2] for n in names)])) if same else " + ".join(names)
+def _together(names: Sequence[str]) -> str:
+    """The layers that make a unit, by one name."""
+    return joined(names) if len({name.rpartition(".")[0] for name in names}) == 1 else " + ".join(names)
