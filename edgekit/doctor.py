@@ -114,10 +114,10 @@ def _optional(name: str) -> Finding:
 def _processor() -> Finding:
     name, features = processor_features()
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    found = f"{name}, {cores} cores, {', '.join(features) or 'instruction sets unknown'}"
+    words = f"{name}, {cores} cores, {', '.join(features) or 'instruction sets unknown'}"
     if platform.machine().lower() in ("x86_64", "amd64") and features and "avx2" not in features:
-        return Finding("processor", found, "note", "no AVX2: quantized models will be slow here")
-    return Finding("processor", found, "ok")
+        return Finding("processor", words, "note", "no AVX2: quantized models will be slow here")
+    return Finding("processor", words, "ok")
 
 
 def _operators() -> Finding:
@@ -135,16 +135,16 @@ def _operators() -> Finding:
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
-    found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    words = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     if memory.available < LEAST_MEMORY:
-        return Finding("memory", found, "note", "an export takes about the model's float32 size")
-    return Finding("memory", found, "ok")
+        return Finding("memory", words, "note", "an export takes about the model's float32 size")
+    return Finding("memory", words, "ok")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
-    found = f"{free / 1e9:.1f} GB free here"
-    return Finding("disk", found, "ok") if free >= LEAST_DISK else Finding("disk", found, "note", "bundles may not fit")
+    words = f"{free / 1e9:.1f} GB free here"
+    return Finding("disk", words, "ok") if free >= LEAST_DISK else Finding("disk", words, "note", "bundles may not fit")
 
 
 def _telemetry() -> Finding:

@@ -105,10 +105,10 @@ class Inspection:
         yield from _dead_units(self.bundle.manifest.dead_units)
 
 
-def _dead_units(found: tuple[DeadUnits, ...]) -> Iterator[str]:
+def _dead_units(dead: tuple[DeadUnits, ...]) -> Iterator[str]:
     """A table with equal layers on one line, what was removed first; counts are ranges over those layers."""
     groups: dict[tuple[Any, ...], list[DeadUnits]] = defaultdict(list)
-    for units in found:
+    for units in dead:
         groups[not units.removed, _kind(units.layer), units.unit, units.of, units.reason].append(units)
     width = max((len(key[1]) for key in groups), default=0)
     if groups:

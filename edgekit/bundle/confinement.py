@@ -36,17 +36,17 @@ def plain_file(directory: Path, name: str, where: str) -> os.stat_result:
     """
     path = directory / confined(name, where)
     try:
-        found = path.lstat()
+        status = path.lstat()
     except (OSError, ValueError):
         raise BundleError(f"{where}: {name!r} is missing; export or download the bundle again") from None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path}: is a link or no file at all; a bundle holds plain files only")
-    if found.st_nlink > 1:
-        raise BundleError(f"{path}: has {found.st_nlink} hard links; a bundle's files are its own, copy them")
+    if status.st_nlink > 1:
+        raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle's files are its own, copy them")
     # Also sees Windows junctions, which are no symbolic links.
     if _real(path) != os.path.join(_real(directory), os.path.normcase(name)):
         raise BundleError(f"{path}: lies behind a link; a bundle holds plain directories only")
-    return found
+    return status
 
 
 def _real(path: Path) -> str:

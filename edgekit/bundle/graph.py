@@ -54,14 +54,14 @@ def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda wh
 def _external_values(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
     import onnx_ir as ir
 
-    found = []
+    weights = []
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALLEST_EXTERNAL:
                 continue
-            found.append((value, tensor))
-    return found
+            weights.append((value, tensor))
+    return weights
 
 
 def _key(tensor: ir.TensorProtocol) -> object:

@@ -78,14 +78,14 @@ def initializers(model: ModelProto, path: Path, sizes: dict[str, int]) -> dict[s
         else:
             _inline(tensor, where)
     _check_apart(places, path)
-    found: dict[str, Stored | np.ndarray] = {}
+    tensors: dict[str, Stored | np.ndarray] = {}
     for tensor in model.graph.initializer:
         where = f"{path}: tensor {tensor.name[:120]!r}"
-        if tensor.name in found:
+        if tensor.name in tensors:
             raise BundleError(f"{where}: stands twice in the graph; the file is damaged")
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        found[tensor.name] = _stored(tensor, sizes, where) if external else _inline(tensor, where)
-    return found
+        tensors[tensor.name] = _stored(tensor, sizes, where) if external else _inline(tensor, where)
+    return tensors
 
 
 def _messages(top: Message) -> Iterator[Message]:

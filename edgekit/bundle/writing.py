@@ -113,12 +113,14 @@ class BundleWriter:
 
     def _tidy(self) -> None:
         """Removes what exports that were killed left behind; a bundle they had moved aside is moved back."""
-        left = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-((\d+)-\d+)")
+        leftovers = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-((\d+)-\d+)")
         for path in sorted(self.target.parent.iterdir()):
-            found = left.fullmatch(path.name)
-            if found is None or is_claimed(path.with_name(f".{self.target.name}.partial-{found[2]}"), int(found[3])):
+            leftover = leftovers.fullmatch(path.name)
+            if leftover is None or is_claimed(
+                path.with_name(f".{self.target.name}.partial-{leftover[2]}"), int(leftover[3])
+            ):
                 continue
-            if found[1] == "old" and not self.target.exists():
+            if leftover[1] == "old" and not self.target.exists():
                 path.rename(self.target)
             else:
                 shutil.rmtree(path, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
-from edgekit.spec.methods import BY_NAME
+from edgekit.spec.methods import BY_NAME, METHODS
 
 
 @click.command(
@@ -16,6 +16,8 @@ from edgekit.spec.methods import BY_NAME
         "edgekit compress path/to/model -c compress.yaml -o build/small",
         "edgekit compress my.module:build -c compress.yaml --method prune -o build/small --resume",
     )
+    + "\n\n\b\nMethods:\n"
+    + "\n".join(f"  {method.name:<14} {method.help}" for method in METHODS)
 )
 @click.argument("model")
 @click.option(

@@ -144,10 +144,10 @@ def _check_output(output: Path, force: bool) -> None:
 
 def _tidy(output: Path) -> None:
     """Removes what packing to the same place left behind when it was killed."""
-    left = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)-\d+")
+    leftovers = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)-\d+")
     for path in list(output.parent.iterdir()):
-        found = left.fullmatch(path.name)
-        if found is not None and not is_claimed(path, int(found[1])):
+        leftover = leftovers.fullmatch(path.name)
+        if leftover is not None and not is_claimed(path, int(leftover[1])):
             path.unlink(missing_ok=True)
 
 
@@ -184,14 +184,14 @@ def _file_chunks(
     parts = regions.regions(
         path, len(data), bundle.stored, None if base is None else base.stored, None if old is None else len(old)
     )
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     waiting: deque[Future[tuple[Chunk, bytes]]] = deque()
     whole, done = hashlib.sha256(), 0
 
     def write() -> None:
         chunk, packed = waiting.popleft().result()
         body.write(packed)
-        found.append(chunk)
+        chunks.append(chunk)
 
     for group in regions.chunks(parts):
         waiting.append(pool.submit(_chunk, data, old, group))
@@ -206,7 +206,7 @@ def _file_chunks(
         raise BundleError(
             f"{bundle.directory / path}: sha256 is not the manifest's; the file was changed, export again"
         )
-    return tuple(found)
+    return tuple(chunks)
 
 
 def _chunk(data: Symbols, old: Symbols | None, group: list[regions.Region]) -> tuple[Chunk, bytes]:

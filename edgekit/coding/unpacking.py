@@ -135,11 +135,11 @@ def _check_base(front: Front, base: Bundle | None, where: str) -> None:
             f"{where}: holds only what differs from an older version (manifest sha256 {front.head.base[:16]}...); "
             "give that bundle as --base"
         )
-    found = sha256(base.directory / MANIFEST)
-    if found != front.head.base:
+    digest = sha256(base.directory / MANIFEST)
+    if digest != front.head.base:
         raise UsageError(
             f"{where}: differs from the version with manifest sha256 {front.head.base[:16]}..., "
-            f"--base {base.directory} has {found[:16]}...; give the version that it was made from"
+            f"--base {base.directory} has {digest[:16]}...; give the version that it was made from"
         )
 
 

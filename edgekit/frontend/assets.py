@@ -37,17 +37,17 @@ def collect(directory: Path, *, text: bool) -> tuple[tuple[Path, ...], Callable[
     Returns:
         The files (existing ones only), and a function that deletes what had to be made, or None.
     """
-    found = [directory / name for name in _NAMES if (directory / name).is_file()]
-    found += sorted(p for p in directory.glob("chat_template*") if p.is_file())
+    files = [directory / name for name in _NAMES if (directory / name).is_file()]
+    files += sorted(p for p in directory.glob("chat_template*") if p.is_file())
     if not text or (directory / "tokenizer.json").is_file():
-        return tuple(found), None
+        return tuple(files), None
     if not any((directory / name).is_file() for name in _SLOW):
         log.warning("%s: no tokenizer files; the bundle will take token ids only", directory)
-        return tuple(found), None
+        return tuple(files), None
     made = _fast_tokenizer(directory)
     if made is None:
-        return tuple(found), None
-    return (Path(made.name) / "tokenizer.json", *found), made.cleanup
+        return tuple(files), None
+    return (Path(made.name) / "tokenizer.json", *files), made.cleanup
 
 
 def _fast_tokenizer(directory: Path) -> TemporaryDirectory[str] | None:

@@ -75,9 +75,9 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool) -> Checkpoint:
         return Checkpoint(directory, files, _checked_tensors(directory, files))
     pickles = _weight_files(directory, "pytorch_model.bin")
     if pickles is None:
-        found = sorted(p.name for p in directory.iterdir() if p.is_file())[:8]
+        others = sorted(p.name for p in directory.iterdir() if p.is_file())[:8]
         raise SourceError(
-            f"{directory}: no model.safetensors and no model.safetensors.index.json (found: {', '.join(found)}); "
+            f"{directory}: no model.safetensors and no model.safetensors.index.json (found: {', '.join(others)}); "
             "save the model with transformers' save_pretrained"
         )
     if not allow_pickle:

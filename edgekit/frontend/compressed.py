@@ -48,12 +48,12 @@ def compressed(
     plain_linear, plain_embedding = functional.linear, functional.embedding
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        found = by_weight.get(id(weight))
-        return plain_linear(x, weight, bias) if found is None else multiply(x, *found[:2], bias, found[2])
+        packed = by_weight.get(id(weight))
+        return plain_linear(x, weight, bias) if packed is None else multiply(x, *packed[:2], bias, packed[2])
 
     def embedding(ids: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = by_weight.get(id(weight))
-        return plain_embedding(ids, weight, *args, **kwargs) if found is None else look_up(ids, found[0], found[2])
+        packed = by_weight.get(id(weight))
+        return plain_embedding(ids, weight, *args, **kwargs) if packed is None else look_up(ids, packed[0], packed[2])
 
     conv1d: list[Any] = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
     for layer in conv1d:

@@ -155,13 +155,13 @@ def _model_class(task: str, architecture: str) -> Any:
     """An Auto class, or for a generic task the very class that config.json names."""
     if task in _AUTO:
         return getattr(transformers, _AUTO[task])
-    found = getattr(transformers, architecture, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    model_class = getattr(transformers, architecture, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise SourceError(
             f"config.json: architecture '{architecture}' is not a model of transformers {transformers.__version__}; "
             "pass --task to choose one"
         )
-    return found
+    return model_class
 
 
 def _load_model(

@@ -186,9 +186,9 @@ def _as_picture(declared: Sequence[ModelInput]) -> tuple[ModelInput, int, tuple[
 def _picture_input(
     source: Source, declared: Sequence[ModelInput], samples: Path
 ) -> tuple[ModelInput, int, tuple[int, int]]:
-    found = _as_picture(declared)
-    if found is not None:
-        return found
+    picture = _as_picture(declared)
+    if picture is not None:
+        return picture
     what = "a directory" if samples.is_dir() else "a picture"
     raise _refusal(
         source, declared, samples,

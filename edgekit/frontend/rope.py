@@ -116,9 +116,9 @@ def check(raw: dict[str, Any], model: nn.Module, where: str, written_by: str, in
     if not effective:
         effective = dict(declared(_as_dict(config)))
     for layer, said in declared(raw).items():
-        for found_layer, found in _concerned(layer, effective):
+        for found_layer, shown in _concerned(layer, effective):
             for field in ("theta", "kind", "factor", "partial"):
-                want, have = getattr(said, field), getattr(found, field)
+                want, have = getattr(said, field), getattr(shown, field)
                 if want is None or have is None or _equal(want, have):
                     continue
                 raise SourceError(

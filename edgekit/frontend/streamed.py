@@ -60,19 +60,19 @@ def streamable(tensors: Mapping[str, StoredTensor], skeleton: nn.Module) -> dict
 
     A tied pair of which the checkpoint holds both is left out: the loader compares them.
     """
-    found = {}
+    weights = {}
     for name, module in skeleton.named_modules():
         stored = tensors.get(f"{name}.weight")
         if not isinstance(module, Layer) or stored is None or stored.dtype not in ("BF16", "F16", "F32"):
             continue
         if stored.shape == tuple(module.weight.shape):
-            found[f"{name}.weight"] = float_rows(
+            weights[f"{name}.weight"] = float_rows(
                 (stored.shape[0], stored.shape[1]),
                 lambda start, stop, s=stored: read_rows(s, start, stop),  # type: ignore[misc]
                 lambda count, s=stored: read_columns(s, count),  # type: ignore[misc]
             )
     tied = _tied_names(skeleton)
-    return {n: w for n, w in found.items() if n not in tied} if len(tied & tensors.keys()) > 1 else found
+    return {n: w for n, w in weights.items() if n not in tied} if len(tied & tensors.keys()) > 1 else weights
 
 
 def _tied_names(skeleton: Any) -> set[str]:
@@ -149,8 +149,8 @@ def materialize(model: nn.Module) -> nn.Module:
 
 def stored_weight(layer: nn.Module) -> RowWeight | None:
     """What a streamed layer's placeholder stands for; None for other layers."""
-    found = layer.__dict__.get("stored_weight")
-    return found if isinstance(found, RowWeight) else None
+    stored = layer.__dict__.get("stored_weight")
+    return stored if isinstance(stored, RowWeight) else None
 
 
 def stored_weights(model: nn.Module) -> dict[int, RowWeight]:
@@ -168,12 +168,12 @@ def streaming(model: nn.Module) -> Iterator[None]:
     plain_linear, plain_embedding = functional.linear, functional.embedding
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        found = by_weight.get(id(weight))
-        return plain_linear(x, weight, bias) if found is None else multiply(x, found[1], bias)
+        stored = by_weight.get(id(weight))
+        return plain_linear(x, weight, bias) if stored is None else multiply(x, stored[1], bias)
 
     def embedding(ids: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found = by_weight.get(id(weight))
-        return plain_embedding(ids, weight, *args, **kwargs) if found is None else _look_up(ids, found[1])
+        stored = by_weight.get(id(weight))
+        return plain_embedding(ids, weight, *args, **kwargs) if stored is None else _look_up(ids, stored[1])
 
     with layer_functions(linear=linear, embedding=embedding):
         yield

@@ -12,7 +12,7 @@ import sympy
 import torch
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder.pending_views import Dim, Shape, View, apply
+from edgekit.frontend.decoder.pending_views import Shape, View, apply
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
 
@@ -128,18 +128,18 @@ class Emitter:
         if expression not in self._dims:
             if expression in self.sizes:
                 source, axis = self.sizes[expression]
-                found = self.one("Shape", self.inputs[source], dtype=ir.DataType.INT64, start=axis, end=axis + 1)
+                size = self.one("Shape", self.inputs[source], dtype=ir.DataType.INT64, start=axis, end=axis + 1)
             elif isinstance(expression, sympy.Add | sympy.Mul):
                 op = "Add" if isinstance(expression, sympy.Add) else "Mul"
                 parts = [self.small([int(a)]) if a.is_Integer else self.size(a) for a in expression.args]
-                found = parts[0]
+                size = parts[0]
                 for part in parts[1:]:
-                    found = self.one(op, found, part, dtype=ir.DataType.INT64)
+                    size = self.one(op, size, part, dtype=ir.DataType.INT64)
             else:
                 raise UnsupportedError(
                     f"{self.scope}: the size {expression} cannot be computed from the inputs' shapes"
                 )
-            self._dims[expression] = found
+            self._dims[expression] = size
         return self._dims[expression]
 
     def shape_value(self, shape: Shape, given: Shape) -> ir.Value:
@@ -171,15 +171,9 @@ class Emitter:
         return value
 
 
-Translated = View | Constant | tuple["View | Constant | None", ...] | None
 Handler = Callable[[Emitter, torch.fx.Node, list[Any]], Any]
 
 
 def scalar(emitter: Emitter, number: float, like: ir.DataType) -> ir.Value:
     """A Python number as a 0-d constant of the other operand's type."""
     return emitter.small(number, np.float32 if like == ir.DataType.FLOAT else np.int64)
-
-
-def broadcast_dim(a: Dim, b: Dim) -> Dim:
-    """The size two axes broadcast to."""
-    return b if a == 1 else a

@@ -282,8 +282,8 @@ def _replace_modules(model: nn.Module, context: Context, patches: _Patches, has_
         if has_rope and "RotaryEmbedding" in kind:
             rotaries.append(Rotary(module, module.forward, context))
             patches.set(module, "forward", rotaries[-1])
-        elif (found := norm_weight(module)) is not None:
-            weight, eps = found
+        elif (norm := norm_weight(module)) is not None:
+            weight, eps = norm
             if not torch.equal(weight, cast(Tensor, module.weight)):
                 module.register_buffer("edgekit_weight", weight, persistent=False)
                 patches.undo.append(lambda m=module: delattr(m, "edgekit_weight"))  # type: ignore[misc]

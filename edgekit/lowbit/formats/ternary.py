@@ -26,13 +26,13 @@ def detect_ternary(weight: Weight) -> Floats | None:
     if _block_scales(np.asarray(weight[:2], np.float32)) is None:
         return None
     rows, count = weight.shape[0], block_count(weight.shape[1], NATIVE_BLOCK)
-    found = np.zeros((rows, count), np.float32)
+    all_scales = np.zeros((rows, count), np.float32)
     for part in row_chunks(rows, weight.shape[1]):
         scales = _block_scales(np.asarray(weight[part], np.float32))
         if scales is None:
             return None
-        found[part] = scales
-    return _coarsest(found)
+        all_scales[part] = scales
+    return _coarsest(all_scales)
 
 
 def _block_scales(rows: Floats) -> Floats | None:
