@@ -21,6 +21,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgekit.errors import SourceError
+from edgekit.frontend.inputs import plain
 from edgekit.frontend.source import ExportedSource, ModelInput
 from edgekit.strict import parse_json
 
@@ -189,4 +190,4 @@ def _example_inputs(path: Path, program: ExportedProgram) -> dict[str, torch.Ten
     names = list(program.graph_signature.user_inputs)
     if len(values) != len(names) or not all(isinstance(v, torch.Tensor) for v in values):
         raise SourceError(f"{path}: takes nested or non-tensor inputs ({len(names)} in the graph); pass tensors only")
-    return dict(zip((str(name) for name in names), values, strict=True))
+    return plain(str(path), dict(zip((str(name) for name in names), values, strict=True)))

@@ -15,6 +15,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from edgekit.errors import SourceError
+from edgekit.frontend.inputs import plain
 from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
 
@@ -139,7 +140,7 @@ def _named(spec: str, module: nn.Module, inputs: Any) -> dict[str, torch.Tensor]
     if not values or wrong:
         what = f"'{wrong[0]}' is {_describe(values[wrong[0]])}, not a tensor" if wrong else "there is none"
         raise SourceError(f"{spec}: example inputs: {what}; {_EXPECTED}")
-    return values
+    return plain(spec, values)
 
 
 def _try(spec: str, module: nn.Module, inputs: dict[str, torch.Tensor]) -> None:

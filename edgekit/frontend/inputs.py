@@ -106,6 +106,19 @@ def model_inputs(source: Source) -> tuple[ModelInput, ...]:
     return (ModelInput(str(getattr(source.module, "main_input_name", next(iter(parameters), "")))),)
 
 
+def plain(where: str, examples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Example inputs that numpy can hold. Raises SourceError for other types."""
+    for name, tensor in examples.items():
+        try:
+            tensor.detach().numpy()
+        except (TypeError, RuntimeError) as error:
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+            raise SourceError(
+                f"{where}: example input '{name}' is {kind}; give a plain float32 or integer tensor"
+            ) from error
+    return {name: tensor.detach() for name, tensor in examples.items()}
+
+
 def _of_example(name: str, array: np.ndarray) -> ModelInput:
     free = 2 if name in TEXT_INPUTS else 1
     return ModelInput(name, array.dtype.name, tuple(None if i < free else d for i, d in enumerate(array.shape)))
@@ -132,8 +145,11 @@ def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
 
 
 def _reads_text(source: Source, declared: Sequence[ModelInput]) -> bool:
-    names = {i.name for i in declared}
-    return "input_ids" in names and names <= set(TEXT_INPUTS) and _tokenizer(source) is not None
+    return (
+        any(i.name == "input_ids" for i in declared)
+        and all(i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in declared)
+        and _tokenizer(source) is not None
+    )
 
 
 def _takes(source: Source, declared: Sequence[ModelInput]) -> str:
@@ -157,7 +173,8 @@ def _from_text(source: Source, declared: Sequence[ModelInput], samples: Path | N
     file, where = _tokenizer(source), str(samples or "the shipped prose")
     known = {i.name: i for i in declared}
     if not _reads_text(source, declared) or file is None:
-        why = "there is no tokenizer.json to read it with" if "input_ids" in known else f"{source.name} takes no text"
+        missing = "input_ids" in known and file is None
+        why = "there is no tokenizer.json to read it with" if missing else f"{source.name} takes no text"
         raise _refusal(source, declared, where, f"a text, but {why}")
     if _is_decoder(source):
         return Inputs(({"input_ids": tokens(file, samples, TEXT_TOKENS)},), "text", where)

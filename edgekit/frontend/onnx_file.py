@@ -62,9 +62,9 @@ def _declared(graph: onnx.GraphProto) -> Iterator[ModelInput]:
         try:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         except KeyError:  # a sequence, a map, an optional
-            dtype = "?"
+            dtype = ""
         dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
-        yield ModelInput(value.name, dtype, dims if kind.HasField("shape") else None)
+        yield ModelInput(value.name, dtype, dims if dtype and kind.HasField("shape") else None)
 
 
 def _tensors(message: Any) -> Iterator[Any]:

@@ -56,6 +56,10 @@ def fussy() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return Fussy(), {"x": torch.rand(2, 4)}
 
 
+def brain() -> tuple[nn.Module, torch.Tensor]:
+    return nn.Linear(4, 4).bfloat16(), torch.zeros(2, 4, dtype=torch.bfloat16)
+
+
 GRAY = "tests.unit.test_inputs:gray"
 
 
@@ -135,6 +139,31 @@ def test_pictures_that_cannot_be_read_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes((tmp_path / "deep.png").read_bytes()[:60])
     with pytest.raises(SourceError, match=r"half\.png: "):
         resolve(load(GRAY), tmp_path / "half.png")
+
+
+def test_example_inputs_that_numpy_cannot_hold(tmp_path: Path) -> None:
+    said = r"example input 'input' is bfloat16 on cpu; give a plain float32 or integer tensor"
+    with pytest.raises(SourceError, match=r"test_inputs:brain: " + said):
+        load("tests.unit.test_inputs:brain")
+    module, example = brain()
+    torch.export.save(torch.export.export(module, (example,)), tmp_path / "brain.pt2")
+    with pytest.raises(SourceError, match=r"brain\.pt2: " + said):
+        load(str(tmp_path / "brain.pt2"))
+
+
+def test_inputs_of_an_onnx_file_that_are_no_token_ids(tmp_path: Path) -> None:
+    flat = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ("n",))
+    graph = helper.make_graph([helper.make_node("Identity", ["input_ids"], ["y"])], "g", [flat], [flat])
+    graph.output[0].name = "y"
+    path = tmp_path / "flat.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    write_tokenizer(tmp_path)
+    (tmp_path / "a.txt").write_text("A sentence that is long enough to be one. ")
+    with pytest.raises(
+        SourceError, match=r"a\.txt: a text, but flat takes no text; flat takes input_ids int64 \[n\]; give"
+    ):
+        resolve(load(str(path)), tmp_path / "a.txt")
+    assert len(resolve(load(str(path)), _save(tmp_path / "x.npz", input_ids=np.arange(3))).batches) == 3
 
 
 def test_of_many_pictures_some_are_taken_all_through(tmp_path: Path) -> None:
