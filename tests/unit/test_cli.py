@@ -131,8 +131,8 @@ def test_nothing_given_is_a_question(run: Any) -> None:
         (["inspect", "none"], "edgekit: none: no such directory; give a bundle that `edgekit export -o` made"),
         (["verify", "none"], "edgekit: none: no such directory; give a bundle that `edgekit export -o` made"),
         (["generate", "none", "hi"], "edgekit: none: no such directory; give a bundle that `edgekit export -o` made"),
-        (["export", "none", "-r", "int3", "-o", "d"], "edgekit: int3: no such recipe; did you mean 'int8'?; give one of fp16, fp32, int4, "
-                                                      "int8, int8-static, rate, ternary or a .yaml file"),
+        (["export", "none", "-r", "int3", "-o", "d"], "edgekit: int3: no such recipe; did you mean 'int8'?; give one of "
+                                                      f"{', '.join(shipped_recipes())} or a .yaml file"),
     ],
 )  # fmt: skip
 def test_usage_errors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ import edgekit.recipe as recipe_module
 from edgekit.errors import RecipeError
 from edgekit.recipe import Limits, Recipe, Rule, StaticQuantization, shipped_recipes
 from edgekit.spec.formats import FORMATS
+from tests.support.tooling import ROOT
 
-SHIPPED = ("fp16", "fp32", "int4", "int8", "int8-static", "rate", "ternary")
+SHIPPED = shipped_recipes()
 LEAST = {"version": 1, "name": "mine", "rules": [{"match": "*", "format": "int8"}]}
 
 
 def test_shipped() -> None:
-    assert shipped_recipes() == SHIPPED
+    assert set(SHIPPED) >= {"fp16", "fp32", "int4", "int8", "int8-static", "rate", "ternary"}
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Recipes")[2].partition("##")[0]
+    assert sorted(re.findall(r"^\| `(.*?)` \|", table, re.M)) == sorted(SHIPPED), "the README has a row for each"
     for name in SHIPPED:
         recipe = Recipe.load(name)
         assert recipe.name == name
@@ -127,8 +131,7 @@ def test_unknown_name() -> None:
     with pytest.raises(RecipeError) as refusal:
         Recipe.load("int-4")
     assert str(refusal.value) == (
-        "int-4: no such recipe; did you mean 'int4'?; give one of fp16, fp32, int4, int8, int8-static, rate, ternary "
-        "or a .yaml file"
+        f"int-4: no such recipe; did you mean 'int4'?; give one of {', '.join(SHIPPED)} or a .yaml file"
     )
 
 
