@@ -41,18 +41,26 @@ def post_trained(job: Job) -> Outcome:
         batches = data.batches(calibration.examples, calibration.batch)
         original = method.compensation.original if method.compensation is not None else ""
         rows = compress_layers(
-            model, batches, method, calibration, finished=finished, progress=job.progress,
+            model,
+            batches,
+            method,
+            calibration,
+            finished=finished,
+            progress=job.progress,
             originals=_weights(job, original) if original else None,
-        )  # fmt: skip
+        )
     if lora is not None and not lora.merge:
         beside(_inner(model), adapters, groups_of(_inner(model), _one_batch(job)), lora.format)
     if data is not None:
         history.evaluations.append(data.scores(f"{job.source.name}, compressed", model))
     branches = method.compensation or lora
     recipe = recipe_for(
-        model, method.option(model), settings.method, calibration.exclude if rows else (),
+        model,
+        method.option(model),
+        settings.method,
+        calibration.exclude if rows else (),
         branches.format if branches is not None else "int8",
-    )  # fmt: skip
+    )
     return Outcome(job.source, history, rows, recipe)
 
 

@@ -139,9 +139,17 @@ def compress(
     after = outcome.rate or _rate(outcome.source.module, settings.report_step)
     exportable = f"{source.partition('@')[0]}@{output}" if opened.kind == "factory" else str(output)
     result = Compressed(
-        source, settings.method, settings.to_dict(), before, after, outcome.history, time.perf_counter() - began,
-        exportable, outcome.layers, str(output / RECIPE) if outcome.recipe is not None else "",
-    )  # fmt: skip
+        source,
+        settings.method,
+        settings.to_dict(),
+        before,
+        after,
+        outcome.history,
+        time.perf_counter() - began,
+        exportable,
+        outcome.layers,
+        str(output / RECIPE) if outcome.recipe is not None else "",
+    )
     progress("write the model", 1.0)
     write(outcome.source, result.to_json(), output, outcome.recipe, settings.bitnet.form)
     forget_checkpoint(checkpoint)

@@ -49,9 +49,15 @@ class Classroom:
         job = self.job
         cache = job.directory / Path(lesson.cache).expanduser() if lesson.cache else job.answers
         answers = cached(
-            cache, teacher, data.objective, examples, lesson.top, lesson.temperature, name=lesson.teacher,
+            cache,
+            teacher,
+            data.objective,
+            examples,
+            lesson.top,
+            lesson.temperature,
+            name=lesson.teacher,
             progress=job.progress,
-        )  # fmt: skip
+        )
         with torch.no_grad():
             width = predictions(data.objective, job.source.module, data.evaluation.select(slice(0, 1)))[0].shape[-1]
         largest = int(answers[INDICES].max())

@@ -33,9 +33,14 @@ def trained(job: Job) -> Outcome:
     if data is None:
         return Outcome(source, History())
     run = Run(
-        source.module, data.objective, data.train, settings.training, constraint=constraint, evaluation=data.evaluation,
+        source.module,
+        data.objective,
+        data.train,
+        settings.training,
+        constraint=constraint,
+        evaluation=data.evaluation,
         hold_after=settings.rate_term().steps if settings.student == "backslash" else None,
-    )  # fmt: skip
+    )
     belongs = {**job.belongs(), "teachers": room.digests}
     if job.resume:
         run.load_state_dict(read_checkpoint(job.checkpoint, belongs))

@@ -138,9 +138,14 @@ def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], p
     count = len(questions)
     accuracy = right / count
     return ChoiceScore(
-        str(file), count, accuracy, plain / count, math.sqrt(accuracy * (1 - accuracy) / count),
-        sum(1 / len(q.choices) for q in questions) / count, cut,
-    )  # fmt: skip
+        str(file),
+        count,
+        accuracy,
+        plain / count,
+        math.sqrt(accuracy * (1 - accuracy) / count),
+        sum(1 / len(q.choices) for q in questions) / count,
+        cut,
+    )
 
 
 def _check_finite(scorer: Scorer, file: Path, nats: np.ndarray) -> None:

@@ -55,10 +55,16 @@ class _Inputs:
 
 @torch.no_grad()
 def layer_by_layer(
-    model: nn.Module, batches: Sequence[Batch], change: Callable[[Group], None], *, exclude: Sequence[str] = (),
-    sequential: bool = True, restore: Callable[[str], bool] = lambda block: False,
-    done: Callable[[str], None] = lambda block: None, progress: Progress = lambda what, share: None,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    batches: Sequence[Batch],
+    change: Callable[[Group], None],
+    *,
+    exclude: Sequence[str] = (),
+    sequential: bool = True,
+    restore: Callable[[str], bool] = lambda block: False,
+    done: Callable[[str], None] = lambda block: None,
+    progress: Progress = lambda what, share: None,
+) -> None:
     """Calls ``change`` for every group of linear layers in the model's blocks, in the order they are computed.
 
     ``batches`` are for ``model(**batch)``. ``change`` may alter the layers' weights or replace the layers.
@@ -222,9 +228,14 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _change_block(
-    model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs], batches: Sequence[Batch],
-    change: Callable[[Group], None], sequential: bool,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    block: nn.Module,
+    names: Sequence[str],
+    calls: Sequence[_Inputs],
+    batches: Sequence[Batch],
+    change: Callable[[Group], None],
+    sequential: bool,
+) -> None:
     masks = [batch.get("attention_mask") for batch in batches]
     groups = _hessians(model, block, names, calls, masks)
     for index, group in enumerate(groups):

@@ -140,9 +140,17 @@ def with_targets(examples: Examples, answers: Mapping[str, Tensor]) -> Examples:
 
 
 def cached(
-    directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float, *,
-    name: str = "", batch_size: int = 16, progress: Progress = lambda what, share: None,
-) -> dict[str, Tensor]:  # fmt: skip
+    directory: Path,
+    teacher: nn.Module,
+    objective: Objective,
+    examples: Examples,
+    top: int,
+    temperature: float,
+    *,
+    name: str = "",
+    batch_size: int = 16,
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Tensor]:
     """A teacher's answers to all examples, mapped from ``directory``; computed there first unless they are there.
 
     Returns ``teacher_indices`` int32 and ``teacher_logs`` float16, [n, T - 1, k] for texts and [n, 1, k] for classes.
@@ -150,9 +158,13 @@ def cached(
     done. Raises UsageError for a directory that holds something else, CheckFailed when it cannot be written.
     """
     belongs = {
-        "version": VERSION, "teacher": name, "weights": weights_digest(teacher), "examples": digest(examples),
-        "top": top, "temperature": temperature,
-    }  # fmt: skip
+        "version": VERSION,
+        "teacher": name,
+        "weights": weights_digest(teacher),
+        "examples": digest(examples),
+        "top": top,
+        "temperature": temperature,
+    }
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory}: is a file; a teacher's answers are kept in a directory")
     if directory.exists() and any(directory.iterdir()) and not (directory / CACHE).is_file():
@@ -202,9 +214,16 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap[Any, An
 
 @torch.no_grad()
 def _compute(
-    directory: Path, teacher: nn.Module, objective: Objective, examples: Examples, top: int, temperature: float,
-    batch_size: int, name: str, progress: Progress,
-) -> None:  # fmt: skip
+    directory: Path,
+    teacher: nn.Module,
+    objective: Objective,
+    examples: Examples,
+    top: int,
+    temperature: float,
+    batch_size: int,
+    name: str,
+    progress: Progress,
+) -> None:
     training, done, answers = teacher.training, 0, {}
     teacher.eval()
     for batch in examples.batches(batch_size):

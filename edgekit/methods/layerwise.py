@@ -84,10 +84,14 @@ class Method:
 
 @torch.no_grad()
 def compress_layers(
-    model: nn.Module, batches: Sequence[Batch], method: Method, calibration: Calibration = Calibration(),
-    originals: Mapping[str, Tensor] | None = None, finished: FinishedBlocks | None = None,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    method: Method,
+    calibration: Calibration = Calibration(),
+    originals: Mapping[str, Tensor] | None = None,
+    finished: FinishedBlocks | None = None,
     progress: Progress = lambda what, share: None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Compresses the linear layers of a model's blocks in place; a row for each group that reads one input.
 
     Errors are shares of the energy of the group's outputs on the calibration text: ``error`` of the rounded weights
@@ -121,9 +125,15 @@ def compress_layers(
             finished.keep(model, block, rows[began:])
 
     layer_by_layer(
-        model, batches, lambda group: rows.append(_compress(model, group, method, option, rank, originals)),
-        exclude=calibration.exclude, sequential=calibration.sequential, restore=restore, done=done, progress=progress,
-    )  # fmt: skip
+        model,
+        batches,
+        lambda group: rows.append(_compress(model, group, method, option, rank, originals)),
+        exclude=calibration.exclude,
+        sequential=calibration.sequential,
+        restore=restore,
+        done=done,
+        progress=progress,
+    )
     return rows
 
 
@@ -150,9 +160,14 @@ def _compress(
     difference = bare if offsets is None else bare - offsets.product
     energy = max(output_error(torch.cat(list(originals.values())), group.hessian), 1e-30)
     row: dict[str, Any] = {
-        "layer": group.name, "shape": list(difference.shape), "error": output_error(difference, group.hessian) / energy,
-        "compensated": None, "svd": None, "rank": 0, "bytes": 0,
-    }  # fmt: skip
+        "layer": group.name,
+        "shape": list(difference.shape),
+        "error": output_error(difference, group.hessian) / energy,
+        "compensated": None,
+        "svd": None,
+        "rank": 0,
+        "bytes": 0,
+    }
     branch, settings = offsets, method.compensation
     if settings is not None:
         branch = compensated(difference, group.hessian, settings, rank, offsets)

@@ -116,9 +116,13 @@ class RateQuantizer:
     """A model's layers with everything that they could become; weights are changed by :meth:`apply` alone."""
 
     def __init__(
-        self, model: nn.Module, inputs: Sequence[Mapping[str, Tensor]], budget: Budget,
-        answer: Callable[[Mapping[str, Tensor]], Tensor] | None = None, progress: Progress = lambda what, share: None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        inputs: Sequence[Mapping[str, Tensor]],
+        budget: Budget,
+        answer: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        progress: Progress = lambda what, share: None,
+    ) -> None:
         """``inputs`` are batches for ``model(**batch)``; ``answer`` gives what matters of the output for one, to
         measure how much each layer matters. Raises UnsupportedError when there is nothing to quantize.
         """
@@ -293,12 +297,14 @@ def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: 
     hessians = _hessians(model, chosen, inputs, budget.moments)
     return [
         Layer(
-            name, module.weight, is_conv1d(module),
+            name,
+            module.weight,
+            is_conv1d(module),
             None if isinstance(module, nn.Embedding) else hessians.get(name),
             hessians.get(name) if isinstance(module, nn.Embedding) else None,
         )
         for name, module in chosen.items()
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()

@@ -128,8 +128,13 @@ def salt_loss(logits: Tensor, wanted: Tensor, indices: Tensor, logs: Tensor, wei
 
 @torch.no_grad()
 def challenge(
-    model: nn.Module, objective: Objective, examples: Examples, within: int = 10, unlearnable: str = "zero", batch_size: int = 16
-) -> Tensor:  # fmt: skip
+    model: nn.Module,
+    objective: Objective,
+    examples: Examples,
+    within: int = 10,
+    unlearnable: str = "zero",
+    batch_size: int = 16,
+) -> Tensor:
     """SALT_DS's score of each sequence, float32 [n]: the median over its tokens of m l, l the token's loss and m 1
     where the token is among the model's ``within`` most probable ones, else 0 (or the token is left out; with none
     left, 0).

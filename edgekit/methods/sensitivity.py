@@ -55,9 +55,11 @@ Table = dict[str, dict[Option, Cost]]
 
 @torch.no_grad()
 def scan(
-    groups: Sequence[Mapping[str, nn.Linear]], evaluate: Callable[[], float], candidates: Sequence[Option] = CANDIDATES,
+    groups: Sequence[Mapping[str, nn.Linear]],
+    evaluate: Callable[[], float],
+    candidates: Sequence[Option] = CANDIDATES,
     progress: Progress = lambda what, share: None,
-) -> Table:  # fmt: skip
+) -> Table:
     """Costs of each group in each of ``candidates``; ``evaluate()`` is the model's loss as its weights then are.
 
     The weights are the original ones afterwards. Raises UsageError when nothing is given, CheckFailed for a loss that

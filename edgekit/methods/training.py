@@ -122,9 +122,16 @@ class Run:
     """One training: ``step`` of ``training.steps`` are done; ``constraint`` holds after ``hold_after`` of them."""
 
     def __init__(
-        self, model: nn.Module, objective: Objective, examples: Examples, training: Training, *,
-        constraint: Constraint | None = None, hold_after: int | None = None, evaluation: Examples | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        objective: Objective,
+        examples: Examples,
+        training: Training,
+        *,
+        constraint: Constraint | None = None,
+        hold_after: int | None = None,
+        evaluation: Examples | None = None,
+    ) -> None:
         self.model, self.objective, self.examples, self.training = model, objective, examples, training
         self.constraint, self.hold_after, self.evaluation = constraint, hold_after, evaluation
         parameters = [p for p in model.parameters() if p.requires_grad]

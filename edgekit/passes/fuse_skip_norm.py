@@ -41,9 +41,13 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:
     result = ir.Value(name=norm.outputs[0].name, type=norm.outputs[0].type, shape=norm.outputs[0].shape)
     outputs = [result, ir.Value(name=""), ir.Value(name=""), fused_sum]
     fused = ir.Node(
-        MICROSOFT, FUSED[norm.op_type], [a, b, *norm.inputs[1:]], [norm.attributes["epsilon"]],
-        outputs=outputs, name=norm.name,
-    )  # fmt: skip
+        MICROSOFT,
+        FUSED[norm.op_type],
+        [a, b, *norm.inputs[1:]],
+        [norm.attributes["epsilon"]],
+        outputs=outputs,
+        name=norm.name,
+    )
     graph.insert_after(norm, fused)
     ir.convenience.replace_all_uses_with(norm.outputs[0], result, replace_graph_outputs=True)
     name = total.name

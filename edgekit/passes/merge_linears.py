@@ -133,9 +133,10 @@ def merge(graph: ir.Graph, members: Sequence[ir.Node]) -> ir.Node:
     attributes = list(members[0].attributes.values())
     shape = members[0].outputs[0].shape
     output = ir.Value(
-        name=f"{layer}.Linear", type=members[0].outputs[0].type,
+        name=f"{layer}.Linear",
+        type=members[0].outputs[0].type,
         shape=ir.Shape([*shape[:-1], ends[-1]]) if shape is not None else None,
-    )  # fmt: skip
+    )
     merged = ir.Node(EDGEKIT, "Linear", inputs, attributes, outputs=[output], name=f"node:{layer}.Linear")
     merged.metadata_props.update(members[0].metadata_props)
     spans = pairwise([0, *ends])

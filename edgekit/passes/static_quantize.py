@@ -42,10 +42,16 @@ def quantize_static(
                 plain, ready, skip_symbolic_shape=True
             )  # folds batch norms into convolutions and infers shapes
             q.quantize_static(
-                ready, done, _Reader(samples), quant_format=q.QuantFormat.QDQ, per_channel=settings.per_channel,
-                activation_type=kinds[settings.activations], weight_type=kinds[settings.weights],
-                reduce_range=settings.activations == "uint8", calibrate_method=methods[settings.method],
-            )  # fmt: skip
+                ready,
+                done,
+                _Reader(samples),
+                quant_format=q.QuantFormat.QDQ,
+                per_channel=settings.per_channel,
+                activation_type=kinds[settings.activations],
+                weight_type=kinds[settings.weights],
+                reduce_range=settings.activations == "uint8",
+                calibrate_method=methods[settings.method],
+            )
         except Exception as error:  # the quantizer raises plain Exception
             raise UnsupportedError(f"calibrated quantization failed: {' '.join(str(error).split())[:200]}") from error
         result = ir.load(done)
