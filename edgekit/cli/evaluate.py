@@ -14,6 +14,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(
     epilog=examples(
         "edgekit evaluate build/int8 path/to/model --text notes.txt",
+        "edgekit evaluate mymodel:build build/int8 --labels test.npz",
         "edgekit evaluate build/int8 build/int4 --choices questions.jsonl --page accuracy.html",
     )
 )
@@ -31,6 +32,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--tasks", default="", help="Tasks of lm-evaluation-harness, with commas between (needs edgekit[evaluate])."
 )
 @click.option(
+    "--labels",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Accuracy of classifiers: an .npz with the model's inputs and 'labels', or a directory with a folder of pictures for each class.",
+)
+@click.option(
     "--tokens", default=8192, show_default=True, type=click.IntRange(0), help="First tokens of each text; 0 takes all."
 )
 @click.option(
@@ -43,12 +50,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @threads_option
 @json_option
 def evaluate(
-    models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, tokens: int, window: int, questions: int,
+    models: tuple[str, ...], texts: tuple[Path, ...], choices: tuple[Path, ...], tasks: str, labels: tuple[Path, ...], tokens: int, window: int, questions: int,
     page: Path | None, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score language MODELS on the same files.
+    """Score language models, or classifiers, on the same files.
 
-    MODELS are bundles, and models as `edgekit export` takes them. Each model is a row with its bytes. Perplexity is over windows that do not overlap; a choice is scored by its log-likelihood per byte.
+    MODELS are bundles, and models as `edgekit export` takes them. Each model is a row with its bytes. Perplexity is over windows that do not overlap; a choice is scored by its log-likelihood per byte. With --labels every model is compared with the first, sample by sample.
     """
     quiet_libraries()
     from edgekit.evaluation import evaluate as run
@@ -58,7 +65,7 @@ def evaluate(
         check_place(page)
     with progress_bar() as progress:
         found = run(
-            models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], threads=threads, most_tokens=tokens, window=window,
+            models, texts=texts, choices=choices, tasks=[t for t in tasks.split(",") if t], labels=labels, threads=threads, most_tokens=tokens, window=window,
             most_questions=questions, progress=progress,
         )  # fmt: skip
     show(found.lines(), found.to_json(), as_json)

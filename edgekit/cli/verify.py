@@ -22,6 +22,7 @@ from edgekit.cli.console import (
     epilog=examples(
         "edgekit verify build/model",
         "edgekit verify build/model --original path/to/model --text notes.txt",
+        "edgekit verify build/classifier --original mymodel:build --labels test.npz",
         "edgekit verify build/model --target local --target ssh:pi@raspberrypi",
     )
 )
@@ -34,13 +35,18 @@ from edgekit.cli.console import (
 @click.option(
     "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Perplexity over your own text too."
 )
+@click.option(
+    "--labels",
+    type=click.Path(exists=True, path_type=Path),
+    help="Score a classifier: an .npz with the model's inputs and 'labels', or a directory with a folder of pictures for each class.",
+)
 @json_option
 def verify(
-    bundle: Path, targets: tuple[str, ...], threads: int, original: str | None, text: Path | None, as_json: bool
-) -> None:
+    bundle: Path, targets: tuple[str, ...], threads: int, original: str | None, text: Path | None, labels: Path | None, as_json: bool
+) -> None:  # fmt: skip
     """Prove that BUNDLE computes what it should.
 
-    Its golden vectors are replayed: parity with the compressed PyTorch model, accuracy against the original. Exit code 1 when a limit of the recipe is missed; then the first layer that differs is named.
+    Its golden vectors are replayed: parity with the compressed PyTorch model, accuracy against the original: the model that it was exported from, or the one that --original names (after `edgekit compress` the float model, say). Exit code 1 when a limit of the recipe is missed; then the first layer that differs is named.
 
     \b
     --target ssh:[user@]host[:port]      on a Linux device: see `edgekit devices`
@@ -53,11 +59,19 @@ def verify(
     found: Report | Comparison
     with progress_bar() as progress:
         if len(targets) == 1:
-            found = run(bundle, target=targets[0], threads=threads, original=original, text=text, progress=progress)
-        elif original is None and text is None:
+            found = run(
+                bundle,
+                target=targets[0],
+                threads=threads,
+                original=original,
+                text=text,
+                labels=labels,
+                progress=progress,
+            )
+        elif original is None and text is None and labels is None:
             found = verify_on(bundle, targets, threads=threads, progress=progress)
         else:
-            raise click.UsageError("--original and --text are for a single --target local; leave them out")
+            raise click.UsageError("--original, --text and --labels are for a single --target local; leave them out")
     show(found.lines(), found.to_json(), as_json)
     if isinstance(found, Comparison) and found.failures:
         sys.exit(2)

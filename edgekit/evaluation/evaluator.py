@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import RuntimeUnavailable, UsageError
+from edgekit.evaluation.classifiers import is_bundle, score_classifiers
 from edgekit.evaluation.scorers import BundleScorer, Scorer
 from edgekit.evaluation.tasks import (
     ChoiceScore,
@@ -19,7 +20,7 @@ from edgekit.evaluation.tasks import (
     score_text,
 )
 from edgekit.parity.corpus import MOST_TOKENS, WINDOW, read_text
-from edgekit.spec.names import MANIFEST
+from edgekit.parity.labels import LabelScore
 from edgekit.spec.progress import Progress
 
 MEGA = 1e6
@@ -36,6 +37,7 @@ class Row:
     texts: tuple[TextScore, ...]
     choices: tuple[ChoiceScore, ...]
     tasks: dict[str, dict[str, float]]
+    labels: tuple[LabelScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Evaluation:
             found.append((f"perplexity {Path(text.file).name}", [row.texts[i].perplexity for row in self.rows]))
         for i, choice in enumerate(first.choices):
             found.append((f"accuracy {Path(choice.file).name}", [row.choices[i].accuracy for row in self.rows]))
+        for i, label in enumerate(first.labels):
+            found.append((f"top-1 {Path(label.file).name}", [row.labels[i].top1 for row in self.rows]))
+        for i, label in enumerate(first.labels):
+            if label.top5 is not None:
+                found.append((f"top-5 {Path(label.file).name}", [row.labels[i].top5 or math.nan for row in self.rows]))
         for task, metrics in first.tasks.items():
             for metric in metrics:
                 values = [row.tasks.get(task, {}).get(metric, math.nan) for row in self.rows]
@@ -82,8 +89,18 @@ class Evaluation:
             head.append(f"+- {Path(choice.file).name}")
             for cells, row in zip(body, self.rows, strict=True):
                 cells.append(f"{row.choices[i].error:.3f} (chance {row.choices[i].chance:.2f})")
+        for i, label in enumerate(self.rows[0].labels):
+            head += [f"+- {Path(label.file).name}", f"difference from {self.rows[0].model}"]
+            for cells, row in zip(body, self.rows, strict=True):
+                cells += [f"{row.labels[i].error:.3f} (n {row.labels[i].samples})", _difference(row.labels[i])]
         widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
         return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (head, *body)]
+
+
+def _difference(score: LabelScore) -> str:
+    if score.difference is None:
+        return "-"
+    return f"{score.difference:+.4f} +- {score.difference_error:.4f} ({score.gained} gained, {score.lost} lost)"
 
 
 def evaluate(
@@ -92,6 +109,7 @@ def evaluate(
     texts: Sequence[str | Path] = (),
     choices: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
+    labels: Sequence[str | Path] = (),
     threads: int = 1,
     most_tokens: int = MOST_TOKENS,
     window: int = WINDOW,
@@ -105,15 +123,24 @@ def evaluate(
         window: tokens of context at most; no more than a model was trained with, or positions it never saw are scored.
         choices: JSON lines of {"question", "choices", "answer"}; the first ``most_questions`` of each (0 = all).
         tasks: of lm-evaluation-harness, which must be installed and fetches their data itself.
+        labels: for classifiers, each an .npz with the model's inputs and ``labels``, or a directory with a folder of
+            pictures for each class. Every model after the first also has its difference from the first, sample by sample.
 
-    Raises UsageError for files that cannot be used, UnsupportedError for what is no language model, BundleError,
-    SourceError, RuntimeUnavailable without torch or lm-eval where they are needed.
+    Raises UsageError for files that cannot be used, UnsupportedError for what is no language model (no classifier, with
+    ``labels``), BundleError, SourceError, RuntimeUnavailable without torch or lm-eval where they are needed.
     """
     models = [models] if isinstance(models, BundleLike) else models
-    if not models or not (texts or choices or tasks):
-        raise UsageError("evaluate: nothing to do; give at least one model, and --text, --choices or --tasks")
+    if not models or not (texts or choices or tasks or labels):
+        raise UsageError("evaluate: nothing to do; give at least one model, and --text, --choices, --tasks or --labels")
+    if labels and (texts or choices or tasks):
+        raise UsageError(
+            "evaluate: --labels is for classifiers, --text, --choices and --tasks for language models; give one kind"
+        )
     if window < 2:
         raise UsageError(f"window: {window} is less than 2 tokens")
+    if labels:
+        scored = score_classifiers(models, labels, threads, progress)
+        return Evaluation(tuple(Row(*facts, (), (), {}, scores) for facts, scores in scored))
     read = [(file, read_text(file)) for file in map(Path, texts)]
     asked = [(file, read_questions(file, most_questions)) for file in map(Path, choices)]
     rows = []
@@ -134,7 +161,7 @@ def evaluate(
 
 def open_scorer(model: BundleLike, threads: int = 1) -> Scorer:
     """A bundle, or a PyTorch model as `edgekit export` takes it."""
-    if isinstance(model, Bundle) or (Path(model) / MANIFEST).is_file():
+    if is_bundle(model):
         return BundleScorer(model, threads)
     try:
         from edgekit.evaluation.torch_scorer import TorchScorer

@@ -50,7 +50,7 @@ def page(evaluation: Evaluation) -> str:
         f"<title>edgekit evaluate</title><style>{STYLE}</style></head><body><h1>Accuracy against bytes</h1>"
         f'{_table(evaluation)}<p class="note">MB: graph and weights, 10<sup>6</sup> bytes. Bits per weight count scales and '
         "adapters. Perplexity: over windows that do not overlap. Accuracy: the choice of the highest log-likelihood per "
-        f"byte; &#177; is its standard error.</p>{figures}</body></html>\n"
+        f"byte; top-1: the likeliest class is the label; &#177; is the standard error.</p>{figures}</body></html>\n"
     )
 
 
@@ -61,7 +61,7 @@ def _table(evaluation: Evaluation) -> str:
     for place, row in enumerate(evaluation.rows):
         bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "-"
         cells = [row.model, row.method, f"{row.bytes / MEGA:.2f}", bits, *(_number(v[place]) for _, v in measures)]
-        for i, choice in enumerate(row.choices, len(row.texts) + 4):
+        for i, choice in enumerate((*row.choices, *row.labels), len(row.texts) + 4):
             cells[i] += f" ± {choice.error:.3f}"
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>{''.join(lines)}</table>"

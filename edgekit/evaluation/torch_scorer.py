@@ -11,6 +11,7 @@ from edgekit.errors import UnsupportedError
 from edgekit.evaluation.scorers import Likelihood, likelihood
 from edgekit.frontend.compressed import native_activations
 from edgekit.frontend.loading import load_module
+from edgekit.frontend.source import stored_bytes
 from edgekit.frontend.streamed import widen
 from edgekit.golden import text_vector
 from edgekit.runtime.decoder import DEFAULT_LENGTH
@@ -30,9 +31,7 @@ class TorchScorer:
             raise UnsupportedError(f"{source}: no tokenizer.json beside it; evaluate reads texts with it")
         self.tokenizer = Tokenizer(file.parent)
         self.name, self.method = opened.name, "PyTorch"
-        sizes = {p.data_ptr() or id(p): p.numel() * p.element_size() for p in opened.module.parameters()}
-        stored = sorted(opened.directory.glob("*.safetensors")) if opened.directory is not None else []
-        self.bytes = sum(f.stat().st_size for f in stored) or sum(sizes.values())
+        self.bytes = stored_bytes(opened)
         self.bits_per_weight = float("nan")
         self.limit = min(int(getattr(opened.config, "max_position_embeddings", DEFAULT_LENGTH)), DEFAULT_LENGTH)
         self._opened, self._model = opened, widen(opened.module).eval()  # its assets live as long as the source

@@ -91,3 +91,11 @@ class OnnxSource:
 
 
 Source = ModuleSource | ExportedSource | OnnxSource
+
+
+def stored_bytes(source: ModuleSource | ExportedSource) -> int:
+    """Bytes of a model's safetensors files, or of its parameters where there are none."""
+    directory = source.directory if isinstance(source, ModuleSource) else None
+    stored = sum(f.stat().st_size for f in directory.glob("*.safetensors")) if directory is not None else 0
+    sizes = {p.data_ptr() or id(p): p.numel() * p.element_size() for p in source.module.parameters()}
+    return stored or sum(sizes.values())

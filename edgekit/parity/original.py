@@ -22,7 +22,7 @@ class Original:
         """
         try:
             from edgekit.frontend.loading import load
-            from edgekit.frontend.source import OnnxSource
+            from edgekit.frontend.source import OnnxSource, stored_bytes
             from edgekit.frontend.streamed import widen
 
             opened = load(source, task=bundle.manifest.task)
@@ -34,7 +34,8 @@ class Original:
             raise UsageError(
                 f"{source}: no PyTorch model for {bundle.manifest.task}; give what the bundle was exported from"
             )
-        self._bundle, self._module = bundle, widen(opened.module).eval()
+        self.source, self.name, self.bytes = source, opened.name, stored_bytes(opened)
+        self._bundle, self._module = source, bundle, widen(opened.module).eval()
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """The vectors with ``original.*`` computed now instead of read."""
@@ -51,6 +52,14 @@ class Original:
                     fresh = module_outputs(self._module, feeds(vector), names)
             found.append({**vector, **{f"original.{name}": array for name, array in fresh.items()}})
         return found
+
+    def logits(self, inputs: Arrays, output: str) -> np.ndarray:
+        """The graph output ``output``, as the module answers it."""
+        from edgekit.frontend.compressed import native_activations
+        from edgekit.golden import module_outputs
+
+        with native_activations(self._module):
+            return module_outputs(self._module, inputs, [o.name for o in self._bundle.manifest.outputs])[output]
 
     def nll(self, ids: np.ndarray) -> np.ndarray:
         """Nats of each next token of ids int64 [1, T]: float32 [T - 1]."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgekit.metrics import Check
+from edgekit.parity.labels import LabelAccuracy, LabelScore
 from edgekit.spec.names import REAL_INPUT
 
 SCHEMA_VERSION = 1
@@ -81,6 +82,7 @@ class Report:
     accuracy: Section
     layers: tuple[LayerDistance, ...] = ()  # filled when parity failed
     text: TextPerplexity | None = None
+    labels: LabelAccuracy | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -109,6 +111,8 @@ class Report:
         yield from _section("accuracy", self.accuracy)
         if self.text is not None:
             yield from _text(self.text)
+        if self.labels is not None:
+            yield from _labels(self.labels)
         if self.layers:
             yield from layer_lines(self.layers)
         elif not self.parity.passed:
@@ -133,6 +137,20 @@ def _text(text: TextPerplexity) -> Iterator[str]:
     if text.original is not None:
         yield f"    original          {text.original:>12.6g}"
         yield f"    ratio             {text.bundle / text.original:>12.6g}"
+
+
+def _labels(labels: LabelAccuracy) -> Iterator[str]:
+    ours, theirs = labels.bundle, labels.original
+    yield f"accuracy against the labels of {ours.file}, {ours.samples} samples ({labels.order})"
+    yield _score("bundle", ours)
+    if theirs is not None:
+        yield _score("original", theirs)
+        yield f"    difference        {ours.difference:>+12.4f} ± {ours.difference_error:.4f}  {ours.gained} gained, {ours.lost} lost"
+
+
+def _score(name: str, score: LabelScore) -> str:
+    top5 = "" if score.top5 is None else f"  top 5 {score.top5:.4f}"
+    return f"    {name:<17} {score.top1:>12.4f} ± {score.error:.4f}{top5}"
 
 
 def layer_lines(layers: tuple[LayerDistance, ...]) -> Iterator[str]:

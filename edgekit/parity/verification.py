@@ -12,6 +12,7 @@ from edgekit.errors import BundleError, UsageError
 from edgekit.metrics import LOWER, UPPER, Arrays, judge
 from edgekit.parity.bisect import bisect
 from edgekit.parity.corpus import text_perplexity
+from edgekit.parity.labels import label_accuracy, open_labelled
 from edgekit.parity.measure import Distances, measure
 from edgekit.parity.original import Original
 from edgekit.parity.replayer import COMPRESSED, ORIGINAL, Replayer
@@ -27,13 +28,15 @@ def verify(
     threads: int = 1,
     original: str | Path | None = None,
     text: str | Path | None = None,
+    labels: str | Path | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Report:
     """Replays a bundle's golden vectors and compares them with what the PyTorch models answered.
 
     *Parity* is against the compressed PyTorch model, *accuracy* against the original; limits are the recipe's. Needs no
     PyTorch unless ``original`` names the model to compute its answers (and, with ``text``, its perplexity) afresh.
-    ``text`` is a text of the user's to compute perplexity over. ``target`` is ``local``,
+    ``text`` is a text of the user's to compute perplexity over; ``labels`` an .npz or a directory of class folders
+    (edgekit.parity.labels) to score a classifier on, and ``original`` beside it. ``target`` is ``local``,
     ``ssh:[user@]host[:port]`` or ``adb:SERIAL``; a device gets the bundle, and its answers are compared here.
 
     A missed limit is in the report and not an error. Raises BundleError for a damaged bundle or one that ONNX Runtime
@@ -41,17 +44,20 @@ def verify(
     reach or not set up.
     """
     opened, chosen = Bundle.open(bundle), Target.parse(target)
-    if chosen.kind != LOCAL and (original is not None or text is not None):
-        raise UsageError(f"target {target}: --original and --text are for 'local' only; leave them out")
+    if chosen.kind != LOCAL and any(option is not None for option in (original, text, labels)):
+        raise UsageError(f"target {target}: --original, --text and --labels are for 'local' only; leave them out")
     progress("check hashes", 0.0)
     opened.check_hashes()
+    labelled = None if labels is None else open_labelled(opened, Path(labels))
     model = Original(opened, str(original)) if original is not None else None
     golden = Golden.of(opened, model)
     with open_backend(chosen, opened, progress) as backend:
         report, _ = judge_backend(golden, chosen, Replayer(backend, threads), threads, progress)
-    if text is None:
-        return report
-    return replace(report, text=text_perplexity(opened, Path(text), threads, model, progress))
+    if text is not None:
+        report = replace(report, text=text_perplexity(opened, Path(text), threads, model, progress))
+    if labelled is not None:
+        report = replace(report, labels=label_accuracy(opened, labelled, threads, model, progress))
+    return report
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Golden:
     recipe: Recipe
     kinds: tuple[str, ...]
     vectors: tuple[Arrays, ...]
+    original: str  # the model whose answers they hold
 
     @staticmethod
     def of(bundle: Bundle, model: Original | None = None) -> Golden:
@@ -72,7 +79,11 @@ class Golden:
         arrays = [vector for _, vector in loaded]
         vectors = arrays if model is None else model.answers(arrays)
         return Golden(
-            bundle, Recipe.from_dict(bundle.manifest.recipe), tuple(i.kind for i, _ in loaded), tuple(vectors)
+            bundle,
+            Recipe.from_dict(bundle.manifest.recipe),
+            tuple(i.kind for i, _ in loaded),
+            tuple(vectors),
+            bundle.manifest.source if model is None else model.source,
         )
 
 
@@ -86,7 +97,7 @@ def judge_backend(
     margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
     found = measure(bundle, golden.vectors, answers, margins)
     parity = section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
-    accuracy = section("original model", found[ORIGINAL], recipe.accuracy)
+    accuracy = section(f"original model {golden.original}", found[ORIGINAL], recipe.accuracy)
     layers: tuple[LayerDistance, ...] = ()
     if not parity.passed:
         progress("look for the first diverging layer", 0.0)

@@ -1,0 +1,70 @@
+"""Classifiers on the same labelled samples: bundles, and the PyTorch models beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.bundle import Bundle, BundleLike
+from edgekit.errors import UsageError
+from edgekit.inspection import inspect
+from edgekit.parity.labels import Classify, LabelledData, LabelScore, open_labelled, places, score
+from edgekit.parity.original import Original
+from edgekit.runtime.session import Session
+from edgekit.spec.names import MANIFEST
+from edgekit.spec.progress import Progress
+
+Facts = tuple[str, str, int, float | None]
+"""Name, method, bytes, bits per weight."""
+
+
+def score_classifiers(
+    models: Sequence[BundleLike], files: Sequence[str | Path], threads: int, progress: Progress
+) -> list[tuple[Facts, tuple[LabelScore, ...]]]:
+    """A score for each model and file; those after the first model hold the difference from it.
+
+    A PyTorch model reads its samples as the first bundle does. Raises UsageError where there is no bundle, and as
+    ``open_labelled``.
+    """
+    bundles = {i: Bundle.open(m) for i, m in enumerate(models) if is_bundle(m)}
+    if not bundles:
+        raise UsageError("evaluate: labels without a bundle among the models; a bundle says how samples are read")
+    guide = next(iter(bundles.values()))
+    results: list[tuple[Facts, tuple[LabelScore, ...]]] = []
+    reference: list[np.ndarray] = []
+    for index, model in enumerate(models):
+        bundle = bundles.get(index, guide)
+        data = [open_labelled(bundle, Path(file)) for file in files]
+        progress(f"load {bundle.directory if index in bundles else model}", 0.0)
+        facts, classify = _bundle(bundle, threads) if index in bundles else _module(guide, str(model))
+        found = [places(one, classify(one), progress, facts[0]) for one in data]
+        pairs = zip(data, found, reference or [None] * len(data), strict=True)
+        results.append((facts, tuple(score(one, ours, theirs) for one, ours, theirs in pairs)))
+        reference = reference or found
+    return results
+
+
+def is_bundle(model: BundleLike) -> bool:
+    """It is opened, or a directory with a manifest."""
+    return isinstance(model, Bundle) or (Path(model) / MANIFEST).is_file()
+
+
+def _bundle(bundle: Bundle, threads: int) -> tuple[Facts, Callable[[LabelledData], Classify]]:
+    session, path = Session(bundle, threads), bundle.directory
+    facts = path.name or str(path), str(bundle.manifest.recipe.get("name") or ""), bundle.model_bytes
+    return (
+        *facts,
+        inspect(bundle).bits_per_weight,
+    ), lambda data: lambda feeds: session.run(feeds, [data.output])[data.output]
+
+
+def _module(guide: Bundle, model: str) -> tuple[Facts, Callable[[LabelledData], Classify]]:
+    original = Original(guide, model)
+    return (
+        original.name,
+        "PyTorch",
+        original.bytes,
+        None,
+    ), lambda data: lambda feeds: original.logits(feeds, data.output)
