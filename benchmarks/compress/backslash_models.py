@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgekit.methods.examples import CLASSES, LABELS, LANGUAGE, Examples, Objective
+from edgekit.methods.examples import CLASSES, LANGUAGE, Examples, Objective
 from edgekit.methods.training import Training
+from edgekit.spec.names import LABELS
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 FASHION, PLAYS = BUILD / "fashion-mnist", BUILD / "shakespeare"
@@ -80,6 +81,12 @@ def fashion_mlp() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
     )  # fmt: skip
     return Images(layers), {"images": torch.zeros(2, 1, 28, 28)}
+
+
+def fashion_cnn() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A factory for edgekit: the small CNN."""
+    torch.manual_seed(0)
+    return Images(cnn()), {"images": torch.zeros(2, 1, 28, 28)}
 
 
 def fashion_train() -> dict[str, torch.Tensor]:

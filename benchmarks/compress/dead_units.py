@@ -40,11 +40,12 @@ from edgekit.frontend.loading import load_module
 from edgekit.frontend.source import ModuleSource
 from edgekit.frontend.streamed import widen
 from edgekit.methods import Backslash, Rate
-from edgekit.methods.examples import CLASSES, LABELS, Examples
+from edgekit.methods.examples import CLASSES, Examples
 from edgekit.passes import pipeline
 from edgekit.passes.dead_units.removal import RemoveDeadUnits
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
+from edgekit.spec.names import LABELS
 from edgekit.spec.records import DeadUnits
 
 MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "cnn": cnn}

@@ -17,7 +17,8 @@ from edgekit.frontend import factory
 from edgekit.frontend.inputs import vocabulary_size
 from edgekit.frontend.source import ModuleSource
 from edgekit.methods.example_files import arrays, named, sentences, split, tokens
-from edgekit.methods.examples import CLASSES, EMBEDDINGS, LABELS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.spec.names import LABELS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

@@ -33,16 +33,16 @@ def score_classifiers(
         raise UsageError("evaluate: labels without a bundle among the models; a bundle says how samples are read")
     guide = next(iter(bundles.values()))
     results: list[tuple[Facts, tuple[LabelScore, ...]]] = []
-    reference: list[np.ndarray] = []
+    first: Sequence[np.ndarray | None] = ()
     for index, model in enumerate(models):
         bundle = bundles.get(index, guide)
         data = [open_labelled(bundle, Path(file)) for file in files]
         progress(f"load {bundle.directory if index in bundles else model}", 0.0)
         facts, classify = _bundle(bundle, threads) if index in bundles else _module(guide, str(model))
         found = [places(one, classify(one), progress, facts[0]) for one in data]
-        pairs = zip(data, found, reference or [None] * len(data), strict=True)
-        results.append((facts, tuple(score(one, ours, theirs) for one, ours, theirs in pairs)))
-        reference = reference or found
+        against = first or [None for _ in data]
+        results.append((facts, tuple(map(score, data, found, against))))
+        first = first or found
     return results
 
 

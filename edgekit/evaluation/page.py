@@ -61,8 +61,9 @@ def _table(evaluation: Evaluation) -> str:
     for place, row in enumerate(evaluation.rows):
         bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "-"
         cells = [row.model, row.method, f"{row.bytes / MEGA:.2f}", bits, *(_number(v[place]) for _, v in measures)]
-        for i, choice in enumerate((*row.choices, *row.labels), len(row.texts) + 4):
-            cells[i] += f" ± {choice.error:.3f}"
+        errors = [choice.error for choice in row.choices] + [label.error for label in row.labels]
+        for i, error in enumerate(errors, len(row.texts) + 4):
+            cells[i] += f" ± {error:.3f}"
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>{''.join(lines)}</table>"
 

@@ -27,6 +27,7 @@ from edgekit.frontend.samples import (
     tokens,
 )
 from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
+from edgekit.spec.names import LABELS
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TEXT_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 64, 8
@@ -235,6 +236,8 @@ def _directory(source: Source) -> Path | None:
 def _from_arrays(source: Source, declared: Sequence[ModelInput], samples: Path) -> list[Batch]:
     """The samples of an .npz. Raises SourceError for other names, types or shapes than the model's."""
     given = arrays(samples)
+    if LABELS not in {i.name for i in declared}:
+        given.pop(LABELS, None)  # for `verify --labels` with the same file
     for name in [i.name for i in declared if i.name not in given]:
         raise _refusal(source, declared, samples, f"has no array '{name}', only {', '.join(given) or 'nothing'}")
     for name in given.keys() - {i.name for i in declared}:

@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError, UsageError
 from edgekit.methods.example_files import digest
-from edgekit.methods.examples import LABELS, Batch, Examples, Objective, most_rows, outputs
+from edgekit.methods.examples import Batch, Examples, Objective, most_rows, outputs
+from edgekit.spec.names import LABELS
 from edgekit.spec.progress import Progress
 
 INDICES, LOGS = "teacher_indices", "teacher_logs"

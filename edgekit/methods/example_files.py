@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgekit.errors import SourceError
-from edgekit.methods.examples import LABELS, Examples
+from edgekit.methods.examples import Examples
+from edgekit.spec.names import LABELS
 
 TEXTS = (".txt", ".md")
 EXPECTED = "text files, a directory of them, one .npz, or one package.module:function"

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.spec.names import LABELS
 
-LABELS, REFERENCE = "labels", "reference"
+REFERENCE = "reference"
 Batch = Mapping[str, Tensor]
 ROWS, LOGITS = 64, 1 << 25
 """Examples, and logits of them, that are looked at together: 128 MB."""

@@ -15,11 +15,11 @@ from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageErro
 from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, arrays, pictures
 from edgekit.parity.original import Original
 from edgekit.runtime.session import Session
+from edgekit.spec.names import LABELS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import TensorInfo
 from edgekit.strict import read_json, suggest
 
-LABELS = "labels"
 BATCH = 32
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names where numpy has others
 

@@ -35,7 +35,7 @@ class Original:
                 f"{source}: no PyTorch model for {bundle.manifest.task}; give what the bundle was exported from"
             )
         self.source, self.name, self.bytes = source, opened.name, stored_bytes(opened)
-        self._bundle, self._module = source, bundle, widen(opened.module).eval()
+        self._bundle, self._module = bundle, widen(opened.module).eval()
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """The vectors with ``original.*`` computed now instead of read."""

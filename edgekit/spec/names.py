@@ -10,6 +10,9 @@ REAL_INPUT = ("text", "sample")
 VECTOR_KINDS = (*REAL_INPUT, "random")
 """What a golden input is; random input proves less and is never called a pass."""
 
+LABELS = "labels"
+"""The array of an .npz, or column of a data set, that says which class each sample is of."""
+
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"

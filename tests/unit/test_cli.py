@@ -84,7 +84,7 @@ def test_the_examples_in_a_help_text_are_calls(
 ) -> None:
     """Each is parsed as the command line would, with the files that it names."""
     monkeypatch.chdir(tmp_path)
-    for name in ("notes.txt", "compress.yaml", "questions.jsonl", "onnxruntime-android.aar", "pictures"):
+    for name in ("notes.txt", "compress.yaml", "questions.jsonl", "onnxruntime-android.aar", "pictures", "test.npz"):
         Path(name).touch()
     lines = [line.strip() for line in str(command.epilog).partition("\n\n")[0].splitlines()[2:]]
     assert lines

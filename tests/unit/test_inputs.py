@@ -95,8 +95,8 @@ IMAGES = np.zeros((3, 1, 16, 16), np.float32)
             r"has no array 'images', only imgs; gray takes images float32 \[n, 1, 16, 16\]; give --samples",
         ),
         (
-            {"images": IMAGES, "labels": np.zeros(3)},
-            r"array 'labels' is no input of the model; gray takes images float32",
+            {"images": IMAGES, "labels": np.zeros(3), "mask": np.zeros(3)},
+            r"array 'mask' is no input of the model; gray takes images float32",
         ),
         (
             {"images": IMAGES[:, 0]},
