@@ -77,7 +77,7 @@ class Net:
 
 def copied(model: ir.Model) -> ir.Model:
     """A copy to be rewritten, with what is known of the model."""
-    copy = model.clone(deep_copy=True)
+    copy = model.clone()
     copy.meta.update(deepcopy(dict(model.meta)))
     return copy
 
