@@ -10,7 +10,7 @@ NODE := build/node/.installed
 WORKERS ?= logical
 PYTEST := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup kernels demo check test test-optimum lint bench clean
+.PHONY: setup kernels demo check quick test test-optimum lint bench clean
 
 setup: $(STAMP)
 
@@ -45,7 +45,10 @@ demo: setup kernels
 	$(BIN)/python -m tools.demo
 
 # What to run before a commit: at most 3 minutes on two cores.
-check: lint kernels
+check: setup kernels
+	@$(MAKE) --no-print-directory --jobs=2 lint quick
+
+quick:
 	$(BIN)/python $(PYTEST) tests/smoke tests/unit
 
 # Everything: at most 15 minutes on two cores.

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 import click
 
+from edgekit import __version__
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from tools import android_packages, kotlin
@@ -42,7 +43,7 @@ ALIGNMENT = 0xD935  # id of a zip entry's extra field that keeps an alignment, w
 
 @dataclass(frozen=True)
 class Settings:
-    """What app/build.gradle.kts says, so that both builds make the same app."""
+    """What app/build.gradle.kts says, so that both builds make the same app; the version is edgekit's."""
 
     application: str
     min_sdk: int
@@ -62,7 +63,7 @@ class Settings:
             return found[1]
 
         oldest, target, code = (int(value(name)) for name in ("minSdk", "targetSdk", "versionCode"))
-        return Settings(value("applicationId"), oldest, target, code, value("versionName"))
+        return Settings(value("applicationId"), oldest, target, code, __version__)
 
 
 def build(apk: Path = WORK / "edgekit-demo.apk", bundles: Sequence[Path] = ()) -> Path:

@@ -12,7 +12,8 @@ android {
         minSdk = 26
         targetSdk = 34
         versionCode = 1
-        versionName = "0.1.0"
+        val python = rootDir.resolve("../edgekit/__init__.py").readText()
+        versionName = Regex("__version__ = \"(.+)\"").find(python)!!.groupValues[1]
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import __version__
 from edgekit.bundle import Bundle
 from tests.support.android import dex
 from tests.support.android.junit import INSTALL
@@ -170,7 +171,7 @@ def test_bad_bundles_are_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_settings_are_those_of_gradle(tmp_path: Path) -> None:
-    assert apk.Settings.read() == apk.Settings("dev.edgekit.demo", 26, 34, 1, "0.1.0")
+    assert apk.Settings.read() == apk.Settings("dev.edgekit.demo", 26, 34, 1, __version__)
     (tmp_path / "build.gradle.kts").write_text("minSdk = 26\n")
     with pytest.raises(SystemExit, match="has no line `applicationId"):
         apk.Settings.read(tmp_path / "build.gradle.kts")

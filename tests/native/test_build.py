@@ -15,7 +15,6 @@ from tests.support.tooling import need
 from tools import build_kernels, check_kernels
 from tools.build_kernels import KERNELS, NATIVE, ROOT, TARGETS
 
-pytest.importorskip("ziglang", reason="the compiler is not installed; make setup")
 HOST_COMPILERS = ("g++", "clang++-19")
 LINUX = "linux-x86_64"
 

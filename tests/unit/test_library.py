@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 
+from edgekit import __version__
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.exporter import export
 from edgekit.lowbit import library
@@ -19,7 +20,7 @@ from edgekit.runtime.session import _check_taken_over
 def test_the_library_says_what_it_is() -> None:
     found = load_library()
     assert found is not None
-    assert found.version == "0.1.0"
+    assert found.version == __version__  # the C++ has a copy of its own: it is built without Python
     assert found.isa == found.supported[0]
     assert found.supported[-1] == "scalar"
 
