@@ -26,7 +26,7 @@ from tests.support.tooling import ROOT, require
 from tools import build_runner, kotlin
 
 TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"
-BURNED, BURNED_SIZE = 3600, 512
+BURNED, BURNED_SIZE = 2000, 512
 TEXTS: tuple[dict[str, Any], ...] = (
     {"prompt": "abc", "chat": False, "system": None, "stop": [], "max_new_tokens": 20},
     {"prompt": "hello there", "chat": None, "system": None, "stop": [], "max_new_tokens": 256},
