@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,15 +64,10 @@ def resolve(source: Source, samples: Path | None, most: int = MOST_VECTORS) -> I
     tokenizer. ``most`` limits the pictures that are read. Raises SourceError when what is given cannot be this model's
     input, with what the model takes.
     """
-    declared = model_inputs(source)
+    reader = _Reader(source, model_inputs(source))
     if samples is None:
-        return _shipped(source, declared, most)
-    if samples.suffix == ".npz":
-        inputs = Inputs(tuple(_from_arrays(source, declared, samples)), "sample", str(samples))
-    elif samples.is_dir() or samples.suffix.lower() in IMAGE_SUFFIXES:
-        inputs = _from_pictures(source, _picture_input(source, declared, samples), samples, most)
-    else:
-        inputs = _from_text(source, declared, samples)
+        return reader.shipped(most)
+    inputs = reader.given(samples, most)
     _try(source, inputs)
     return inputs
 
@@ -125,105 +120,158 @@ def _of_example(name: str, array: np.ndarray) -> ModelInput:
     return ModelInput(name, array.dtype.name, tuple(None if i < free else d for i, d in enumerate(array.shape)))
 
 
-def _shipped(source: Source, declared: Sequence[ModelInput], most: int) -> Inputs:
-    """Prose or photos where the model reads such, else its own example inputs."""
-    if _reads_text(source, declared):
-        return _from_text(source, declared, None)
-    if _is_decoder(source):
-        ids = np.random.default_rng(0).integers(0, vocabulary_size(source.module) or 1, (1, TEXT_TOKENS))
-        return Inputs(({"input_ids": ids},), "random", "random token ids")
-    picture = _as_picture(declared)
-    if picture is not None and picture[1] == 3 and (picture[0].dims or (None,))[0] in (None, 1):
-        return _from_pictures(source, picture, None, most)
-    if not isinstance(source, OnnxSource) and source.example_inputs:
-        batch = {name: tensor.numpy() for name, tensor in source.example_inputs.items()}
-        return Inputs((batch,), "random", "its example inputs")
-    raise SourceError(f"{source.name}: no real input is known for {_takes(source, declared)}")
+@dataclass(frozen=True)
+class _Reader:
+    """Reads input for one model; ``declared`` is what it takes."""
+
+    source: Source
+    declared: tuple[ModelInput, ...]
+
+    def shipped(self, most: int) -> Inputs:
+        """Prose or photos where the model reads such, else its own example inputs."""
+        source, picture = self.source, self.picture()
+        if self.reads_text():
+            return self.text(None)
+        if _is_decoder(source):
+            ids = np.random.default_rng(0).integers(0, vocabulary_size(source.module) or 1, (1, TEXT_TOKENS))
+            return Inputs(({"input_ids": ids},), "random", "random token ids")
+        if picture is not None and picture.channels == 3 and picture.batch == 1:
+            return self.pictures(picture, DATA / "photos", most)
+        if not isinstance(source, OnnxSource) and source.example_inputs:
+            batch = {name: tensor.numpy() for name, tensor in source.example_inputs.items()}
+            return Inputs((batch,), "random", "its example inputs")
+        raise SourceError(f"{source.name}: no real input is known for {self.takes()}")
+
+    def given(self, samples: Path, most: int) -> Inputs:
+        """What ``samples`` holds."""
+        if samples.suffix == ".npz":
+            return Inputs(tuple(self.arrays(samples)), "sample", str(samples))
+        if not samples.is_dir() and samples.suffix.lower() not in IMAGE_SUFFIXES:
+            return self.text(samples)
+        picture = self.picture()
+        if picture is None:
+            what = "a directory" if samples.is_dir() else "a picture"
+            only = "pictures are read for models with one float input [n, 1 or 3, height, width] only"
+            raise self.refusal(samples, f"{what}, but {only}")
+        return self.pictures(picture, samples, most)
+
+    def takes(self) -> str:
+        """What the model takes, and how the user can give it."""
+        text = "a .txt file or " if self.reads_text() else ""
+        pictures = "a directory of pictures or " if self.picture() is not None else ""
+        return (
+            f"{', '.join(map(str, self.declared))}; give --samples {text or pictures}an .npz with arrays of these names"
+        )
+
+    def refusal(self, samples: Path | str, problem: str) -> SourceError:
+        return SourceError(f"{samples}: {problem}; {self.source.name} takes {self.takes()}")
+
+    def tokenizer(self) -> Path | None:
+        return next((path for path in self.source.assets if path.name == "tokenizer.json"), None)
+
+    def reads_text(self) -> bool:
+        return (
+            any(i.name == "input_ids" for i in self.declared)
+            and all(
+                i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in self.declared
+            )
+            and self.tokenizer() is not None
+        )
+
+    def text(self, samples: Path | None) -> Inputs:
+        """A decoder's text, or an encoder's sentences in batches of 8."""
+        file, where = self.tokenizer(), str(samples or "the shipped prose")
+        known = {i.name: i for i in self.declared}
+        if not self.reads_text() or file is None:
+            missing = "input_ids" in known and file is None
+            why = "there is no tokenizer.json to read it with" if missing else f"{self.source.name} takes no text"
+            raise self.refusal(where, f"a text, but {why}")
+        if _is_decoder(self.source):
+            return Inputs(({"input_ids": tokens(file, samples, TEXT_TOKENS)},), "text", where)
+        count, length = known["input_ids"].dims or (None, None)
+        rows = sentences(file, samples, min(length or SENTENCE_TOKENS, SENTENCE_TOKENS))
+        step = count or SENTENCES_A_BATCH
+        groups = [rows[i : i + step] for i in range(0, len(rows), step)]
+        whole = [group for group in groups if count in (None, len(group))]
+        if not whole:
+            raise self.refusal(where, f"{len(rows)} sentences are less than one batch")
+        batches = [padded(group, length or max(len(row) for row in group)) for group in whole]
+        return Inputs(tuple({n: b[n].astype(known[n].dtype) for n in known} for b in batches), "sample", where)
+
+    def picture(self) -> _Picture | None:
+        """The model's input, where it is one and takes pictures."""
+        if len(self.declared) != 1 or self.declared[0].dims is None or len(self.declared[0].dims) != 4:
+            return None
+        batch, channels, height, width = self.declared[0].dims
+        if channels not in COLOURS or not height or not width or not self.declared[0].dtype.startswith("float"):
+            return None
+        return _Picture(self.declared[0], batch or 1, channels, (height, width))
+
+    def pictures(self, picture: _Picture, folder: Path, most: int) -> Inputs:
+        """Of a picture or a directory, as many as are whole batches."""
+        files = picture_files(folder, most)
+        pixels = pictures(files, picture.channels, picture.size, _directory(self.source)).astype(picture.input.dtype)
+        whole = pixels[: max(picture.batch, len(pixels) // picture.batch * picture.batch)]
+        return Inputs(tuple(self.split(folder, {picture.input.name: whole})), "sample", str(folder))
+
+    def arrays(self, samples: Path) -> list[Batch]:
+        """The samples of an .npz. Raises SourceError for other names, types or shapes than the model's."""
+        given = arrays(samples)
+        if LABELS not in {i.name for i in self.declared}:
+            given.pop(LABELS, None)  # for `verify --labels` with the same file
+        for name in [i.name for i in self.declared if i.name not in given]:
+            raise self.refusal(samples, f"has no array '{name}', only {', '.join(given) or 'nothing'}")
+        for name in given.keys() - {i.name for i in self.declared}:
+            raise self.refusal(samples, f"array '{name}' is no input of the model")
+        for one in self.declared:
+            if not _fits(given[one.name], one):
+                shape = f"{given[one.name].dtype.name} {list(given[one.name].shape)}"
+                raise self.refusal(samples, f"array '{one.name}' is {shape}")
+        ids = given.get("input_ids")
+        count = vocabulary_size(self.source.module) if isinstance(self.source, ModuleSource) else None
+        if ids is not None and ids.size and count is not None and (ids.min() < 0 or ids.max() >= count):
+            known = f"{self.source.name} has tokens 0 to {count - 1}"
+            raise SourceError(f"{samples}: input_ids are {ids.min()} to {ids.max()}, {known}")
+        if ids is None or not _is_decoder(self.source):
+            return self.split(samples, given)
+        if ids.shape[0] != 1 or ids.shape[1] < 2:
+            raise self.refusal(samples, f"input_ids is {list(ids.shape)}, not one text [1, T]")
+        return [{"input_ids": ids[:, :TEXT_TOKENS]}]
+
+    def split(self, samples: Path, given: Mapping[str, np.ndarray]) -> list[Batch]:
+        """Batches of as many samples as the model takes at once, of one where it takes any number."""
+        steps = {i.name: (i.dims[0] if i.dims else None) or 1 for i in self.declared if i.dims != ()}
+        counts = {name: len(given[name]) / step for name, step in steps.items()}
+        count = next(iter(counts.values()), 1)
+        if len(set(counts.values())) > 1 or count < 1 or count != int(count):
+            sizes = ", ".join(f"{len(given[name])} of {name}" for name in steps)
+            raise self.refusal(samples, f"holds {sizes}, which are no whole batches")
+        return [
+            {n: given[n][i * steps[n] : (i + 1) * steps[n]] if n in steps else given[n] for n in given}
+            for i in range(int(count))
+        ]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An input [batch, channels, *size] that takes pictures."""
+
+    input: ModelInput
+    batch: int
+    channels: int
+    size: tuple[int, int]
+
+
+def _fits(array: np.ndarray, one: ModelInput) -> bool:
+    """Whether an array, whose first axis are samples, is of the input's type and shape."""
+    if one.dims is None:
+        return array.ndim > 0
+    same = array.dtype.name == one.dtype and array.ndim == len(one.dims)
+    return same and all(d in (None, size) for d, size in zip(one.dims[1:], array.shape[1:], strict=True))
 
 
 def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
     return isinstance(source, ModuleSource) and source.task == "text-generation"
-
-
-def _reads_text(source: Source, declared: Sequence[ModelInput]) -> bool:
-    return (
-        any(i.name == "input_ids" for i in declared)
-        and all(i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in declared)
-        and _tokenizer(source) is not None
-    )
-
-
-def _takes(source: Source, declared: Sequence[ModelInput]) -> str:
-    """What the model takes, and how the user can give it."""
-    listed = ", ".join(str(i) for i in declared)
-    text = "a .txt file or " if _reads_text(source, declared) else ""
-    picture = "a directory of pictures or " if _as_picture(declared) is not None else ""
-    return f"{listed}; give --samples {text or picture}an .npz with arrays of these names"
-
-
-def _refusal(source: Source, declared: Sequence[ModelInput], samples: Path | str, problem: str) -> SourceError:
-    return SourceError(f"{samples}: {problem}; {source.name} takes {_takes(source, declared)}")
-
-
-def _tokenizer(source: Source) -> Path | None:
-    return next((path for path in source.assets if path.name == "tokenizer.json"), None)
-
-
-def _from_text(source: Source, declared: Sequence[ModelInput], samples: Path | None) -> Inputs:
-    """A decoder's text, or an encoder's sentences in batches of 8."""
-    file, where = _tokenizer(source), str(samples or "the shipped prose")
-    known = {i.name: i for i in declared}
-    if not _reads_text(source, declared) or file is None:
-        missing = "input_ids" in known and file is None
-        why = "there is no tokenizer.json to read it with" if missing else f"{source.name} takes no text"
-        raise _refusal(source, declared, where, f"a text, but {why}")
-    if _is_decoder(source):
-        return Inputs(({"input_ids": tokens(file, samples, TEXT_TOKENS)},), "text", where)
-    count, length = known["input_ids"].dims or (None, None)
-    rows = sentences(file, samples, min(length or SENTENCE_TOKENS, SENTENCE_TOKENS))
-    step = count or SENTENCES_A_BATCH
-    groups = [rows[i : i + step] for i in range(0, len(rows), step)]
-    whole = [group for group in groups if count in (None, len(group))]
-    if not whole:
-        raise _refusal(source, declared, where, f"{len(rows)} sentences are less than one batch")
-    batches = [padded(group, length or max(len(row) for row in group)) for group in whole]
-    typed = [{n: b[n].astype(known[n].dtype) for n in known} for b in batches]
-    return Inputs(tuple(typed), "sample", where)
-
-
-def _as_picture(declared: Sequence[ModelInput]) -> tuple[ModelInput, int, tuple[int, int]] | None:
-    """The one input of a model that takes pictures, its channels and its height and width."""
-    if len(declared) != 1 or declared[0].dims is None or len(declared[0].dims) != 4:
-        return None
-    _, channels, height, width = declared[0].dims
-    if channels not in COLOURS or not height or not width or not declared[0].dtype.startswith("float"):
-        return None
-    return declared[0], channels, (height, width)
-
-
-def _picture_input(
-    source: Source, declared: Sequence[ModelInput], samples: Path
-) -> tuple[ModelInput, int, tuple[int, int]]:
-    picture = _as_picture(declared)
-    if picture is not None:
-        return picture
-    what = "a directory" if samples.is_dir() else "a picture"
-    raise _refusal(
-        source, declared, samples,
-        f"{what}, but pictures are read for models with one float input [n, 1 or 3, height, width] only",
-    )  # fmt: skip
-
-
-def _from_pictures(
-    source: Source, picture: tuple[ModelInput, int, tuple[int, int]], samples: Path | None, most: int
-) -> Inputs:
-    declared, channels, size = picture
-    folder = samples or DATA / "photos"
-    pixels = pictures(picture_files(folder, most), channels, size, _directory(source)).astype(declared.dtype)
-    step = (declared.dims or (None,))[0] or 1
-    whole = pixels[: max(step, len(pixels) // step * step)]
-    batches = _split(source, (declared,), folder, {declared.name: whole})
-    return Inputs(tuple(batches), "sample", str(folder))
 
 
 def _directory(source: Source) -> Path | None:
@@ -233,67 +281,11 @@ def _directory(source: Source) -> Path | None:
     return source.path.parent if isinstance(source, OnnxSource) else source.directory
 
 
-def _from_arrays(source: Source, declared: Sequence[ModelInput], samples: Path) -> list[Batch]:
-    """The samples of an .npz. Raises SourceError for other names, types or shapes than the model's."""
-    given = arrays(samples)
-    if LABELS not in {i.name for i in declared}:
-        given.pop(LABELS, None)  # for `verify --labels` with the same file
-    for name in [i.name for i in declared if i.name not in given]:
-        raise _refusal(source, declared, samples, f"has no array '{name}', only {', '.join(given) or 'nothing'}")
-    for name in given.keys() - {i.name for i in declared}:
-        raise _refusal(source, declared, samples, f"array '{name}' is no input of the model")
-    for one in declared:
-        array = given[one.name]
-        fits = (
-            array.ndim > 0
-            if one.dims is None
-            else (
-                array.dtype.name == one.dtype
-                and array.ndim == len(one.dims)
-                and all(d in (None, size) for d, size in zip(one.dims[1:], array.shape[1:], strict=True))
-            )
-        )
-        if not fits:
-            shape = f"{array.dtype.name} {list(array.shape)}"
-            raise _refusal(source, declared, samples, f"array '{one.name}' is {shape}")
-    _check_ids(source, samples, given.get("input_ids"))
-    if _is_decoder(source):
-        if given["input_ids"].shape[0] != 1 or given["input_ids"].shape[1] < 2:
-            raise _refusal(
-                source, declared, samples, f"input_ids is {list(given['input_ids'].shape)}, not one text [1, T]"
-            )
-        return [{"input_ids": given["input_ids"][:, :TEXT_TOKENS]}]
-    return _split(source, declared, samples, given)
-
-
-def _check_ids(source: Source, samples: Path, ids: np.ndarray | None) -> None:
-    count = vocabulary_size(source.module) if isinstance(source, ModuleSource) else None
-    if ids is None or not ids.size or count is None or (ids.min() >= 0 and ids.max() < count):
-        return
-    raise SourceError(f"{samples}: input_ids are {ids.min()} to {ids.max()}, {source.name} has tokens 0 to {count - 1}")
-
-
 def vocabulary_size(module: Any) -> int | None:
     """Rows of a transformers model's token table; None for other modules."""
     inner: Any = module.model if isinstance(module, TextEncoder) else module
     table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
     return getattr(table, "num_embeddings", None)
-
-
-def _split(
-    source: Source, declared: Sequence[ModelInput], samples: Path, given: Mapping[str, np.ndarray]
-) -> list[Batch]:
-    """Batches of as many samples as the model takes at once, of one where it takes any number."""
-    steps = {i.name: (i.dims[0] if i.dims else None) or 1 for i in declared if i.dims != ()}
-    counts = {name: len(given[name]) / step for name, step in steps.items()}
-    count = next(iter(counts.values()), 1)
-    if len(set(counts.values())) > 1 or count < 1 or count != int(count):
-        sizes = ", ".join(f"{len(given[name])} of {name}" for name in steps)
-        raise _refusal(source, declared, samples, f"holds {sizes}, which are no whole batches")
-    return [
-        {n: given[n][i * steps[n] : (i + 1) * steps[n]] if n in steps else given[n] for n in given}
-        for i in range(int(count))
-    ]
 
 
 def _try(source: Source, inputs: Inputs) -> None:
