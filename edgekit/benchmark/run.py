@@ -13,7 +13,7 @@ from edgekit.benchmark.targets import DeviceHost, LocalHost, Plan, TargetResult,
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target, open_connection
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.spec.names import ROUNDS
+from edgekit.spec.names import BENCH_NEW, BENCH_PROMPT, ROUNDS
 from edgekit.spec.progress import Progress
 
 MOST_THREADS = 1024
@@ -24,8 +24,8 @@ def bench(
     *,
     targets: Sequence[str] = (LOCAL,),
     threads: Sequence[int] = (1,),
-    prompt_tokens: int = 128,
-    new_tokens: int = 64,
+    prompt_tokens: int = BENCH_PROMPT,
+    new_tokens: int = BENCH_NEW,
     rounds: int = ROUNDS,
     progress: Progress = lambda what, share: None,
 ) -> BenchResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import examples, json_option, progress_bar, show, target_option
-from edgekit.spec.names import ROUNDS
+from edgekit.spec.names import BENCH_NEW, BENCH_PROMPT, ROUNDS
 
 
 @click.command(
@@ -31,14 +31,14 @@ from edgekit.spec.names import ROUNDS
 )
 @click.option(
     "--prompt-tokens",
-    default=128,
+    default=BENCH_PROMPT,
     show_default=True,
     type=click.IntRange(2),
     help="Tokens of the prefill (language models).",
 )
 @click.option(
     "--new-tokens",
-    default=64,
+    default=BENCH_NEW,
     show_default=True,
     type=click.IntRange(2),
     help="Tokens decoded after it (language models).",

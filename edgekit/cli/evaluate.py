@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show, threads_option
+from edgekit.spec.names import TEXT_TOKENS, WINDOW
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -38,10 +39,14 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Accuracy of classifiers: an .npz with the model's inputs and 'labels', or a directory with a folder of pictures for each class.",
 )
 @click.option(
-    "--tokens", default=8192, show_default=True, type=click.IntRange(0), help="First tokens of each text; 0 takes all."
+    "--tokens",
+    default=TEXT_TOKENS,
+    show_default=True,
+    type=click.IntRange(0),
+    help="First tokens of each text; 0 takes all.",
 )
 @click.option(
-    "--window", default=512, show_default=True, type=click.IntRange(2), help="Tokens of context of the perplexity."
+    "--window", default=WINDOW, show_default=True, type=click.IntRange(2), help="Tokens of context of the perplexity."
 )
 @click.option(
     "--questions", default=0, type=click.IntRange(0), help="First questions of each file or task. [default: all]"

@@ -20,6 +20,7 @@ from edgekit.cli.console import (
     show,
     threads_option,
 )
+from edgekit.spec.names import NEW_TOKENS
 
 SAMPLING = (
     click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token."),
@@ -52,7 +53,7 @@ def sampling_options(verb: Callable[..., None]) -> Callable[..., None]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
-    "--max-new-tokens", "-n", default=256, show_default=True, type=click.IntRange(1), help="Stop after so many."
+    "--max-new-tokens", "-n", default=NEW_TOKENS, show_default=True, type=click.IntRange(1), help="Stop after so many."
 )
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")

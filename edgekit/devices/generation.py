@@ -12,6 +12,7 @@ from edgekit.devices.target import Target
 from edgekit.errors import RuntimeUnavailable
 from edgekit.runtime.decoder import decoder_info
 from edgekit.runtime.generation import Generation, prepare
+from edgekit.spec.names import NEW_TOKENS
 from edgekit.spec.progress import Progress
 
 
@@ -20,7 +21,7 @@ def generate_on(
     bundle: Bundle,
     prompt: str,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = NEW_TOKENS,
     chat: bool | None = None,
     system: str | None = None,
     stop: Sequence[str] = (),

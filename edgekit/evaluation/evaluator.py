@@ -19,8 +19,9 @@ from edgekit.evaluation.tasks import (
     score_questions,
     score_text,
 )
-from edgekit.parity.corpus import MOST_TOKENS, WINDOW, read_text
+from edgekit.parity.corpus import read_text
 from edgekit.parity.labels import LabelScore
+from edgekit.spec.names import TEXT_TOKENS, WINDOW
 from edgekit.spec.progress import Progress
 
 MEGA = 1e6
@@ -111,7 +112,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     labels: Sequence[str | Path] = (),
     threads: int = 1,
-    most_tokens: int = MOST_TOKENS,
+    most_tokens: int = TEXT_TOKENS,
     window: int = WINDOW,
     most_questions: int = 0,
     progress: Progress = lambda what, share: None,

@@ -12,8 +12,8 @@ import numpy as np
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.evaluation.scorers import Scorer
 from edgekit.metrics import perplexity
-from edgekit.parity.corpus import WINDOW
 from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.spec.names import WINDOW
 from edgekit.spec.progress import Progress
 from edgekit.strict import build, parse_json
 

@@ -15,12 +15,8 @@ from edgekit.parity.report import TextPerplexity
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.replay import replay_text
 from edgekit.runtime.tokenizer import Tokenizer
+from edgekit.spec.names import TEXT_TOKENS, WINDOW
 from edgekit.spec.progress import Progress
-
-WINDOW = 512
-"""Tokens of context at most; windows do not overlap."""
-MOST_TOKENS = 16 * WINDOW
-"""Enough for perplexity to within a few percent; a longer text is cut."""
 
 
 def text_perplexity(
@@ -33,7 +29,7 @@ def text_perplexity(
     """
     if bundle.manifest.decoder is None:
         raise UnsupportedError(f"{bundle.directory}: perplexity is for language models, not {bundle.manifest.task}")
-    ids = Tokenizer(bundle).encode(read_text(file))[:MOST_TOKENS]
+    ids = Tokenizer(bundle).encode(read_text(file))[:TEXT_TOKENS]
     if len(ids) < 2:
         raise UsageError(f"{file}: {len(ids)} tokens; perplexity needs a text of some length")
     decoder = Decoder(bundle, threads, max_length=min(WINDOW, bundle.manifest.decoder.max_length))

@@ -19,6 +19,7 @@ from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
 from edgekit.runtime.tokenizer import Stream, Tokenizer
+from edgekit.spec.names import NEW_TOKENS
 
 GREEDY = Sampling()
 
@@ -71,7 +72,7 @@ def generate(
     model: BundleLike | Decoder,
     prompt: str,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = NEW_TOKENS,
     chat: bool | None = None,
     system: str | None = None,
     stop: Sequence[str] = (),

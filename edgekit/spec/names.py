@@ -53,6 +53,14 @@ ROUND_RUNS = 200
 """Repetitions of a phase in a round at most."""
 ROUNDS = 5
 """Rounds of a benchmark unless more are asked for; fewer are too few to be quoted."""
+BENCH_PROMPT, BENCH_NEW = 128, 64
+"""Tokens of a benchmark's prefill, and decoded after it, unless others are asked for."""
+NEW_TOKENS = 256
+"""Tokens that are generated at most unless more are asked for."""
+WINDOW = 512
+"""Tokens of context of a perplexity at most; windows do not overlap."""
+TEXT_TOKENS = 16 * WINDOW
+"""Tokens of a text that perplexity is measured on: enough to within a few percent; a longer text is cut."""
 
 STORAGE = "edgekit.storage"
 """Key in a tensor's ``meta``: tensors with equal values there are the same bytes, perhaps in another shape."""
