@@ -28,7 +28,7 @@ def run(name: str, sources: Sequence[Path], tests: Sequence[Path], classpath: Se
     names = [".".join(path.parts) for path in classes]
     # JUnit before android.jar, which has classes of the same names that do nothing.
     jars = os.pathsep.join(map(str, [jar, kotlin.stdlib(), *JUNIT, *classpath]))
-    command = ["java", "-Xmx1g", "-cp", jars, "org.junit.runner.JUnitCore", *names]
+    command = ["java", *kotlin.BRIEF, "-cp", jars, "org.junit.runner.JUnitCore", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout

@@ -14,6 +14,7 @@ from edgekit.lowbit.library import built_library
 from tests.support.bionic import harness, shim
 from tests.support.tooling import need, require
 from tools.build_runner import MAIN, classes, libraries
+from tools.kotlin import BRIEF
 
 ABI = "x86_64"
 
@@ -42,7 +43,7 @@ def command(main: str, jars: Sequence[Path], *options: str) -> list[str]:
     """What starts the class ``main`` out of ``jars`` and the engine's libraries."""
     classpath = os.pathsep.join(map(str, (*jars, *libraries())))
     native = f"-Donnxruntime.native.path={shim.onnxruntime(ABI).parent}"
-    return ["java", "-Xmx1g", native, *options, "-cp", classpath, main]
+    return ["java", *BRIEF, native, *options, "-cp", classpath, main]
 
 
 def runner_command() -> list[str]:
