@@ -101,7 +101,9 @@ def _of(network: str, state: str, found: Compressed) -> Row:
 def _shipped(network: str, recipe: str, found: Compressed, work: Path) -> list[Row]:
     """Exported with a recipe, packed, unpacked."""
     name = f"{network}-{recipe}"
-    bundle = export(found.exportable, recipe, work / name, abis=[])
+    samples = work / "images.npz"
+    np.savez(samples, images=fashion_test()["images"][:16].numpy())
+    bundle = export(found.exportable, recipe, work / name, abis=[], samples=samples)
     checked = "yes" if verify(work / name).passed else "no"
     packed = work / f"{name}.edgepack"
     pack(bundle, packed)

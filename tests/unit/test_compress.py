@@ -165,7 +165,7 @@ def test_the_rate_recipe_stores_pruned_layers_sparse(tmp_path: Path, monkeypatch
     bundle = export(result.exportable, "rate", tmp_path / "bundle", abis=[])
     formats = {layer.name: layer for layer in bundle.manifest.layers}
     assert formats["3"].format == "sparse-int8" and "zeros: faster than int8" in formats["3"].reason
-    assert verify(tmp_path / "bundle").passed
+    assert verify(tmp_path / "bundle").verdict == "UNPROVEN"  # every limit is kept, on example inputs
 
 
 def smaller() -> tuple[nn.Module, tuple[torch.Tensor]]:
