@@ -164,8 +164,10 @@ def _listed(directory: Path) -> set[str]:
 def is_disk_full(error: Exception) -> bool:
     """Also when the error comes out of safetensors, which has the system's words only."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    return type(error).__name__ == "SafetensorError" and re.search(r"os error (28|112|122)\b", str(error)) is not None
+        return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return (
+        type(error).__name__ == "SafetensorError" and re.search(r"os error (27|28|112|122)\b", str(error)) is not None
+    )
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 
 from edgekit.errors import CheckFailed, UsageError
@@ -53,8 +54,9 @@ def write(
         if target.exists():
             target.rename(old)
         part.rename(target)
-    except OSError as error:
-        raise CheckFailed(f"{output}: cannot be written ({error.strerror}); make room or give another -o") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:120]
+        raise CheckFailed(f"{output}: cannot be written ({reason}); make room or give another -o") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         _put_back(old, target)

@@ -7,6 +7,7 @@ whole one, and says what it belongs to (source, settings, data): a run that diff
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,6 +38,8 @@ def claim_checkpoint(output: Path, resume: bool, force: bool) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{output}: cannot be made ({error.strerror}); give -o a place that can be written") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{output}: cannot be made ({path.parent} is read-only); give -o a place that can be written")
     if path.exists() and not resume and not force:
         raise UsageError(f"{path}: a run was interrupted here; --resume goes on with it, --force begins anew")
     if resume and not path.exists():
@@ -56,6 +59,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], belongs: Mapping[str,
     """Writes ``state`` with what it ``belongs`` to. Raises CheckFailed when it cannot be written."""
     part = path.with_name(f"{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             torch.save({"version": VERSION, "settings": json.dumps(belongs), "state": dict(state)}, file)
             file.flush()
@@ -67,7 +71,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], belongs: Mapping[str,
             "one is whole"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def read_checkpoint(path: Path, belongs: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +154,6 @@ class FinishedBlocks:
             for name, layer in inside.named_modules()
             if isinstance(layer, nn.Linear) and name not in branches
         }
-        self._directory.mkdir(parents=True, exist_ok=True)
         write_checkpoint(self._path(block), {"weights": weights, "beside": beside, "rows": rows}, self._belongs)
 
     def _path(self, block: str) -> Path:

@@ -264,6 +264,25 @@ def test_attributes_out_of_range_are_refused(changed: dict[str, int], message: s
     assert message in refusal("TernaryMatMul", GOOD, **{**SIZES, **changed})
 
 
+@pytest.mark.parametrize("name", ["K", "N", "activation_block_size", "bits"])
+def test_a_missing_attribute_is_named_with_its_operator(name: str) -> None:
+    operator = "SparseMatMul" if name == "bits" else "TernaryMatMul"
+    given: dict[str, Any] = {key: size for key, size in {**SIZES, "bits": 4}.items() if key != name}
+    message = f"{operator}: attribute {name} is missing or no integer; export the model again"
+    assert message in refusal(operator, {**GOOD, "W": np.zeros(40, np.uint8)}, **given)
+
+
+def test_sums_begin_at_positive_zero() -> None:
+    """-0 from a negative scale does not get through: 0 + -0 is 0, and so is 0 + a bias of -0."""
+    arrays = {**GOOD, "scales": -np.ones(1, np.float32), "bias": np.full(40, -0.0, np.float32)}
+    inputs = [sessions.graph_input(ir.DataType.FLOAT, 2), sessions.graph_input(ir.DataType.UINT8, 3, "W")]
+    inputs += [sessions.graph_input(ir.DataType.FLOAT, 1, name) for name in ("scales", "bias")]
+    library = load_library()
+    assert library is not None
+    session = sessions.one_node("ai.edgekit", "TernaryMatMul", inputs, library=library.path, **SIZES)
+    assert not np.signbit(session.run(None, arrays)[0]).any()
+
+
 def test_int8_refuses_scales_of_blocks() -> None:
     arrays = {**GOOD, "W": np.zeros((40, 3, 128), np.uint8), "scales": np.ones((40, 3), np.float32)}
     assert "Int8MatMul: scales are [40, 3], [1], [40] expected" in refusal("Int8MatMul", arrays, **SIZES)

@@ -146,6 +146,15 @@ OrtStatus* make_output(const Api& api, OrtKernelContext* context, const Tensor& 
   return api.data(value, out);
 }
 
+OrtStatus* read_attribute(const Api& api, const OrtKernelInfo* info, Format format, const char* name, int64_t* out) {
+  OrtStatus* status = api.attribute(info, name, out);
+  if (status == nullptr) return nullptr;
+  api.release_status(status);  // it names neither the operator nor the attribute
+  Message message;
+  message << operator_name(format) << ": attribute " << name;
+  return invalid(api, message << " is missing or no integer; export the model again");
+}
+
 }  // namespace
 
 const char* operator_name(Format format) {
@@ -155,13 +164,13 @@ const char* operator_name(Format format) {
 OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format format, bool half, Attributes* out) {
   out->format = format;
   out->half = half;
-  if (OrtStatus* status = api.attribute(info, "K", &out->k)) return status;
-  if (OrtStatus* status = api.attribute(info, "N", &out->n)) return status;
+  if (OrtStatus* status = read_attribute(api, info, format, "K", &out->k)) return status;
+  if (OrtStatus* status = read_attribute(api, info, format, "N", &out->n)) return status;
   int64_t block = 0;
-  if (OrtStatus* status = api.attribute(info, "activation_block_size", &block)) return status;
+  if (OrtStatus* status = read_attribute(api, info, format, "activation_block_size", &block)) return status;
   int64_t bits = 8;
   if (is_sparse(format)) {
-    if (OrtStatus* status = api.attribute(info, "bits", &bits)) return status;
+    if (OrtStatus* status = read_attribute(api, info, format, "bits", &bits)) return status;
     out->format = bits == 4 ? kSparse4 : kSparse8;
   }
   out->each_block = block != 0;
