@@ -279,3 +279,64 @@ def test_a_place_that_cannot_be_written(bundle: Path, tmp_path: Path, read_only:
             assert "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", str(fixed)], check=True)
+
+
+# compress
+
+CONFIG = """version: 1
+data:
+  train: ["tests.unit.test_compress:points"]
+method: prune
+prune: {{sparsity: 0.7, steps: 30, every: 5}}
+training: {{steps: {steps}, learning_rate: 0.01, checkpoint_every: {every}}}
+"""
+
+
+def compress(folder: Path, output: Path, *more: str, steps: int = 40, every: int = 4) -> list[str]:
+    config = folder / f"compress-{steps}-{every}.yaml"
+    config.write_text(CONFIG.format(steps=steps, every=every), encoding="utf-8")
+    return ["compress", "tests.unit.test_compress:classifier", "-c", str(config), "-o", str(output), *more]
+
+
+@pytest.mark.parametrize(
+    ("every", "message"), [(4, "the checkpoint cannot be written"), (1000, "out: cannot be written")]
+)
+def test_the_disk_fills_up_while_compressing(tmp_path: Path, every: int, message: str) -> None:
+    disk = tmp_path / "disk"
+    if not on_a_small_disk(disk, "16k"):
+        pytest.skip("no small file system can be mounted here")
+    try:
+        (disk / "other").write_bytes(bytes(12 << 10))
+        done = run(*compress(tmp_path, disk / "out", every=every))
+        assert done.returncode == 1, done.stderr
+        assert message in done.stderr.splitlines()[-1] and "make room" in done.stderr.splitlines()[-1]
+        assert [path.name for path in disk.iterdir()] == ["other"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_compress_looks_first_whether_its_place_can_be_written(tmp_path: Path, read_only: Callable[[], Path]) -> None:
+    fixed = read_only()
+    try:
+        done = run(*compress(tmp_path, fixed / "out"))
+        assert done.returncode == 2
+        assert f"{fixed / 'out'}: cannot be made ({fixed} is read-only)" in done.stderr.splitlines()[-1]
+    finally:
+        subprocess.run(["umount", str(fixed)], check=True)
+
+
+# bench
+
+
+@pytest.mark.parametrize(
+    ("name", "array"), [("vectors/text.safetensors", True), ("model.onnx", False), ("manifest.json", False)]
+)
+def test_bench_of_a_damaged_bundle(tmp_path: Path, name: str, array: bool) -> None:
+    directory = decoder_bundle(tmp_path / "b").directory
+    data = bytearray((directory / name).read_bytes())
+    start = len(data) // 2 if array else 0
+    data[start : start + 64] = b"\xff" * 64
+    (directory / name).write_bytes(data)
+    done = run("bench", directory, "--rounds", "5")
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr and "edgekit: " in done.stderr
