@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from edgekit.bundle import Bundle
 from edgekit.devices.backend import open_backend
 from edgekit.devices.job import Job
-from edgekit.devices.target import Target
+from edgekit.devices.target import LOCAL, Target
 from edgekit.errors import RuntimeUnavailable
 from edgekit.runtime.decoder import decoder_info
 from edgekit.runtime.generation import Generation, prepare
@@ -40,7 +40,8 @@ def generate_on(
         backend = stack.enter_context(open_backend(target, bundle, progress))
         length = min(info.max_length, len(asked.ids) + max_new_tokens)
         job = stack.enter_context(backend.job(threads, max_length=length))
-        progress(f"load on {target.text}", 0.0)
+        if target.kind != LOCAL:
+            progress(f"load on {target.text}", 0.0)
         job.ask("load")
     except BaseException:
         stack.close()

@@ -231,7 +231,7 @@ def test_a_host_that_refuses_or_is_not_there(home: Path) -> None:
 
 def test_what_is_for_this_machine_only(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path / "b")
-    with pytest.raises(UsageError, match="target ssh:pi: --original and --text are for 'local' only"):
+    with pytest.raises(UsageError, match="target ssh:pi: --original, --text and --labels are for 'local' only"):
         verify(bundle, target="ssh:pi", text=tmp_path / "t.txt")
 
 

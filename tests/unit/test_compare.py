@@ -78,6 +78,14 @@ def test_samples_are_compared_by_their_outputs(tmp_path: Path, backends: dict[st
     assert measured.metrics["max_abs"] == pytest.approx(1.0, abs=1e-5)
 
 
+def test_an_original_that_was_asked_afresh_says_which_tokens_are_compared(tmp_path: Path) -> None:
+    bundle = decoder_bundle(tmp_path / "b")
+    (vector,) = (v for _, v in bundle.vectors())
+    afresh = {**vector, "original.top_indices": np.ascontiguousarray(vector["original.top_indices"][:, ::-1])}
+    (own,), (asked,) = (Replayer(open_local(bundle), 1).answers([v]) for v in (vector, afresh))
+    np.testing.assert_array_equal(asked["at.original"], own["at.original"][:, ::-1])
+
+
 def test_a_device_out_of_reach_stops_no_other(tmp_path: Path, backends: dict[str, Any]) -> None:
     backends["ssh:a"] = RuntimeUnavailable("ssh:a: gone")
     found = verify_on(decoder_bundle(tmp_path / "b"), ["ssh:a", "local", "ssh:b"])
