@@ -64,9 +64,9 @@ def export(
     from edgekit.inspection import inspect
 
     with progress_bar() as progress:
-        bundle = run(
+        run(
             model, recipe, output, samples=samples, task=task, force=force, allow_pickle=allow_pickle,
             abis=[abi for abi in abis if abi != "none"], progress=progress,
         )  # fmt: skip
-    found = inspect(bundle)
+    found = inspect(output)  # named as the user did
     show(found.summary(), found.to_json(), as_json)

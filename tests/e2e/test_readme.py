@@ -38,6 +38,7 @@ def test_the_shell_lines() -> None:
         ["sh", "-ec", "\n".join(lines)], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("build/smollm2-int4: "), "named as the user did"
     shown = [line for line in session.splitlines() if not line.startswith("$ ")]
     for words in ("text-generation, recipe int4", "original perplexity", "verdict: PASS", "smollm2.edgepack: "):
         assert words in run.stdout and any(words in line for line in shown)
