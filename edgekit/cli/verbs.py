@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ from edgekit.unfinished import ended_like_ctrl_c
 
 VERBS = (export, verify, bench, generate, evaluate, inspect, compress, recipes, pack, unpack, devices, doctor, help_of)
 BUG = 70
+OF_THE_MACHINE = (errno.ENAMETOOLONG, errno.EIO)
+"""Errors of any path that is touched anywhere: one that no file system takes, and a disk that cannot be read."""
 READER_WENT = 141
 """128 + SIGPIPE, as other programs end when the reader of their output goes."""
 
@@ -116,6 +119,14 @@ def _run(given: Sequence[str]) -> NoReturn:
     except Exception as error:
         if isinstance(error, OSError) and _is_of_output(error):
             raise
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            place = str(error.filename)[:120] if error.filename is not None else "a file or device"
+            _fail(
+                given,
+                f"{place}: {error.strerror}; give another path, or check the disk",
+                UsageError.exit_code,
+                "UsageError",
+            )
         traceback.print_exc()
         _fail(given, f"{type(error).__name__}: {error}; this is a bug in edgekit, please report it", BUG, "Bug")
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgekit.bundle import Bundle
+from edgekit.cli import main
 from edgekit.coding import pack, unpack
 from edgekit.errors import UsageError
 from edgekit.unfinished import Claim
@@ -298,6 +299,24 @@ def compress(folder: Path, output: Path, *more: str, steps: int = 40, every: int
     return ["compress", "tests.unit.test_compress:classifier", "-c", str(config), "-o", str(output), *more]
 
 
+def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
+    assert run(*compress(tmp_path, tmp_path / "whole", steps=40)).returncode == 0
+    output, checkpoint = tmp_path / "often", tmp_path / ".often.checkpoint"
+    for kill in range(2):
+        words = compress(tmp_path, output, *["--resume"] * checkpoint.exists(), steps=40)
+        with subprocess.Popen([*EDGEKIT, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+            while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > written):
+                time.sleep(0.002)
+            time.sleep(0.003 * kill)  # also while the next one is written
+            process.kill()
+        assert checkpoint.exists()
+    done = run(*compress(tmp_path, output, "--resume", steps=40))
+    assert done.returncode == 0, done.stderr
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 @pytest.mark.parametrize(
     ("every", "message"), [(4, "the checkpoint cannot be written"), (1000, "out: cannot be written")]
 )
@@ -340,3 +359,25 @@ def test_bench_of_a_damaged_bundle(tmp_path: Path, name: str, array: bool) -> No
     done = run("bench", directory, "--rounds", "5")
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr and "edgekit: " in done.stderr
+
+
+# Paths of every kind
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "x" * 5000), ("verify", "x" * 5000), ("pack", "B", "-o", "x" * 5000), ("unpack", "x" * 5000, "-o", "y"),
+        ("generate", "B", "Hello", "-n", "1", "--session", "x" * 5000), ("unpack", "/proc/self/mem", "-o", "/nowhere/y"),
+        ("unpack", "/proc/self/mem", "-o", "/nowhere/y", "--resume"), ("inspect", "/dev/null"), ("unpack", "/dev/null", "-o", "/nowhere/y"),
+    ],
+    ids=lambda words: " ".join(word[:9] for word in words),
+)  # fmt: skip
+def test_a_path_that_nothing_can_be_done_with(
+    bundle: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(filled(words, bundle))
+    said = capsys.readouterr().err
+    assert end.value.code == 2, said
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("edgekit: ")
