@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 """External data starts at multiples of this, so that a reader can map each tensor by itself."""
 SMALLEST_EXTERNAL = 1024
+TRACE = "pkg.torch.onnx.stack_trace"
+"""Metadata of nodes that names source files of the machine that exported: it stays there."""
 RESERVE = 64 << 20
 """Bytes that must stay free on the disk beside the weights: graph, vectors, tokenizer."""
 
@@ -48,6 +50,9 @@ def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda wh
                 DATA, offset, length, tensor.dtype, shape=shape, name=value.name or "", base_dir=directory
             )
         file.flush()
+        for graph in (model.graph, *model.functions.values()):
+            for node in graph.all_nodes():
+                node.metadata_props.pop(TRACE, None)
         ir.save(model, directory / GRAPH)
 
 

@@ -22,7 +22,7 @@ FLOAT = ir.DataType.FLOAT
 def model_of(tensors: dict[str, ir.TensorProtocol]) -> ir.Model:
     """A graph that returns the sizes of its initializers, so that none is unused."""
     values = [
-        ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape), const_value=tensor)
+        ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
         for name, tensor in tensors.items()
     ]
     nodes = [ir.Node("", "Shape", [value], name=f"shape_{value.name}") for value in values]
@@ -139,6 +139,17 @@ def test_subgraph_weights_go_outside_too(tmp_path: Path) -> None:
     assert (tmp_path / DATA).stat().st_size == 4000
     assert (tmp_path / GRAPH).stat().st_size < 1000
     stored(tmp_path)
+
+
+def test_paths_of_the_exporting_machine_are_not_written(tmp_path: Path) -> None:
+    model = model_of({"a": ir.tensor(np.ones(4, np.float32))})
+    (node,) = model.graph
+    node.metadata_props["pkg.torch.onnx.stack_trace"] = 'File "private/folder/model.py", line 1'
+    node.metadata_props["edgekit.layer"] = "kept"
+    write_graph(model, tmp_path)
+    data = (tmp_path / GRAPH).read_bytes()
+    assert b"private/folder" not in data
+    assert b"kept" in data
 
 
 def test_tensor_that_is_not_what_it_says(tmp_path: Path) -> None:
