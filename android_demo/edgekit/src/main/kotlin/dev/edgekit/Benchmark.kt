@@ -102,10 +102,8 @@ internal inline fun milliseconds(run: () -> Unit): Double {
 private fun repeated(run: () -> Unit): List<Double> {
     val times = ArrayList<Double>()
     val began = System.nanoTime()
-    while (times.size < 2 || System.nanoTime() - began < REPEAT_NANOSECONDS && times.size < MOST_RUNS) times.add(milliseconds(run))
+    while (times.size < 2 || System.nanoTime() - began < Spec.ROUND_NANOSECONDS && times.size < Spec.ROUND_RUNS) times.add(milliseconds(run))
     return times
 }
 
 private const val INPUT = "input."
-private const val REPEAT_NANOSECONDS = 300_000_000L
-private const val MOST_RUNS = 200

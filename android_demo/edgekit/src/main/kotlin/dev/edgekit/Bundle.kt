@@ -14,7 +14,7 @@ import java.security.MessageDigest
  * size checked before its file is used.
  */
 internal class Bundle private constructor(val directory: File, val manifest: Manifest) {
-    val graph = File(directory, GRAPH)
+    val graph = File(directory, Spec.GRAPH)
 
     /** The arrays of a golden vector by name. Throws [UsageException] for a number that has none, [BundleException]. */
     fun vector(index: Int): Map<String, Tensor> {
@@ -43,9 +43,6 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
     }
 
     companion object {
-        const val MANIFEST = "manifest.json"
-        private const val GRAPH = "model.onnx"
-        private const val LARGEST_MANIFEST = 64L shl 20
         private const val BLOCK = 1 shl 18
 
         // What some file system refuses, reads as something else, or ONNX Runtime gives a meaning of its own.
@@ -55,7 +52,7 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
         /** Opens and checks all but the hashes. Throws [BundleException]. */
         fun open(directory: File): Bundle {
             if (!directory.isDirectory) throw BundleException("$directory: no such directory; give a bundle that `edgekit export -o` made")
-            if (!File(directory, MANIFEST).exists()) throw BundleException("$directory: no $MANIFEST; this is not an edgekit bundle")
+            if (!File(directory, Spec.MANIFEST).exists()) throw BundleException("$directory: no ${Spec.MANIFEST}; this is not an edgekit bundle")
             val manifest = manifest(directory)
             checkFiles(directory, manifest)
             return Bundle(directory, manifest)
@@ -63,9 +60,9 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
 
         /** The manifest alone. Throws [BundleException]. */
         fun manifest(directory: File): Manifest {
-            val file = File(directory, MANIFEST)
-            val size = plainFile(directory, MANIFEST, directory.path)
-            if (size > LARGEST_MANIFEST) throw BundleException("$file: $size bytes, $LARGEST_MANIFEST at most; no manifest is that large")
+            val file = File(directory, Spec.MANIFEST)
+            val size = plainFile(directory, Spec.MANIFEST, directory.path)
+            if (size > Spec.LARGEST_MANIFEST) throw BundleException("$file: $size bytes, ${Spec.LARGEST_MANIFEST} at most; no manifest is that large")
             val text = try {
                 Charsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(file.readBytes())).toString()
             } catch (error: CharacterCodingException) {
@@ -77,7 +74,7 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
         }
 
         private fun checkFiles(directory: File, manifest: Manifest) {
-            val where = File(directory, MANIFEST).path
+            val where = File(directory, Spec.MANIFEST).path
             val seen = HashSet<String>()
             for (info in manifest.files) {
                 if (!seen.add(info.path.lowercase())) {
@@ -95,7 +92,7 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
                     throw BundleException("$where: vector \"${vector.file.take(120)}\" is not among the listed files")
                 }
             }
-            if (GRAPH !in listed) throw BundleException("$where: $GRAPH is not among the listed files")
+            if (Spec.GRAPH !in listed) throw BundleException("$where: ${Spec.GRAPH} is not among the listed files")
         }
 
         /** Bytes of a file that is no link and lies where its [name] says. Throws [BundleException]. */

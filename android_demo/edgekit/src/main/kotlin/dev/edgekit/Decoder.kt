@@ -25,7 +25,7 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
     private val given = LinkedHashMap(session.keepInput())
     private val cache = LinkedHashMap<String, OnnxTensor>()
     private val last: Map<String, OnnxTensor>
-    private val ids = buffer(PIECE.toLong() * Long.SIZE_BYTES)
+    private val ids = buffer(Spec.PROMPT_PIECE.toLong() * Long.SIZE_BYTES)
     private val ones = buffer(slots.toLong() * Long.SIZE_BYTES)
     private val row = buffer(info.vocabSize.toLong() * Float.SIZE_BYTES)
     private val rowValues = row.asFloatBuffer()
@@ -34,7 +34,7 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
 
     init {
         for (slot in 0 until slots) ones.putLong(slot * Long.SIZE_BYTES, 1)
-        for (layer in 0 until info.layers) {
+        for (layer in info.kvHeads.indices) {
             val heads = info.kvHeads[layer].toLong()
             val dim = info.headDim[layer].toLong()
             for (part in listOf("key", "value")) {
@@ -53,10 +53,10 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
         length = 0
     }
 
-    /** Feeds [tokens], in pieces of [PIECE]; [logits] are then those of the last. Throws [UsageException] when the context is full. */
+    /** Feeds [tokens], in pieces of [Spec.PROMPT_PIECE]; [logits] are then those of the last. Throws [UsageException] when the context is full. */
     fun feed(tokens: IntArray) {
         checkRoom(tokens.size)
-        for (start in tokens.indices step PIECE) run(tokens, start, minOf(start + PIECE, tokens.size), 1, last)
+        for (start in tokens.indices step Spec.PROMPT_PIECE) run(tokens, start, minOf(start + Spec.PROMPT_PIECE, tokens.size), 1, last)
         rowValues.rewind()
         rowValues.get(logits)
     }
@@ -122,9 +122,6 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
     }
 
     companion object {
-        /** Tokens of a prompt that are fed at once: more are not faster, and the memory between layers grows with them. */
-        const val PIECE = 128
-
         /** The likeliest token: the lowest of equals, the first NaN where there is one. */
         fun likeliest(logits: FloatArray): Int {
             var best = 0

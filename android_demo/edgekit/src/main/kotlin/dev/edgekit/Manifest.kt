@@ -1,126 +1,5 @@
 package dev.edgekit
 
-/** One input or output of the graph. [dtype] is ONNX's name in lower case; [dims] are numbers (Long) or names of sizes that vary. */
-public class TensorInfo internal constructor(fields: Fields) {
-    public val name: String = fields.text("name")
-    public val dtype: String = fields.text("dtype")
-    public val dims: List<Any> = fields.list("dims") { value, where ->
-        if (value is Long || value is String) value else Fields.wrong(where, "a number or a name", value)
-    }
-
-    init {
-        fields.end()
-    }
-}
-
-/** What became of one layer with weights; docs/spec.md, section 4. */
-public class Layer internal constructor(fields: Fields) {
-    public val name: String = fields.text("name")
-    public val format: String = fields.text("format")
-    public val blockSize: Long = fields.whole("block_size")
-    public val bitsPerWeight: Double = fields.number("bits_per_weight")
-    public val shape: List<Long> = fields.wholes("shape")
-    public val tensor: String = fields.text("tensor", "")
-    public val scales: String = fields.text("scales", "")
-    public val rows: List<Long> = fields.wholes("rows", emptyList())
-    public val activationBlockSize: Long = fields.whole("activation_block_size", -1)
-    public val reason: String = fields.text("reason", "")
-
-    init {
-        fields.end()
-    }
-}
-
-/** Units that change no output and were removed, or look so and had to stay; docs/spec.md, section 4. */
-public class DeadUnits internal constructor(fields: Fields) {
-    public val layer: String = fields.text("layer")
-    public val unit: String = fields.text("unit")
-    public val count: Long = fields.whole("count")
-    public val of: Long = fields.whole("of")
-    public val removed: Boolean = fields.flag("removed")
-    public val reason: String = fields.text("reason")
-
-    init {
-        fields.end()
-    }
-}
-
-/** What generating text with the graph needs; docs/spec.md, section 5. */
-public class DecoderInfo internal constructor(fields: Fields) {
-    public val layers: Int
-    public val kvHeads: List<Int>
-    public val headDim: List<Int>
-    public val vocabSize: Int
-    public val maxLength: Int
-
-    /** The largest difference of logits between the original model and the one that was traced. */
-    public val proofError: Double
-    public val bosTokenId: Long?
-    public val eosTokenIds: List<Long>
-
-    init {
-        val count = fields.whole("layers")
-        val heads = fields.wholes("kv_heads")
-        val dims = fields.wholes("head_dim")
-        if (heads.size.toLong() != count || dims.size.toLong() != count) {
-            throw BundleException("${fields.where}: $count layers, but ${heads.size} kv_heads and ${dims.size} head_dim")
-        }
-        layers = heads.size
-        kvHeads = heads.map { limited(fields, "kv_heads", it, 4096) }
-        headDim = dims.map { limited(fields, "head_dim", it, 65_536) }
-        vocabSize = limited(fields, "vocab_size", fields.whole("vocab_size"), 1 shl 27)
-        maxLength = limited(fields, "max_length", fields.whole("max_length"), 1 shl 27)
-        proofError = fields.number("proof_error", 0.0)
-        bosTokenId = fields.wholeOrNull("bos_token_id")
-        eosTokenIds = fields.wholes("eos_token_ids", emptyList())
-        fields.end()
-    }
-
-    /** Buffers are allocated by these numbers. */
-    private fun limited(fields: Fields, key: String, value: Long, most: Int): Int {
-        if (value !in 1..most) throw BundleException("${fields.where}.$key: $value is not between 1 and $most")
-        return value.toInt()
-    }
-}
-
-/** A file of golden inputs and answers. [kind] is "text", "sample" or "random"; random input proves less. */
-public class VectorInfo internal constructor(fields: Fields) {
-    public val file: String = fields.text("file")
-    public val kind: String = fields.text("kind")
-
-    init {
-        fields.end()
-    }
-}
-
-/** One file of the bundle. */
-public class FileInfo internal constructor(fields: Fields) {
-    public val path: String = fields.text("path")
-    public val bytes: Long = fields.whole("bytes")
-    public val sha256: String = fields.text("sha256")
-
-    init {
-        fields.end()
-    }
-}
-
-/** What must hold; null is not checked. maxAbs, kl and perplexityRatio are upper limits, the others lower ones. */
-public class Limits internal constructor(fields: Fields) {
-    public val maxAbs: Double? = fields.numberOrNull("max_abs")
-    public val sqnrDb: Double? = fields.numberOrNull("sqnr_db")
-    public val cosine: Double? = fields.numberOrNull("cosine")
-    public val top1: Double? = fields.numberOrNull("top1")
-    public val kl: Double? = fields.numberOrNull("kl")
-    public val perplexityRatio: Double? = fields.numberOrNull("perplexity_ratio")
-
-    /** A changed top-1 counts only where the reference led by more than this many logits. */
-    public val margin: Double = fields.number("margin", 0.0)
-
-    init {
-        fields.end()
-    }
-}
-
 /** A bundle's manifest.json, read strictly: docs/spec.md, section 2. */
 public class Manifest private constructor(fields: Fields) {
     public val task: String
@@ -149,12 +28,13 @@ public class Manifest private constructor(fields: Fields) {
 
     init {
         fields.whole("schema_version")
+        fields.whole("schema_minor", 0)
         task = fields.text("task")
         name = fields.text("name")
         architecture = fields.text("architecture")
         source = fields.text("source")
         recipe = fields.map("recipe") { value, _ -> value }
-        parity = Limits(Fields("${fields.where}.recipe.parity", recipe["parity"] ?: emptyMap<String, Any?>()))
+        parity = Limits(Fields("${fields.where}.recipe.parity", recipe["parity"] ?: emptyMap<String, Any?>(), fields.lenient))
         inputs = fields.parts("inputs", ::TensorInfo)
         outputs = fields.parts("outputs", ::TensorInfo)
         nodes = fields.whole("nodes")
@@ -167,21 +47,26 @@ public class Manifest private constructor(fields: Fields) {
         versions = fields.map("versions", optional = true) { value, where -> Fields.asText(value, where) }
         files = fields.parts("files", ::FileInfo, optional = true)
         fields.end()
-        if (task !in TASKS) {
-            throw BundleException("${fields.where}.task: \"${task.take(60)}\" is not one of ${TASKS.joinToString()}")
+        if (task !in Spec.TASKS) {
+            throw BundleException("${fields.where}.task: \"${task.take(60)}\" is not one of ${Spec.TASKS.joinToString()}")
+        }
+        decoder?.let {
+            if (it.kvHeads.size.toLong() != it.layers || it.headDim.size.toLong() != it.layers) {
+                val counts = "${it.layers} layers, but ${it.kvHeads.size} kv_heads and ${it.headDim.size} head_dim"
+                throw BundleException("${fields.where}.decoder: $counts")
+            }
         }
     }
 
     /** Whether some layer runs on edgekit's operator library; a table that is only looked up does not. */
     public val usesOperators: Boolean
-        get() = layers.any { it.format == "t2" || it.format in NATIVE_FORMATS && it.activationBlockSize >= 0 }
+        get() = layers.any {
+            it.format in Spec.NATIVE_FORMATS && (it.activationBlockSize >= 0 || it.format !in Spec.TABLE_FORMATS)
+        }
 
     public companion object {
-        private val NATIVE_FORMATS = setOf("int8-channel", "sparse-int4", "sparse-int8")
-
-        /** The newest manifest that is understood here. */
-        public const val SCHEMA_VERSION: Int = 1
-        private val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
+        /** The newest manifest that is understood here; of a newer minor version, unknown keys are ignored. */
+        public const val SCHEMA_VERSION: Int = Spec.SCHEMA_VERSION
 
         /** The manifest in [text]; [where] names the file in errors. Throws [BundleException] naming the key. */
         public fun parse(text: String, where: String): Manifest {
@@ -190,7 +75,8 @@ public class Manifest private constructor(fields: Fields) {
             } catch (error: JsonException) {
                 throw BundleException("$where: not valid JSON (${error.message}); export or download the bundle again", error)
             }
-            val version = (data as? Map<*, *>)?.get("schema_version")
+            val entries = data as? Map<*, *>
+            val version = entries?.get("schema_version")
             if (version !is Long || version < 1) {
                 throw BundleException("$where: no schema_version; this is not an edgekit bundle, or a damaged one")
             }
@@ -200,13 +86,18 @@ public class Manifest private constructor(fields: Fields) {
                         "edgekit: update the app",
                 )
             }
-            return Manifest(Fields("$where: manifest", data))
+            val minor = entries["schema_minor"] ?: 0L
+            if (minor !is Long || minor < 0) throw BundleException("$where: schema_minor: $minor is not a whole number from 0")
+            return Manifest(Fields("$where: manifest", data, lenient = minor > Spec.SCHEMA_MINOR))
         }
     }
 }
 
-/** One object of the manifest, read key by key; [end] refuses those that nobody asked for. [where] names it in errors. */
-internal class Fields(val where: String, value: Any?) {
+/**
+ * One object of the manifest, read key by key; [end] refuses those that nobody asked for, unless [lenient]: the bundle is of a newer
+ * minor version. [where] names it in errors.
+ */
+internal class Fields(val where: String, value: Any?, val lenient: Boolean = false) {
     private val entries: Map<*, *> = value as? Map<*, *> ?: wrong(where, "an object", value)
     private val known = ArrayList<String>()
 
@@ -232,6 +123,20 @@ internal class Fields(val where: String, value: Any?) {
 
     fun wholes(key: String, missing: List<Long>): List<Long> = if (has(key)) wholes(key) else missing
 
+    fun wholesOrNames(key: String): List<Any> = list(key) { value, where ->
+        if (value is Long || value is String) value else wrong(where, "a number or a name", value)
+    }
+
+    /** A number that buffers are allocated by. */
+    fun limited(key: String, most: Int): Int = limit(whole(key), key, most)
+
+    fun allLimited(key: String, most: Int): List<Int> = wholes(key).map { limit(it, key, most) }
+
+    private fun limit(value: Long, key: String, most: Int): Int {
+        if (value !in 1..most) throw BundleException("${at(key)}: $value is not between 1 and $most")
+        return value.toInt()
+    }
+
     fun <T> list(key: String, read: (Any?, String) -> T): List<T> {
         val value = required(key) as? List<*> ?: wrong(at(key), "a list", entries[key])
         return value.mapIndexed { index, item -> read(item, "${at(key)}[$index]") }
@@ -244,13 +149,14 @@ internal class Fields(val where: String, value: Any?) {
     }
 
     fun <T> parts(key: String, read: (Fields) -> T, optional: Boolean = false): List<T> =
-        if (optional && !has(key)) emptyList() else list(key) { value, where -> read(Fields(where, value)) }
+        if (optional && !has(key)) emptyList() else list(key) { value, where -> read(Fields(where, value, lenient)) }
 
     fun <T> partOrNull(key: String, read: (Fields) -> T): T? =
-        if (has(key) && entries[key] != null) read(Fields(at(key), entries[key])) else null
+        if (has(key) && entries[key] != null) read(Fields(at(key), entries[key], lenient)) else null
 
     /** What a reader does not know could change the meaning of what it does know. */
     fun end() {
+        if (lenient) return
         val unknown = entries.keys.firstOrNull { it !in known } ?: return
         throw BundleException("$where: unknown key \"${unknown.toString().take(60)}\"; known are ${known.joinToString()}")
     }

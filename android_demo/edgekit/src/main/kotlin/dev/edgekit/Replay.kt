@@ -3,8 +3,6 @@ package dev.edgekit
 import kotlin.math.exp
 import kotlin.math.ln
 
-private const val REPLAY_PIECE = 64
-
 /**
  * A golden text the way docs/runner.md has it: all but the last tokens in pieces, those one by one through the cache.
  *
@@ -17,7 +15,7 @@ internal fun replayText(decoder: Decoder, vector: Map<String, Tensor>): Map<Stri
     val summary = Summary(ids, kept, decoder.logits.size, listOf("original", "compressed").associateWith { Wanted(vector, it, ids.size) })
     val first = maxOf(1, ids.size - (kept - 1))
     decoder.reset()
-    for (start in 0 until first step REPLAY_PIECE) decoder.feedAll(ids, start, minOf(start + REPLAY_PIECE, first), summary::add)
+    for (start in 0 until first step Spec.REPLAY_PIECE) decoder.feedAll(ids, start, minOf(start + Spec.REPLAY_PIECE, first), summary::add)
     for (start in first until ids.size) decoder.feedAll(ids, start, start + 1, summary::add)
     return summary.arrays()
 }

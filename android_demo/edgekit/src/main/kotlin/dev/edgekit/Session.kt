@@ -16,9 +16,6 @@ internal class Stopped : Exception()
 
 /** ONNX Runtime itself. */
 internal object Onnx {
-    private const val OLDEST_MAJOR = 1
-    private const val OLDEST_MINOR = 28
-
     /** Throws [RuntimeUnavailableException] when its native libraries are not there or too old. */
     val environment: OrtEnvironment by lazy {
         disableTelemetry()
@@ -28,8 +25,8 @@ internal object Onnx {
             throw RuntimeUnavailableException("ONNX Runtime cannot be loaded: ${reason(error)}", error)
         }
         val (major, minor) = found.version.split('.').map { it.toIntOrNull() ?: 0 }
-        if (major < OLDEST_MAJOR || major == OLDEST_MAJOR && minor < OLDEST_MINOR) {
-            throw RuntimeUnavailableException("ONNX Runtime is ${found.version}, bundles need $OLDEST_MAJOR.$OLDEST_MINOR or newer")
+        if (major < Spec.OLDEST_MAJOR || major == Spec.OLDEST_MAJOR && minor < Spec.OLDEST_MINOR) {
+            throw RuntimeUnavailableException("ONNX Runtime is ${found.version}, bundles need ${Spec.OLDEST_MAJOR}.${Spec.OLDEST_MINOR} or newer")
         }
         found.setTelemetry(false)
         found
@@ -177,7 +174,7 @@ internal class Session(private val graph: File, threads: Int, private val librar
         options.setIntraOpNumThreads(threads)
         options.setInterOpNumThreads(1)
         options.setSessionLogLevel(OrtLoggingLevel.ORT_LOGGING_LEVEL_FATAL) // its messages come as exceptions too
-        options.addConfigEntry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+        options.addConfigEntry("session.intra_op.spin_duration_us", Spec.SPIN_MICROSECONDS)
         options.addInitializer(KEEP, keepTensor)
         if (profile != null) options.enableProfiling(profile.path)
         if (library != null) options.registerCustomOpLibrary(library.absolutePath)
@@ -222,7 +219,6 @@ internal class Session(private val graph: File, threads: Int, private val librar
         const val KEEP = "logits_to_keep"
 
         // An idle worker stays awake so long: as fast as for ever, and kind to the other cores.
-        private const val SPIN_MICROSECONDS = "50"
         private val TYPES = mapOf(
             DType.FLOAT32 to OnnxJavaType.FLOAT, DType.FLOAT16 to OnnxJavaType.FLOAT16, DType.INT64 to OnnxJavaType.INT64,
             DType.INT32 to OnnxJavaType.INT32, DType.UINT8 to OnnxJavaType.UINT8, DType.INT8 to OnnxJavaType.INT8,

@@ -41,6 +41,14 @@ class ManifestTest {
     }
 
     @Test
+    fun keysOfANewerMinorVersionAreIgnored() {
+        val manifest = parse("schema_minor" to "1", "future" to "7", "layers" to "[${layer.replace("}", ", \"more\": 1}")}]")
+        assertEquals("l", manifest.layers.single().name)
+        refused("m.json: manifest: unknown key \"future\"", text("schema_minor" to "0", "future" to "7"))
+        refused("m.json: schema_minor: -1 is not a whole number from 0", text("schema_minor" to "-1"))
+    }
+
+    @Test
     fun allOfAManifestIsRead() {
         val manifest = parse(
             "decoder" to decoder, "layers" to "[$layer]", "dead_units" to "[$dead]", "taps" to """{"a": "b"}""", "evaluation" to """{"ppl": 3}""",

@@ -5,6 +5,7 @@ import dev.edgekit.BundleException
 import dev.edgekit.Fields
 import dev.edgekit.Json
 import dev.edgekit.JsonException
+import dev.edgekit.Spec
 import java.io.DataInputStream
 import java.io.EOFException
 import java.nio.ByteBuffer
@@ -140,8 +141,8 @@ internal class PackHead private constructor(
         }
 
         private fun check(files: List<PackedFile>, base: String, where: String) {
-            if (files.firstOrNull()?.path != Bundle.MANIFEST) {
-                throw BundleException("$where: the head does not begin with ${Bundle.MANIFEST}; download it again")
+            if (files.firstOrNull()?.path != Spec.MANIFEST) {
+                throw BundleException("$where: the head does not begin with ${Spec.MANIFEST}; download it again")
             }
             if (files.size > MOST || files.sumOf { it.chunks.size } > MOST) {
                 throw BundleException("$where: lists more than $MOST files or chunks; no pack has so many")

@@ -3,6 +3,7 @@ package dev.edgekit.pack
 import dev.edgekit.Bundle
 import dev.edgekit.BundleException
 import dev.edgekit.RuntimeUnavailableException
+import dev.edgekit.Spec
 import dev.edgekit.UsageException
 import java.io.BufferedInputStream
 import java.io.DataInputStream
@@ -65,7 +66,7 @@ internal class Unpacking(
         if (head.base.isEmpty()) return
         val needed = "holds only what differs from the version with manifest sha256 ${head.base.take(16)}..."
         if (base == null) throw UsageException("$pack: $needed; give that bundle as base")
-        val found = hex(MessageDigest.getInstance("SHA-256").digest(File(base, Bundle.MANIFEST).readBytes()))
+        val found = hex(MessageDigest.getInstance("SHA-256").digest(File(base, Spec.MANIFEST).readBytes()))
         if (found != head.base) throw UsageException("$pack: $needed; $base has ${found.take(16)}...")
     }
 
@@ -144,7 +145,7 @@ internal class Unpacking(
     }
 
     private fun baseBytes(file: PackedFile, chunk: PackChunk, start: Long, bundle: Bundle, where: String): ByteArray {
-        val known = file.path == Bundle.MANIFEST || bundle.has(file.path)
+        val known = file.path == Spec.MANIFEST || bundle.has(file.path)
         val path = File(bundle.directory, file.path)
         if (!known || start > path.length() - chunk.bytes) {
             throw BundleException("$where: refers to bytes that the base version does not have; do not use this pack")

@@ -1,0 +1,127 @@
+// Written by tools/make_kotlin.py from edgekit/spec: edit there, then run `python -m tools.make_kotlin`.
+package dev.edgekit
+
+/** Names and limits that Python and Kotlin share. */
+internal object Spec {
+    const val SCHEMA_VERSION = 1
+    const val SCHEMA_MINOR = 0
+    val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
+    val NATIVE_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
+    val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")
+    const val MANIFEST = "manifest.json"
+    const val GRAPH = "model.onnx"
+    const val LARGEST_MANIFEST = 67108864L
+    const val OLDEST_MAJOR = 1
+    const val OLDEST_MINOR = 28
+    const val SPIN_MICROSECONDS = "50"
+    const val PROMPT_PIECE = 128
+    const val REPLAY_PIECE = 64
+    const val ROUND_NANOSECONDS = 300000000L
+    const val ROUND_RUNS = 200
+}
+
+/** One input or output of the graph; symbolic sizes are names. */
+public class TensorInfo internal constructor(fields: Fields) {
+    public val name: String = fields.text("name")
+    /** ONNX name in lower case: float, int64, ... */
+    public val dtype: String = fields.text("dtype")
+    public val dims: List<Any> = fields.wholesOrNames("dims")
+
+    init {
+        fields.end()
+    }
+}
+
+/** What became of one linear, embedding or convolution layer. */
+public class Layer internal constructor(fields: Fields) {
+    /** Module path in the original model. */
+    public val name: String = fields.text("name")
+    public val format: String = fields.text("format")
+    public val blockSize: Long = fields.whole("block_size")
+    /** Scales and padding counted. */
+    public val bitsPerWeight: Double = fields.number("bits_per_weight")
+    public val shape: List<Long> = fields.wholes("shape")
+    /** Initializer that holds it; rows of it where layers were merged. */
+    public val tensor: String = fields.text("tensor", "")
+    public val scales: String = fields.text("scales", "")
+    public val rows: List<Long> = fields.wholes("rows", emptyList())
+    /** -1: activations are not rounded, 0: per token. */
+    public val activationBlockSize: Long = fields.whole("activation_block_size", -1)
+    /** Why it is not what one might expect. */
+    public val reason: String = fields.text("reason", "")
+
+    init {
+        fields.end()
+    }
+}
+
+/** Units of one layer that do nothing: `count` of `of` were removed, or look dead and had to stay. */
+public class DeadUnits internal constructor(fields: Fields) {
+    /** The layers that make them, e.g. model.layers.0.mlp.gate_proj+up_proj. */
+    public val layer: String = fields.text("layer")
+    /** Hidden unit, channel, attention head, query head, key-value head, embedding row, zero row, zero column. */
+    public val unit: String = fields.text("unit")
+    public val count: Long = fields.whole("count")
+    public val of: Long = fields.whole("of")
+    public val removed: Boolean = fields.flag("removed")
+    public val reason: String = fields.text("reason")
+
+    init {
+        fields.end()
+    }
+}
+
+/** What a program needs to generate text with the graph. */
+public class DecoderInfo internal constructor(fields: Fields) {
+    public val layers: Long = fields.whole("layers")
+    public val kvHeads: List<Int> = fields.allLimited("kv_heads", 4096)
+    public val headDim: List<Int> = fields.allLimited("head_dim", 65536)
+    public val vocabSize: Int = fields.limited("vocab_size", 134217728)
+    /** Tokens the rotary tables reach. */
+    public val maxLength: Int = fields.limited("max_length", 134217728)
+    public val proofError: Double = fields.number("proof_error", 0.0)
+    public val bosTokenId: Long? = fields.wholeOrNull("bos_token_id")
+    public val eosTokenIds: List<Long> = fields.wholes("eos_token_ids", emptyList())
+
+    init {
+        fields.end()
+    }
+}
+
+/** A file of golden inputs and outputs. */
+public class VectorInfo internal constructor(fields: Fields) {
+    public val file: String = fields.text("file")
+    /** One of names.VECTOR_KINDS. */
+    public val kind: String = fields.text("kind")
+
+    init {
+        fields.end()
+    }
+}
+
+/** One file of the bundle; the path is relative, with forward slashes. */
+public class FileInfo internal constructor(fields: Fields) {
+    public val path: String = fields.text("path")
+    public val bytes: Long = fields.whole("bytes")
+    public val sha256: String = fields.text("sha256")
+
+    init {
+        fields.end()
+    }
+}
+
+/** What must hold; None is not checked. max_abs, kl (nats) and perplexity_ratio are upper limits, the others lower. `top1` is a share of positions, `sqnr_db` is in decibels. */
+public class Limits internal constructor(fields: Fields) {
+    public val maxAbs: Double? = fields.numberOrNull("max_abs")
+    public val sqnrDb: Double? = fields.numberOrNull("sqnr_db")
+    public val cosine: Double? = fields.numberOrNull("cosine")
+    public val top1: Double? = fields.numberOrNull("top1")
+    public val kl: Double? = fields.numberOrNull("kl")
+    public val perplexityRatio: Double? = fields.numberOrNull("perplexity_ratio")
+    /** A changed top-1 counts only where the reference's lead exceeds this many logits. */
+    public val margin: Double = fields.number("margin", 0.0)
+
+    init {
+        fields.end()
+    }
+}
