@@ -237,6 +237,11 @@ HOSTILE = (
     ("{{ ('x' * 99999) | replace('x', 'y' * 99999) }}", "a text is longer than"),
     ("{% set x = 'x' * 1999999 %}{{ [x, x, x] | join }}", "a text is longer than"),
     ("{{ range(9999999) | length }}", "a range is longer than"),
+    ("{% set ns = namespace(x=['x' * 999999]) %}{% for i in range(19) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | join }}", "a text is longer than"),
+    ("{% set ns = namespace(x=['x' * 999999]) %}{% for i in range(19) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ''.join(ns.x) }}", "a text is longer than"),
+    ("{% set ns = namespace(x=['x' * 999999]) %}{% for i in range(19) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | tojson }}", "a text is longer than"),
+    ("{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}", "nested deeper than"),
+    ("{% set ns = namespace(x=[1]) %}{% for i in range(18) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{% set x = ns.x %}{% for i in range(99999) %}{{ x == x }}{% endfor %}", "does not end within"),
 )  # fmt: skip
 
 ATOMS = ("0", "1", "-3", "2.5", "'a'", "' Bc '", "''", "'é👍x'", "true", "none", "nothing", "[]", "[1, 'a']", "['b', none, 2]", "{'a': 1}", "{}", "messages", "messages[0]", "m", "m.role", "n", "messages[-1].content")  # fmt: skip

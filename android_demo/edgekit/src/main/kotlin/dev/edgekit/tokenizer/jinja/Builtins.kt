@@ -92,7 +92,7 @@ private fun textMethod(of: String, name: String): ((Given) -> Any?)? = when (nam
     "title" -> { given -> title(of).also { given.take() } }
     "capitalize" -> { given -> capitalized(of).also { given.take() } }
     "join" -> { given ->
-        bounded(items(required(given.take("items")[0], name)).joinToString(of) { textOf(it, "an item of join") })
+        joined(items(required(given.take("items")[0], name)), of) { textOf(it, "an item of join") }
     }
     else -> null
 }
@@ -148,8 +148,7 @@ private fun itemsOf(value: Any?): List<Any?> = when (value) {
     else -> throw TemplateFailure("${kind(value)} has no items")
 }
 
-private fun joined(value: Any?, between: Any?): String =
-    bounded(items(value).joinToString(if (between === ABSENT) "" else text(between), transform = ::text))
+private fun joined(value: Any?, between: Any?): String = joined(items(value), if (between === ABSENT) "" else text(between), ::text)
 
 private fun List<Any?>.firstOr(what: String): Any? = if (isEmpty()) Undefined("no item was found by $what") else this[0]
 
@@ -162,6 +161,8 @@ private fun default(value: Any?, given: Given): Any? {
 private fun json(value: Any?, given: Given): String {
     val ascii = given.take("ensure_ascii")[0]
     if (ascii !== ABSENT && isTrue(ascii)) throw TemplateUnknown("tojson with ensure_ascii")
+    weight(value)
+    if (letters(value) > MAX_TEXT) throw TemplateFailure("a text is longer than $MAX_TEXT")
     try {
         return bounded(Json.write(value))
     } catch (error: IllegalArgumentException) {

@@ -140,13 +140,10 @@ internal class Interpreter {
         // What is large takes long.
         when (value) {
             is String -> count(value.length / SIZE_OF_STEP)
-            is List<*>, is Map<*, *> -> count((if (makesLists(expression)) weight(value) else size(value).toInt()) / SIZE_OF_STEP)
+            is List<*>, is Map<*, *> -> count(weight(value) / SIZE_OF_STEP)
         }
         return value
     }
-
-    private fun makesLists(expression: Expression): Boolean =
-        expression is Expression.Items || expression is Expression.Entries || expression is Expression.Arithmetic
 
     private fun evaluate(expression: Expression, scope: Scope): Any? = when (expression) {
         is Expression.Constant -> expression.value

@@ -49,6 +49,8 @@ internal const val MAX_TEXT = 1 shl 21
 
 private const val MAX_ITEMS = 1 shl 20
 
+private const val MAX_NESTING = 100
+
 // What Java and Python write alike.
 private val PLAIN_DOUBLES = 1e-3..1e7
 
@@ -109,14 +111,17 @@ internal fun characters(text: String): List<String> {
 }
 
 /** Items of a list or mapping with all that is in it. Throws TemplateFailure above MAX_ITEMS, before time or memory run out. */
-internal fun weight(value: Any?): Int = when (value) {
-    is List<*> -> value.fold(1, ::added)
-    is Map<*, *> -> value.values.fold(1, ::added)
-    else -> 1
+internal fun weight(value: Any?, depth: Int = 0): Int {
+    if (depth > MAX_NESTING) throw TemplateFailure("a list is nested deeper than $MAX_NESTING")
+    return when (value) {
+        is List<*> -> value.fold(1) { sum, item -> added(sum, item, depth + 1) }
+        is Map<*, *> -> value.values.fold(1) { sum, item -> added(sum, item, depth + 1) }
+        else -> 1
+    }
 }
 
-private fun added(sum: Int, item: Any?): Int {
-    val all = sum + weight(item)
+private fun added(sum: Int, item: Any?, depth: Int): Int {
+    val all = sum + weight(item, depth)
     return if (all <= MAX_ITEMS) all else throw TemplateFailure("a list is longer than $MAX_ITEMS")
 }
 
@@ -243,6 +248,25 @@ private fun repeated(text: String, times: Long): String {
 
 internal fun bounded(text: String): String =
     if (text.length > MAX_TEXT) throw TemplateFailure("a text is longer than $MAX_TEXT") else text
+
+/** [items] as texts with [between] between them: a few items may be the same long text again and again. */
+internal fun joined(items: List<Any?>, between: String, text: (Any?) -> String): String {
+    val out = StringBuilder()
+    for ((index, item) in items.withIndex()) {
+        if (index > 0) out.append(between)
+        out.append(text(item))
+        if (out.length > MAX_TEXT) throw TemplateFailure("a text is longer than $MAX_TEXT")
+    }
+    return out.toString()
+}
+
+/** Characters of all texts in [value], of which there are not too many (see [weight]). */
+internal fun letters(value: Any?): Long = when (value) {
+    is String -> value.length.toLong()
+    is List<*> -> value.sumOf { letters(it) }
+    is Map<*, *> -> value.entries.sumOf { letters(it.key) + letters(it.value) }
+    else -> 0
+}
 
 /** `of[index]`, undefined where there is no such item. */
 internal fun item(of: Any?, index: Any?): Any? {
