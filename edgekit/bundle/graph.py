@@ -50,7 +50,8 @@ def write_graph(model: ir.Model, directory: Path, progress: Progress = lambda wh
                 DATA, offset, length, tensor.dtype, shape=shape, name=value.name or "", base_dir=directory
             )
         file.flush()
-        for graph in (model.graph, *model.functions.values()):
+        graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for graph in graphs:
             for node in graph.all_nodes():
                 node.metadata_props.pop(TRACE, None)
         ir.save(model, directory / GRAPH)
