@@ -58,7 +58,12 @@ def printable(text: str) -> str:
 
 
 def prepare_streams() -> None:
-    """UTF-8 wherever the output goes; what has no UTF-8 (half a surrogate pair) is spelled."""
+    """UTF-8 wherever the output goes; what has no UTF-8 (half a surrogate pair) is spelled.
+
+    Where stdout or stderr is closed, what is printed there goes nowhere.
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -92,7 +92,7 @@ class ManifestTest {
         val sure = "[${dead.replace("true", "1")}]"
         refused("m.json: manifest.dead_units[0].removed: expected true or false, found 1", text("dead_units" to sure))
         refused("m.json: not valid JSON (", text("nodes" to "1e999"))
-        refused("m.json: manifest: unknown key \"license\"; known are schema_version, task", text("license" to "1"))
+        refused("m.json: manifest: unknown key \"license\"; known are schema_version, schema_minor, task", text("license" to "1"))
         refused("m.json: manifest: missing key \"nodes\"", text().replace("\"nodes\": 3", "\"taps\": {}"))
         refused("m.json: manifest.nodes: expected a whole number, found 3.5", text("nodes" to "3.5"))
         refused("m.json: manifest.name: expected text, found null", text("name" to "null"))
