@@ -175,6 +175,13 @@ std::string claiming(Setup setup, Position input, ElementType type, std::vector<
   return run(setup);
 }
 
+// What comes of a call of ONNX Runtime that fails: the first ones read attributes, whose names the operator adds.
+std::string of_failure(int call, const std::string& op, int attributes) {
+  static const char* const kNames[] = {"K", "N", "activation_block_size", "bits"};
+  if (call >= attributes) return "injected failure";
+  return op + ": attribute " + kNames[call] + " is missing or no integer; export the model again";
+}
+
 std::string with_attributes(Setup setup, int64_t k, int64_t n, int64_t block) {
   setup.info = {k, n, block};
   return run(setup);

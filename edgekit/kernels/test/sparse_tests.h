@@ -167,7 +167,8 @@ void test_sparse_refusals() {
         const int calls = fake::calls;
         for (int i = 0; i < calls; ++i) {
           fake::calls = 0, fake::fail_at = i;
-          same(run(setup), "injected failure", "sparse, call " + std::to_string(i) + " of " + std::to_string(calls));
+          same(run(setup), of_failure(i, "SparseMatMul", 4),
+               "sparse, call " + std::to_string(i) + " of " + std::to_string(calls));
         }
         fake::fail_at = -1;
         setup.inputs.resize(1);

@@ -183,7 +183,8 @@ void test_injected_failures(bool int8, bool half, int64_t block, bool with_bias)
   check(calls >= 20, "calls of ONNX Runtime are counted");
   for (int i = 0; i < calls; ++i) {
     fake::calls = 0, fake::fail_at = i;
-    same(run(setup), "injected failure", "call " + std::to_string(i) + " of " + std::to_string(calls) + " fails");
+    same(run(setup), of_failure(i, int8 ? "Int8MatMul" : "TernaryMatMul", 3),
+         "call " + std::to_string(i) + " of " + std::to_string(calls) + " fails");
   }
   fake::fail_at = -1;
   here::free_fails = true;
