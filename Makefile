@@ -6,9 +6,9 @@ OPTIMUM := .venv-optimum/bin
 OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
 ORT_ANDROID := build/ort-android/aar.sha256
 NODE := build/node/.installed
-# As many tests at a time as there are processors; WORKERS=0 runs one after the other.
+# As many test files at a time as there are processors; WORKERS=0 runs one after the other.
 WORKERS ?= logical
-PYTEST := -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup kernels demo check quick test test-optimum lint bench clean
 

@@ -1,4 +1,4 @@
-"""What all tests share: the same examples on every run, no network, one thread, and who runs what under pytest-xdist."""
+"""What all tests share: the same examples on every run, no network, one thread of torch, nothing skipped in CI."""
 
 from __future__ import annotations
 
@@ -11,20 +11,10 @@ from hypothesis import settings
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # torch's: small networks are slowed down by a second one, and workers share the cores
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # small networks are slowed down by a second one, and workers share the cores
 
 settings.register_profile("edgekit", derandomize=True, deadline=None, print_blob=True, database=None)
 settings.load_profile("edgekit")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together (``--dist loadgroup``), so that what they share is made once; a mark says otherwise."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 LACKING = ("this processor has no ", "no AVX512-VNNI")
