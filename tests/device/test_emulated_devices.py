@@ -127,7 +127,8 @@ def test_the_operator_uses_what_the_processor_has(devices: Devices, pi: str, tmp
     done = devices.edgekit("verify", str(tmp_path / "b"), "--target", pi, EDGEKIT_ISA="neon_i8mm")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        f"edgekit: {pi}: EDGEKIT_ISA=neon_i8mm: this processor cannot run it; it has neon_dotprod neon scalar\n"
+        f"edgekit: {pi}: EDGEKIT_ISA=neon_i8mm: this processor cannot run it; it has neon_dotprod neon scalar. "
+        "Unset EDGEKIT_ISA to let the library choose\n"
     )
 
 
