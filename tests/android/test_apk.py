@@ -172,7 +172,7 @@ def test_bad_bundles_are_refused(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_settings_are_those_of_gradle(tmp_path: Path) -> None:
     assert apk.Settings.read() == apk.Settings("dev.edgekit.demo", 26, 34, 1, __version__)
-    (tmp_path / "build.gradle.kts").write_text("minSdk = 26\n")
+    (tmp_path / "build.gradle.kts").write_text("minSdk = 26\ntargetSdk = 34\nversionCode = 1\n")
     with pytest.raises(SystemExit, match="has no line `applicationId"):
         apk.Settings.read(tmp_path / "build.gradle.kts")
 
