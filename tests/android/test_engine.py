@@ -118,4 +118,4 @@ def test_the_engine(bundles: Path) -> None:
         [*command, *names], env=jvm.environment(), capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "OK (37 tests)" in done.stdout
+    assert "OK (38 tests)" in done.stdout
