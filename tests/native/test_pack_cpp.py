@@ -88,7 +88,15 @@ def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
         part, older = symbols[:9000], None if base is None else base[:9000]
         head = bytes([width.bit_length() - 2, *struct.pack("<H", len(part) - 1), base is not None])
         (corpus / str(index)).write_bytes(head + streams.encode_stream(part, width, older)[1:])
-    limits = ("-max_total_time=6", "-max_len=9000", "-len_control=0", "-seed=1", f"-artifact_prefix={tmp_path}/")
+    # Counted, not timed: a busy machine only takes longer.
+    limits = (
+        "-runs=5000",
+        "-max_total_time=300",
+        "-max_len=9000",
+        "-len_control=0",
+        "-seed=1",
+        f"-artifact_prefix={tmp_path}/",
+    )
     done = run(str(tmp_path / "fuzz"), *limits, str(corpus))
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.split("Done ")[1].split(" runs")[0]) > 200
