@@ -48,7 +48,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("template", GROWING)
 def test_a_template_that_takes_all_memory(template: str) -> None:
-    with pytest.raises(BundleError, match=f"^somewhere: the chat template failed: {MEMORY}$"):
+    # On a busy machine filling the memory can take longer than the limit of time.
+    with pytest.raises(BundleError, match=f"^somewhere: the chat template failed: ({MEMORY}|{TIME})$"):
         render(template)
     assert render("{{ messages[0].content }}") == "Hello"
 
