@@ -91,6 +91,7 @@ def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
     # Counted, not timed: a busy machine only takes longer.
     limits = (
         "-runs=5000",
+        "-rss_limit_mb=4096",
         "-max_total_time=300",
         "-max_len=9000",
         "-len_control=0",
