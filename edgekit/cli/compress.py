@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
+from edgekit.cli import console
 from edgekit.spec.methods import BY_NAME, METHODS
 
 
 @click.command(
-    epilog=examples(
+    epilog=console.examples(
         "edgekit compress path/to/model",
         "edgekit compress path/to/model -c compress.yaml -o build/small",
         "edgekit compress my.module:build -c compress.yaml --method prune -o build/small --resume",
@@ -23,10 +24,11 @@ from edgekit.spec.methods import BY_NAME, METHODS
 @click.option(
     "--config",
     "-c",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What to do: data, method, training (docs/rate-constrained.md, docs/ternary-training.md, docs/low-bit-accuracy.md). Without it MODEL's rate is reported and nothing is made.",
+    type=console.text_file,
+    help="What to do: data, method, training (docs/rate-constrained.md, docs/ternary-training.md, "
+    "docs/low-bit-accuracy.md). Without it MODEL's rate is reported and nothing is made.",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="The model directory to make.")
+@click.option("--output", "-o", type=console.path, help="The model directory to make.")
 @click.option(
     "--method",
     type=click.Choice(list(BY_NAME)),
@@ -34,40 +36,39 @@ from edgekit.spec.methods import BY_NAME, METHODS
 )
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted; the result is the same.")
 @click.option("--force", is_flag=True, help="Begin anew, and replace a compressed model that is already there.")
-@click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+@console.pickle_option
 @click.option(
     "--step", type=float, help="Round to multiples of this in the report of a MODEL without config. [default: 2^-8]"
 )
-@json_option
+@console.json_option
 def compress(
-    model: str, config: Path | None, output: Path | None, method: str | None, resume: bool, force: bool,
-    allow_pickle: bool, step: float | None, as_json: bool,
+    model: str, config: Path | None, output: Path | None, allow_pickle: bool, step: float | None, as_json: bool, **how: Any
 ) -> None:  # fmt: skip
     """Make MODEL smaller: train, prune or round it.
 
-    `edgekit export` takes what comes out. MODEL is a Hugging Face directory or hub id, a .gguf file, or package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros, entropy, exp-Golomb bits.
+    `edgekit export` takes what comes out. MODEL is a Hugging Face directory or hub id, a .gguf file, or
+    package.module:factory. Ctrl-C keeps a checkpoint for --resume. The rate of every weight is reported: shape, zeros,
+    entropy, exp-Golomb bits.
     """
-    quiet_libraries()
+    console.quiet_libraries()
     from edgekit.compression import compress as run
     from edgekit.compression import rate_of
     from edgekit.compression.settings import REPORT_STEP
     from edgekit.methods.resume import checkpoint_path
 
     if config is None:
-        if output or method or resume or force:
+        if output or any(how.values()):
             raise click.UsageError("--output, --method, --resume and --force need --config FILE")
         report = rate_of(model, step or REPORT_STEP, allow_pickle=allow_pickle)
-        show(report.lines(), report.to_json(), as_json)
+        console.show(report.lines(), report.to_json(), as_json)
         return
     if output is None or step is not None:
         raise click.UsageError("--config needs --output DIR, and has the step of the report itself (report_step)")
     try:
-        with progress_bar() as progress:
-            compressed = run(
-                model, config, output, method=method, resume=resume, force=force, allow_pickle=allow_pickle, progress=progress
-            )  # fmt: skip
+        with console.progress_bar() as progress:
+            compressed = run(model, config, output, allow_pickle=allow_pickle, **how, progress=progress)
     except KeyboardInterrupt:
         if checkpoint_path(output).exists():
             click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
         raise
-    show(compressed.lines(), compressed.to_json(), as_json)
+    console.show(compressed.lines(), compressed.to_json(), as_json)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,21 +22,21 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+path = click.Path(path_type=Path)
+existing = click.Path(exists=True, path_type=Path)
+text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+THREADS = click.IntRange(1, 1024)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else there."
 )
-threads_option = click.option(
-    "--threads", "-t", type=click.IntRange(1, 1024), default=1, show_default=True, help="Threads of ONNX Runtime."
-)
+threads_option = click.option("--threads", "-t", type=THREADS, default=1, help="Threads of ONNX Runtime.")
 target_option = click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    default=("local",),
-    show_default=True,
-    metavar="TARGET",
+    "--target", "targets", multiple=True, default=("local",), metavar="TARGET",
     help="Where to run: local, ssh:[user@]host[:port] or adb:SERIAL; may be given several times.",
-)
+)  # fmt: skip
+pickle_option = click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+labels_help = "an .npz with the model's inputs and 'labels', or a directory with a folder of pictures for each class."
 
 
 def examples(*lines: str) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import examples, json_option, progress_bar, show
+from edgekit.cli import console
 
 
 @click.group(
-    epilog=examples(
+    epilog=console.examples(
         "edgekit devices show                         every phone that is attached",
         "edgekit devices show ssh:pi@raspberrypi      what it is",
         "edgekit devices setup ssh:pi@raspberrypi     ONNX Runtime, once (a phone: --aar FILE)",
@@ -24,9 +24,9 @@ def devices() -> None:
     """
 
 
-@devices.command("show", epilog=examples("edgekit devices show", "edgekit devices show ssh:pi@raspberrypi"))
+@devices.command("show", epilog=console.examples("edgekit devices show", "edgekit devices show ssh:pi@raspberrypi"))
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
-@json_option
+@console.json_option
 def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
     """Say what each TARGET is, or every phone that is attached: model, cores, instruction sets, memory, emulated or not."""
     from edgekit.devices import Target, open_connection
@@ -35,22 +35,21 @@ def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
 
     phones = [] if targets else attached_phones()
     ready = targets or tuple(f"adb:{serial}" for serial, state in phones if state == "device")
-    found = []
+    known = []
     for target in ready:
         with open_connection(Target.parse(target)) as connection:
-            found.append(probe(connection))
+            known.append(probe(connection))
     others = {f"adb:{serial}": state for serial, state in phones if state != "device"}
-    lines = [line for facts in found for line in facts.lines()]
+    lines = [line for facts in known for line in facts.lines()]
     lines += [f"{target}: {state}" for target, state in others.items()]
     if not lines:
         lines = ["no phone is attached; give a Linux device as ssh:[user@]host"]
-    show(lines, {"devices": [facts.to_json() for facts in found], "not_ready": others}, as_json)
+    console.show(lines, {"devices": [facts.to_json() for facts in known], "not_ready": others}, as_json)
 
 
 @devices.command(
-    epilog=examples(
-        "edgekit devices setup ssh:pi@raspberrypi",
-        "edgekit devices setup adb:SERIAL --aar onnxruntime-android.aar",
+    epilog=console.examples(
+        "edgekit devices setup ssh:pi@raspberrypi", "edgekit devices setup adb:SERIAL --aar onnxruntime-android.aar"
     )
 )
 @click.argument("target")
@@ -61,10 +60,10 @@ def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option(
     "--aar",
-    type=click.Path(exists=True, path_type=Path),
+    type=console.existing,
     help="Android: ONNX Runtime's package, onnxruntime-android-1.29.0.aar, or a directory that it was unpacked to.",
 )
-@json_option
+@console.json_option
 def setup(target: str, wheels: Path | None, aar: Path | None, as_json: bool) -> None:
     """Install ONNX Runtime on TARGET, in a directory of edgekit's own: no root there, and no network."""
     from edgekit.devices import LOCAL, Target, open_connection
@@ -76,17 +75,17 @@ def setup(target: str, wheels: Path | None, aar: Path | None, as_json: bool) -> 
         raise click.UsageError("TARGET local: is this machine, which has what edgekit was installed with")
     if (wheels and parsed.kind != "ssh") or (aar and parsed.kind != "adb"):
         raise click.UsageError("--wheels is for ssh: targets, --aar for adb: ones")
-    with progress_bar() as progress, open_connection(parsed) as connection:
+    with console.progress_bar() as progress, open_connection(parsed) as connection:
         if parsed.kind == "adb":
-            found = setup_android(connection, aar, progress)
+            installed = setup_android(connection, aar, progress)
         else:
-            found = setup_linux(connection, wheels, progress)
-    show([f"{target}: {found}"], {"target": target, "installed": found}, as_json)
+            installed = setup_linux(connection, wheels, progress)
+    console.show([f"{target}: {installed}"], {"target": target, "installed": installed}, as_json)
 
 
-@devices.command(epilog=examples("edgekit devices clean ssh:pi@raspberrypi"))
+@devices.command(epilog=console.examples("edgekit devices clean ssh:pi@raspberrypi"))
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@json_option
+@console.json_option
 def clean(targets: tuple[str, ...], as_json: bool) -> None:
     """Remove everything that edgekit has on each TARGET: bundles, runner, ONNX Runtime."""
     from edgekit.devices import Target, open_connection
@@ -97,4 +96,4 @@ def clean(targets: tuple[str, ...], as_json: bool) -> None:
         with open_connection(Target.parse(target)) as connection:
             remove(connection)
             directories[target] = connection.directory
-    show((f"{t}: {d} is gone" for t, d in directories.items()), {"removed": directories}, as_json)
+    console.show((f"{t}: {d} is gone" for t, d in directories.items()), {"removed": directories}, as_json)

@@ -6,16 +6,11 @@ import sys
 
 import click
 
-from edgekit.cli.console import examples, json_option, show
+from edgekit.cli import console
 
 
-@click.command(
-    epilog=examples(
-        "edgekit doctor",
-        "edgekit doctor --json",
-    )
-)
-@json_option
+@click.command(epilog=console.examples("edgekit doctor", "edgekit doctor --json"))
+@console.json_option
 def doctor(as_json: bool) -> None:
     """Check this machine.
 
@@ -23,7 +18,7 @@ def doctor(as_json: bool) -> None:
     """
     from edgekit.doctor import examine
 
-    found = examine()
-    show(found.lines(), found.to_json(), as_json)
-    if not found.passed:
+    examination = examine()
+    console.show(examination.lines(), examination.to_json(), as_json)
+    if not examination.passed:
         sys.exit(1)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgekit.cli.console import examples, json_option, progress_bar, quiet_libraries, show
+from edgekit.cli import console
 from edgekit.lowbit.library import ABIS, SHIPPED
 from edgekit.recipe import shipped_recipes
 from edgekit.spec.names import TASKS
 
 
 @click.command(
-    epilog=examples(
+    epilog=console.examples(
         "edgekit export path/to/model -o build/model",
         "edgekit export someone/model --recipe int4 -o build/model --samples notes.txt",
         "edgekit export my.module:build --recipe int8-static -o build/net --samples pictures",
@@ -24,22 +25,18 @@ from edgekit.spec.names import TASKS
     "--recipe",
     "-r",
     default="int8",
-    show_default=True,
     help=f"A shipped recipe ({', '.join(shipped_recipes())}; see `edgekit recipes`) or a YAML file.",
 )
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The bundle directory to make.")
+@click.option("--output", "-o", required=True, type=console.path, help="The bundle directory to make.")
 @click.option(
     "--samples",
-    type=click.Path(exists=True, path_type=Path),
-    help="Your own real input: a text, a directory of pictures (gray or RGB), an .npz. Without it verify says PASS only for models that read text or RGB pictures.",
+    type=console.existing,
+    help="Your own real input: a text, a directory of pictures (gray or RGB), an .npz. Without it verify says PASS "
+    "only for models that read text or RGB pictures.",
 )
-@click.option(
-    "--task",
-    type=click.Choice(TASKS),
-    help="What the model does, where it cannot be told.",
-)
+@click.option("--task", type=click.Choice(TASKS), help="What the model does, where it cannot be told.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
-@click.option("--allow-pickle", is_flag=True, help="Accept pickled weights, read with weights_only.")
+@console.pickle_option
 @click.option(
     "--abi",
     "abis",
@@ -47,26 +44,21 @@ from edgekit.spec.names import TASKS
     type=click.Choice([*ABIS, "none"]),
     default=SHIPPED,
     help="A system that the bundle is for (several times for several; none: this machine). Bundles with ternary, "
-    "int8-channel or sparse layers carry the operator library for each; layers are sparse only where that is faster on all. "
-    f"[default: {', '.join(SHIPPED)}]",
+    "int8-channel or sparse layers carry the operator library for each; layers are sparse only where that is faster on "
+    "all.",
 )
-@json_option
-def export(
-    model: str, recipe: str, output: Path, samples: Path | None, task: str | None, force: bool, allow_pickle: bool,
-    abis: tuple[str, ...], as_json: bool,
-) -> None:  # fmt: skip
+@console.json_option
+def export(model: str, recipe: str, output: Path, abis: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Export MODEL as a bundle.
 
-    The written model is loaded and must compute what the compressed PyTorch model does, or nothing is kept. MODEL is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
+    The written model is loaded and must compute what the compressed PyTorch model does, or nothing is kept. MODEL is a
+    Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or package.module:factory.
     """
-    quiet_libraries()
+    console.quiet_libraries()
     from edgekit.exporter import export as run
     from edgekit.inspection import inspect
 
-    with progress_bar() as progress:
-        run(
-            model, recipe, output, samples=samples, task=task, force=force, allow_pickle=allow_pickle,
-            abis=[abi for abi in abis if abi != "none"], progress=progress,
-        )  # fmt: skip
-    found = inspect(output)  # named as the user did
-    show(found.summary(), found.to_json(), as_json)
+    with console.progress_bar() as progress:
+        run(model, recipe, output, abis=[abi for abi in abis if abi != "none"], **options, progress=progress)
+    bundle = inspect(output)  # named as the user did
+    console.show(bundle.summary(), bundle.to_json(), as_json)

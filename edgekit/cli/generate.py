@@ -2,67 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.cli.console import (
-    INTERRUPTED,
-    examples,
-    json_option,
-    printable,
-    progress_bar,
-    quiet_libraries,
-    show,
-    threads_option,
-)
+from edgekit.cli import console
 from edgekit.spec.names import NEW_TOKENS
 
-SAMPLING = (
-    click.option("--temperature", default=0.0, show_default=True, type=float, help="0 takes the likeliest token."),
-    click.option("--top-k", default=0, show_default=True, type=int, help="0 considers all tokens."),
-    click.option("--top-p", default=1.0, show_default=True, type=float, help="1 considers all tokens."),
-    click.option("--repetition-penalty", default=1.0, show_default=True, type=float, help="1 is none."),
-    click.option("--seed", type=int, help="Same seed, same text."),
-)
 DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
-
-
-def sampling_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """The options of how tokens are drawn, given to ``verb`` as one dict, ``drawing``."""
-
-    @functools.wraps(verb)
-    def call(**given: Any) -> None:
-        verb(drawing={name: given.pop(name) for name in DRAWING}, **given)
-
-    return functools.reduce(lambda command, option: option(command), reversed(SAMPLING), call)
+"""How tokens are drawn."""
 
 
 @click.command(
-    epilog=examples(
+    epilog=console.examples(
         'edgekit generate build/model "What is the capital of France?"',
         'edgekit generate build/model "Once upon a time" --raw --temperature 0.7 --seed 1',
         'edgekit generate build/model "And then?" --session chat.session',
         'edgekit generate build/model "Hello" --target ssh:pi@raspberrypi',
     )
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=console.path)
 @click.argument("prompt")
-@click.option(
-    "--max-new-tokens", "-n", default=NEW_TOKENS, show_default=True, type=click.IntRange(1), help="Stop after so many."
-)
+@click.option("--max-new-tokens", "-n", default=NEW_TOKENS, type=click.IntRange(1), help="Stop after so many.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")
 @click.option("--stop", multiple=True, help="Stop at this text (may be given several times).")
-@sampling_options
+@click.option("--temperature", default=0.0, type=float, help="0 takes the likeliest token.")
+@click.option("--top-k", default=0, type=int, help="0 considers all tokens.")
+@click.option("--top-p", default=1.0, type=float, help="1 considers all tokens.")
+@click.option("--repetition-penalty", default=1.0, type=float, help="1 is none.")
+@click.option("--seed", type=int, help="Same seed, same text.")
 @click.option(
     "--lookup",
     default=0,
-    show_default=True,
     type=click.IntRange(0, 64),
     metavar="N",
     help="Propose up to N tokens at a time that followed the same words before (without temperature and penalty only); "
@@ -74,41 +48,33 @@ def sampling_options(verb: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE",
     help="Go on from the text or chat saved in FILE, if it is there, and save it again at the end, with its cache.",
 )
-@click.option(
-    "--target", default="local", show_default=True, help="Where to run: local, ssh:[user@]host[:port] or adb:SERIAL."
-)
-@threads_option
-@json_option
+@click.option("--target", default="local", help="Where to run: local, ssh:[user@]host[:port] or adb:SERIAL.")
+@console.threads_option
+@console.json_option
 def generate(
-    bundle: Path, prompt: str, max_new_tokens: int, raw: bool, system: str | None, stop: tuple[str, ...],
-    drawing: dict[str, Any], lookup: int, session: Path | None, target: str, threads: int, as_json: bool,
-) -> None:  # fmt: skip
+    bundle: Path, prompt: str, raw: bool, lookup: int, session: Path | None, target: str, as_json: bool, **options: Any
+) -> None:
     """Generate text from PROMPT.
 
     It streams to stdout. Ctrl-C ends it at once; what there is, is shown and saved."""
-    quiet_libraries()
+    console.quiet_libraries()
     from edgekit.bundle import Bundle
     from edgekit.devices import LOCAL, Target
     from edgekit.runtime.generation import GREEDY, interruptible
     from edgekit.runtime.sampling import Sampling
 
-    sampling = Sampling(**drawing)
-    opened, chat, where = Bundle.open(bundle), False if raw else None, Target.parse(target)
+    sampling = Sampling(**{name: options.pop(name) for name in DRAWING})
+    opened, where = Bundle.open(bundle), Target.parse(target)
+    options["chat"] = False if raw else None
     if sampling == GREEDY and not lookup and session is None:
         from edgekit.devices.generation import generate_on
 
-        with progress_bar() as progress:
-            running = generate_on(
-                where, opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop,
-                threads=threads, progress=progress,
-            )  # fmt: skip
+        with console.progress_bar() as progress:
+            running = generate_on(where, opened, prompt, **options, progress=progress)
     elif where.kind == LOCAL:
         from edgekit.runtime.generation import generate as run
 
-        running = run(
-            opened, prompt, max_new_tokens=max_new_tokens, chat=chat, system=system, stop=stop, sampling=sampling,
-            threads=threads, lookup=lookup, session=session,
-        )  # fmt: skip
+        running = run(opened, prompt, sampling=sampling, lookup=lookup, session=session, **options)
     else:
         raise click.UsageError(
             f"--target {target} takes the likeliest token each time; leave out sampling, --lookup and --session"
@@ -120,7 +86,7 @@ def generate(
             for piece in stream:
                 pieces.append(piece)
                 if not as_json:
-                    click.echo(printable(piece), nl=False)
+                    click.echo(console.printable(piece), nl=False)
         except KeyboardInterrupt:
             interrupted = True
     facts = {
@@ -132,7 +98,7 @@ def generate(
         "decode_tokens_per_second": round(running.decode_tokens_per_second, 2),
         **({"proposed_tokens": running.proposed_tokens, "accepted_tokens": running.accepted_tokens} if lookup else {}),
     }
-    show([""], {"text": "".join(pieces), "tokens": running.tokens, **facts}, as_json)
+    console.show([""], {"text": "".join(pieces), "tokens": running.tokens, **facts}, as_json)
     click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items()), err=True)
     if interrupted:
-        click.get_current_context().exit(INTERRUPTED)
+        click.get_current_context().exit(console.INTERRUPTED)

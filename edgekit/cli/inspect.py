@@ -6,17 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgekit.cli.console import examples, json_option, show
+from edgekit.cli import console
 
 
-@click.command(
-    epilog=examples(
-        "edgekit inspect build/model",
-        "edgekit inspect build/model --json",
-    )
-)
-@click.argument("bundle", type=click.Path(path_type=Path))
-@json_option
+@click.command(epilog=console.examples("edgekit inspect build/model", "edgekit inspect build/model --json"))
+@click.argument("bundle", type=console.path)
+@console.json_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE holds.
 
@@ -24,5 +19,5 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """
     from edgekit.inspection import inspect as run
 
-    found = run(bundle)
-    show(found.lines(), found.to_json(), as_json)
+    inspection = run(bundle)
+    console.show(inspection.lines(), inspection.to_json(), as_json)

@@ -55,7 +55,10 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+)
 @click.version_option(__version__, "--version", "-V", prog_name="edgekit")
 def group() -> None:
     """Put a trained PyTorch model on a device, with proof that it still works.
@@ -121,12 +124,8 @@ def _run(given: Sequence[str]) -> NoReturn:
             raise
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             place = str(error.filename)[:120] if error.filename is not None else "a file or device"
-            _fail(
-                given,
-                f"{place}: {error.strerror}; give another path, or check the disk",
-                UsageError.exit_code,
-                "UsageError",
-            )
+            advice = "give another path, or check the disk"
+            _fail(given, f"{place}: {error.strerror}; {advice}", UsageError.exit_code, "UsageError")
         traceback.print_exc()
         _fail(given, f"{type(error).__name__}: {error}; this is a bug in edgekit, please report it", BUG, "Bug")
 
