@@ -151,6 +151,9 @@ PLANTED = [
     ("kernels_avx512vbmi2.cpp", "_mm512_srli_epi16(codes[1], 4)", "_mm512_srli_epi16(codes[1], 3)"),
     ("kernels_avx512vbmi2.cpp", "if (!take_block<F>(&row, w)) return false;", "take_block<F>(&row, w);"),
     ("kernels.h", "codes[0] <= end && codes[1] <= end", "codes[0] <= end"),
+    ("int4_avx512.h", "_mm512_srli_epi16(words[g], 4)", "_mm512_srli_epi16(words[g], 3)"),
+    ("int4_avx512.h", "if (some == 2) results", "results"),
+    ("int4_avx512.h", "half_block[t] = _mm512_setzero_si512();", ""),
 ]
 
 
@@ -176,22 +179,25 @@ PLANTED_IN_THE_OPERATOR = [
     ("floats.h", "largest / 127.0f", "largest * (1.0f / 127.0f)"),
     ("floats.h", "(step * scales[r])", "step * scales[r]"),
     ("half.h", "(magnitude >> 13 & 1u)", "1u"),
-    ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.sparse4_zero : 128"),
-    ("product.cpp", "kernels.sparse4_zero : kernels.int8_zero", "kernels.int8_zero : kernels.int8_zero"),
+    ("call.h", "kernels.sparse4_zero : kernels.int8_zero", "kernels.sparse4_zero : 128"),
+    ("call.h", "kernels.sparse4_zero : kernels.int8_zero", "kernels.int8_zero : kernels.int8_zero"),
     ("product.cpp", "!a.each && block > 0, panel.sums", "!a.each && block > 4, panel.sums"),
     ("product.cpp", "if (!at[r].done()) return not_intact(call);", ""),
     ("product.cpp", "|| (at.last && !rows[r].done())", ""),
     ("arguments.cpp", "first == begin && end == stop", "first == begin"),
-    ("product.cpp", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),
+    ("call.h", "y[r] += a.bias[first + r]", "y[r] += a.bias[r]"),
     ("product.cpp", "if (freed != nullptr) api.release_status(freed);", ""),
     ("arguments.cpp", "w.dims[1] == static_cast<int64_t>(blocks)", "w.dims[1] <= static_cast<int64_t>(blocks)"),
     ("arguments.cpp", "if (x.dims[i] < 0 || x.dims[i] >= kMostRows)", "if (x.dims[i] >= kMostRows)"),
     ("arguments.cpp", "  api.release_info(info);", ""),
     ("operator.cpp", "  node.api.release_allocator(node.allocator);", ""),
+    ("int4_quantize.h", "*corrections = -8 * sum", "*corrections = -7 * sum"),
+    ("product_int4.cpp", "kernels.rows - left + r", "r"),
+    ("arguments.cpp", "rounding != 0 && rounding != block", "rounding < 0"),
 ]
 HARMLESS = [
     ("kernels.h", "kPrefetch = 4096", "kPrefetch = 0"),
-    ("product.cpp", "__builtin_prefetch(w + r * call.row_bytes + i)", "(void)(w + r + i)"),
+    ("product.cpp", "__builtin_prefetch(w + r * call.a.row_bytes + i)", "(void)(w + r + i)"),
 ]
 
 

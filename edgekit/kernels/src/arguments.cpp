@@ -65,7 +65,8 @@ OrtStatus* check_x(const Api& api, const Tensor& x, const Attributes& a, size_t*
 }
 
 OrtStatus* check_w(const Api& api, const Tensor& w, const Attributes& a, size_t blocks) {
-  const int64_t bytes = static_cast<int64_t>(block_bytes(a.format));
+  const int64_t bytes =
+      a.format == kInt4 ? static_cast<int64_t>(a.block / 2) : static_cast<int64_t>(block_bytes(a.format));
   Message message;
   message << operator_name(a.format) << ": W ";
   if (w.value == nullptr) return invalid(api, message << "is missing");
@@ -73,7 +74,8 @@ OrtStatus* check_w(const Api& api, const Tensor& w, const Attributes& a, size_t 
   if (w.rank == 3 && w.dims[0] == a.n && w.dims[1] == static_cast<int64_t>(blocks) && w.dims[2] == bytes)
     return nullptr;
   message << "is " << w << ", [" << a.n << ", " << static_cast<int64_t>(blocks) << ", " << bytes << "] expected";
-  return invalid(api, message << " (N, K/128 rounded up, bytes of a block)");
+  message << " (N, K/" << static_cast<int64_t>(a.block);
+  return invalid(api, message << " rounded up, bytes of a block)");
 }
 
 // A sparse W is one run of bytes; what is in it is looked at by those who read it.
@@ -111,12 +113,13 @@ OrtStatus* check_scales(const Api& api, const Tensor& s, const Attributes& a, Ar
   message << operator_name(a.format) << ": scales ";
   if (s.value == nullptr) return invalid(api, message << "are missing");
   if (s.type != kFloat) return invalid(api, message << "have element type " << s.type << ", float32 expected");
-  out->one_scale = s.rank == 1 && s.dims[0] == 1;
-  out->scales_each =
-      a.format == kTernary && s.rank == 2 && s.dims[0] == a.n && s.dims[1] == static_cast<int64_t>(out->blocks);
-  if (out->one_scale || out->scales_each || (s.rank == 1 && s.dims[0] == a.n)) return nullptr;
-  message << "are " << s << ", [1], [" << a.n << "]";
-  if (a.format == kTernary) message << " or [" << a.n << ", " << static_cast<int64_t>(out->blocks) << "]";
+  const bool by_row = a.format != kInt4, by_block = a.format == kTernary || a.format == kInt4;
+  out->one_scale = by_row && s.rank == 1 && s.dims[0] == 1;
+  out->scales_each = by_block && s.rank == 2 && s.dims[0] == a.n && s.dims[1] == static_cast<int64_t>(out->blocks);
+  if (out->one_scale || out->scales_each || (by_row && s.rank == 1 && s.dims[0] == a.n)) return nullptr;
+  message << "are " << s << ", ";
+  if (by_row) message << "[1], [" << a.n << "]" << (by_block ? " or " : "");
+  if (by_block) message << "[" << a.n << ", " << static_cast<int64_t>(out->blocks) << "]";
   return invalid(api, message << " expected");
 }
 
@@ -158,6 +161,7 @@ OrtStatus* read_attribute(const Api& api, const OrtKernelInfo* info, Format form
 }  // namespace
 
 const char* operator_name(Format format) {
+  if (format == kInt4) return "Int4MatMul";
   return format == kTernary ? "TernaryMatMul" : format == kInt8 ? "Int8MatMul" : "SparseMatMul";
 }
 
@@ -166,14 +170,17 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   out->half = half;
   if (OrtStatus* status = read_attribute(api, info, format, "K", &out->k)) return status;
   if (OrtStatus* status = read_attribute(api, info, format, "N", &out->n)) return status;
-  int64_t block = 0;
-  if (OrtStatus* status = read_attribute(api, info, format, "activation_block_size", &block)) return status;
-  int64_t bits = 8;
+  int64_t rounding = 0;
+  if (OrtStatus* status = read_attribute(api, info, format, "activation_block_size", &rounding)) return status;
+  int64_t bits = 8, block = kBlock;
   if (is_sparse(format)) {
     if (OrtStatus* status = read_attribute(api, info, format, "bits", &bits)) return status;
     out->format = bits == 4 ? kSparse4 : kSparse8;
+  } else if (format == kInt4) {
+    if (OrtStatus* status = read_attribute(api, info, format, "block_size", &block)) return status;
   }
-  out->each_block = block != 0;
+  out->block = static_cast<size_t>(block);
+  out->each_block = rounding != 0;
   const int64_t most = format == kTernary ? kMostTernaryK : kMostInt8K;
   Message message;
   message << operator_name(format) << ": ";
@@ -183,8 +190,12 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   if (out->n < 1 || out->n >= kMostRows) {
     return invalid(api, message << "attribute N is " << out->n << ", 1 to 2^31 - 1 expected");
   }
-  if (block != 0 && block != static_cast<int64_t>(kBlock)) {
-    return invalid(api, message << "attribute activation_block_size is " << block << ", 0 (per token) or 128 expected");
+  if (block < 16 || block > static_cast<int64_t>(kMostInt4Block) || (block & (block - 1)) != 0) {
+    return invalid(api, message << "attribute block_size is " << block << ", 16, 32, 64, 128 or 256 expected");
+  }
+  if (rounding != 0 && rounding != block) {
+    message << "attribute activation_block_size is " << rounding << ", 0 (per token) or " << block;
+    return invalid(api, message << " expected");
   }
   if (bits != 4 && bits != 8) return invalid(api, message << "attribute bits is " << bits << ", 4 or 8 expected");
   return nullptr;
@@ -200,11 +211,13 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
   }
   out->n = static_cast<size_t>(a.n);
   out->k = static_cast<size_t>(a.k);
-  out->blocks = (out->k + kBlock - 1) / kBlock;
+  out->block = a.block;
+  out->blocks = parts(out->k, a.block);
   out->half = a.half;
   out->steps_each = a.each_block;
   if (OrtStatus* status = check_x(api, x, a, &out->m)) return status;
-  out->w_bytes = out->n * out->blocks * block_bytes(a.format);
+  out->row_bytes = out->blocks * (a.format == kInt4 ? a.block / 2 : block_bytes(a.format));
+  out->w_bytes = out->n * out->row_bytes;
   OrtStatus* const wrong =
       is_sparse(a.format) ? check_sparse_w(api, w, a, out->blocks, &out->w_bytes) : check_w(api, w, a, out->blocks);
   if (wrong != nullptr) return wrong;

@@ -30,11 +30,24 @@ inline uint32_t largest_bits(const float* x, size_t count) {
   return largest;
 }
 
+// The step of so large an absmax, and what activations are multiplied by before they are rounded.
+inline void set_step(uint32_t largest_as_bits, float* inverse, float* step) {
+  float largest;
+  __builtin_memcpy(&largest, &largest_as_bits, sizeof largest);
+  largest = largest < kSmallest ? kSmallest : largest;
+  *inverse = 127.0f / largest;
+  *step = largest / 127.0f;
+}
+
+inline int32_t rounded(float x, float inverse) {
+  return static_cast<int32_t>(bits_of(x * inverse + kRounder)) - kRounderBits;
+}
+
 inline int32_t round_block(const float* x, float inverse, bool planes, int8_t* codes) {
   int8_t ordered[kBlock];
   int32_t sum = 0;
   for (size_t i = 0; i < kBlock; ++i) {
-    const int32_t code = static_cast<int32_t>(bits_of(x[i] * inverse + kRounder)) - kRounderBits;
+    const int32_t code = rounded(x[i], inverse);
     sum += code;
     ordered[i] = static_cast<int8_t>(code);
   }
@@ -59,11 +72,7 @@ bool quantize(const float* x, size_t count, bool steps_each, bool each, bool pla
     if (steps_each || start == 0) {
       const uint32_t bits = largest_bits(x + start, steps_each ? left : count);
       if (bits >= kInfinity) return false;
-      float largest;
-      __builtin_memcpy(&largest, &bits, sizeof largest);
-      largest = largest < kSmallest ? kSmallest : largest;
-      inverse = 127.0f / largest;
-      step = largest / 127.0f;
+      set_step(bits, &inverse, &step);
     }
     float padded[kBlock];
     const float* block = x + start;

@@ -13,6 +13,11 @@
 // - 8, in the low halves of the bytes those of the first 64 weights of every block, in the high halves those of the
 // others; so no code has to be moved to another byte. kSparseTail bytes can be read behind any row.
 //
+// kInt4: blocks of another size, 16 to 256 codes, element 2 i of a block in the low half of its byte i and element 2 i
+// + 1 in the high half, worth code - 8. Activations lie in planes of another kind: in every 128 bytes first the
+// elements with even numbers, then those with odd ones. A block ends in the middle of such 128 bytes where it ends
+// there.
+//
 // Products are summed exactly and never accumulated over K in fewer than 32 bits; floats.h holds the float arithmetic
 // for all instruction sets, so results are the same bits on each. Everything is valid input here: operator.cpp checked
 // it.
@@ -22,7 +27,7 @@
 
 namespace edgekit {
 
-enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3 };
+enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3, kInt4 = 4 };
 
 constexpr size_t kBlock = 128;         // codes of K
 constexpr size_t kPlane = 32;          // bytes of a plane of activations
@@ -57,6 +62,38 @@ struct SparseRow {
   }
   // Whether everything was read, and nothing is left.
   bool done() const { return (codes[0] > codes[1] ? codes[0] : codes[1]) == end; }
+};
+
+constexpr size_t kInt4Span = 128;    // activations of which the even ones come first
+constexpr size_t kInt4Rows = 32;     // rows at most that one Int4Kernels::multiply() takes
+constexpr size_t kInt4Tokens = 128;  // tokens at most
+constexpr size_t kMostInt4Block = 256;
+
+// Y = X W^T with 4-bit weights.
+struct Int4Product {
+  size_t block, blocks;  // codes of a block; blocks of a row
+  const uint8_t* w;
+  size_t row_bytes;
+  const float* scales;  // [rows of W, blocks]
+  const int8_t* x;
+  size_t stride;               // bytes from one row of x to the next, all of them there
+  const float* steps;          // [tokens, blocks]
+  const int32_t* corrections;  // [tokens, blocks], what is missing from sums over codes: -8 times the sum of x
+};
+
+// What an instruction set has for it. Sums of blocks are scaled where they are made: there are too many to store them.
+struct Int4Kernels {
+  size_t rows;  // what multiply() takes a multiple of
+
+  // Rounds a row of `count` floats to int8 codes in planes, with step = absmax / 127 of the row or with `steps_each` of
+  // each block. Stores whole blocks of codes, and for each block the step and -8 times the sum of its codes. False when
+  // an element is infinite or not a number.
+  bool (*quantize)(const float* x, size_t count, size_t block, bool steps_each, int8_t* codes, float* steps,
+                   int32_t* corrections);
+
+  // y[t * kInt4Rows + r] = the product of row `first` + r of W and token `from` + t, for `rows` rows and `tokens`
+  // tokens: from +0.0, blocks in order, float(sum + correction) * (step * scale). y is aligned to 64 bytes.
+  void (*multiply)(const Int4Product& product, size_t first, size_t rows, size_t from, size_t tokens, float* y);
 };
 
 struct Kernels {
@@ -99,9 +136,12 @@ struct Kernels {
 
   // The same blocks as kInt8 codes.
   bool (*expand)(Format format, SparseRow* row, size_t blocks, uint8_t* codes);
+
+  const Int4Kernels* int4;
 };
 
 // One table an instruction set, defined where the compiler's target has it.
+extern const Int4Kernels kScalarInt4;  // what an instruction set has that has no better
 extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi2, kNeon, kNeonDotprod, kNeonI8mm;
 
 }  // namespace edgekit

@@ -8,23 +8,14 @@
 
 EK_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,popcnt")
 
+#include "avx512.h"
 #include "floats.h"
 
 namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 32;
-// So fast a loop is ahead of its own requests to the first cache: these go to the second.
-constexpr size_t kFar = 12288;
 constexpr size_t kNear = 2048;  // where a single row is read
-
-inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
-
-// 32 bytes of one row and of the next.
-inline __m512i load_pair(const void* a, const void* b) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(load256(a)), load256(b), 1);
-}
 
 inline void store(int32_t* out, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v); }
 
@@ -274,28 +265,6 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
   }
 }
 
-// 16 rows of 32 bytes -> eight vectors, word g of every row in the g-th.
-inline void transpose(const uint8_t* const* rows, size_t offset, __m512i* words) {
-  __m512i pair[2][4];
-#pragma GCC unroll 2
-  for (size_t h = 0; h < 2; ++h) {
-    __m512i z[4];
-#pragma GCC unroll 4
-    for (size_t i = 0; i < 4; ++i) z[i] = load_pair(rows[8 * h + i] + offset, rows[8 * h + 4 + i] + offset);
-    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
-    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
-    pair[h][0] = _mm512_unpacklo_epi64(a, c);
-    pair[h][1] = _mm512_unpackhi_epi64(a, c);
-    pair[h][2] = _mm512_unpacklo_epi64(b, d);
-    pair[h][3] = _mm512_unpackhi_epi64(b, d);
-  }
-#pragma GCC unroll 4
-  for (size_t i = 0; i < 4; ++i) {
-    words[i] = _mm512_shuffle_i32x4(pair[0][i], pair[1][i], 0x88);
-    words[4 + i] = _mm512_shuffle_i32x4(pair[0][i], pair[1][i], 0xDD);
-  }
-}
-
 void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
   const __m512i mask = _mm512_set1_epi8(3);
   for (size_t half = 0; half < 2; ++half) {
@@ -305,7 +274,7 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
     const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
     for (size_t p = 0; p < blocks * parts; ++p) {
       __m512i words[8];
-      transpose(at, p * kPlane, words);
+      transpose([&](size_t i, size_t j) { return load_pair(at[i] + p * kPlane, at[j] + p * kPlane); }, words);
       uint8_t* out = panel + p * (kBlock / parts) * kRows + half * 64;
 #pragma GCC unroll 8
       for (size_t g = 0; g < 8; ++g, out += 4 * kRows) {
@@ -382,13 +351,17 @@ inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) { return _mm256_
 }  // namespace
 }  // namespace edgekit
 
+#include "int4_avx512.h"
 #include "sparse_256.h"
 
 namespace edgekit {
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96, 128, 128, quantize, gemv, pack, tile, finish, sparse, expand};
-const Kernels kAvx512Vbmi2 = {"avx512vbmi2", kRows, 96,     128,          8,           quantize, gemv,
-                              pack,          tile,  finish, sparse_vbmi2, expand_vbmi2};
+const Int4Kernels kAvx512Int4 = {kLanes, quantize_int4, multiply_int4};
+
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96,     128,    128,    quantize,    gemv,
+                             pack,         tile,  finish, sparse, expand, &kAvx512Int4};
+const Kernels kAvx512Vbmi2 = {"avx512vbmi2", kRows,  96,           128,          8,           quantize, gemv, pack,
+                              tile,          finish, sparse_vbmi2, expand_vbmi2, &kAvx512Int4};
 
 }  // namespace edgekit
 

@@ -42,8 +42,8 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 #include "x86_256.h"
 
 namespace edgekit {
-const Kernels kAvxVnni = {"avxvnni", kRows, 16,   kInt8Zero, kInt8Zero, quantize,
-                          gemv,      pack,  tile, finish,    sparse,    expand};
+const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,    gemv,
+                          pack,      tile,  finish, sparse,    expand,    &kScalarInt4};
 }  // namespace edgekit
 
 EK_TARGET_END

@@ -154,7 +154,7 @@ void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, s
 
 namespace edgekit {
 
-const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand};
+const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kScalarInt4};
 
 }  // namespace edgekit
 

@@ -87,7 +87,8 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand};
+const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,    gemv,
+                              pack,           tile,  finish, sparse, expand, &kScalarInt4};
 
 }  // namespace edgekit
 

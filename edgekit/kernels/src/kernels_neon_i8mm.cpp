@@ -94,7 +94,8 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 
 }  // namespace
 
-const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand};
+const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4,      0,      0,      quantize,    gemv,
+                           pack,        tile,  finish, sparse, expand, &kScalarInt4};
 
 }  // namespace edgekit
 

@@ -1,6 +1,6 @@
 #include "product.h"
 
-#include "half.h"
+#include "call.h"
 #include "message.h"
 
 namespace edgekit {
@@ -12,57 +12,23 @@ constexpr size_t kSpan = 64;           // blocks that one gemv() call takes wher
 constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
 constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
 constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
-constexpr size_t kAlignment = 64;
-
-// One call of the operator: what its parts share. Only `finite` and `intact` are written by them.
-struct Call {
-  const Kernels& kernels;
-  Format format;
-  const Arguments& a;
-  size_t stride;     // bytes from one row of codes to the next
-  size_t pieces;     // of a row of codes: 1, or one a block
-  size_t row_bytes;  // of W
-  float* floats;     // X as float32 where it is float16
-  int8_t* codes;
-  float* steps;
-  int32_t* corrections;
-  bool finite = true;
-  bool intact = true;  // sparse rows fit their codes
-
-  const float* row(size_t t) const { return a.half ? floats + t * a.k : static_cast<const float*>(a.x) + t * a.k; }
-  Format dense() const { return is_sparse(format) ? kInt8 : format; }  // of panels
-
-  // One token needs no panel: a sparse row is multiplied while it is read.
-  bool sparse_rows() const { return is_sparse(format) && a.m == 1; }
-  int32_t zero() const {
-    if (format == kTernary) return 1;
-    return format == kSparse4 && sparse_rows() ? kernels.sparse4_zero : kernels.int8_zero;
-  }
-};
-
-size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
-// count / width rounded up, for powers of two: 32-bit ARM divides by nothing else without a library.
-size_t parts(size_t count, size_t width) {
-  while (width > 1) count = (count + 1) / 2, width /= 2;
-  return count;
-}
 
 void quantize_row(void* data, size_t t) {
   Call& call = *static_cast<Call*>(data);
   const Arguments& a = call.a;
   if (a.half) to_float(static_cast<const uint16_t*>(a.x) + t * a.k, a.k, call.floats + t * a.k);
-  const bool ok = call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary,
-                                        call.codes + t * call.stride, call.steps + t * call.pieces,
-                                        call.corrections + t * call.pieces);
-  if (!ok) {
-    __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
-    return;
-  }
+  int8_t* codes = call.codes + t * call.stride;
+  float* steps = call.steps + t * call.pieces;
+  int32_t* corrections = call.corrections + t * call.pieces;
+  const bool int4 = call.format == kInt4;
+  const bool ok = int4 ? call.kernels.int4->quantize(call.row(t), a.k, a.block, a.steps_each, codes, steps, corrections)
+                       : call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary, codes,
+                                               steps, corrections);
+  if (!ok) __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
+  if (!ok || int4) return;
   // What every sum over codes is too large by, as codes are stored without a sign.
   for (size_t p = 0; p < call.pieces; ++p) {
-    int32_t& correction = call.corrections[t * call.pieces + p];
-    correction = static_cast<int32_t>(static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(correction));
+    corrections[p] = static_cast<int32_t>(static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(corrections[p]));
   }
 }
 
@@ -94,19 +60,6 @@ void gather_scales(const Arguments& a, size_t first, size_t rows, size_t block, 
   }
 }
 
-// Where a part's sums for a token are made: in Y itself, or where Y is float16 in `local`.
-float* destination(const Arguments& a, size_t t, size_t first, float* local) {
-  return a.half ? local : static_cast<float*>(a.y) + t * a.n + first;
-}
-
-// Adds the bias, and narrows where Y is float16.
-void complete(const Arguments& a, size_t t, size_t first, size_t rows, float* y) {
-  if (a.bias != nullptr) {
-    for (size_t r = 0; r < rows; ++r) y[r] += a.bias[first + r];
-  }
-  if (a.half) to_half(y, rows, static_cast<uint16_t*>(a.y) + t * a.n + first);
-}
-
 // The rest of the arithmetic for one token, the rows of a part, and pieces from `piece`.
 void finish(const Call& call, const int32_t* sums, size_t sum_stride, size_t t, size_t piece, size_t pieces,
             const float* scales, size_t scale_stride, size_t rows, float* y) {
@@ -130,7 +83,7 @@ void gemv_part(void* data, size_t part) {
     float local[kGemvTokens * kGemvRows];
     for (size_t b = 0; b < a.blocks; b += span) {
       const size_t blocks = smaller(span, a.blocks - b), pieces = a.each ? blocks : 1;
-      call.kernels.gemv(call.format, a.w + first * call.row_bytes + b * block_bytes(call.format), call.row_bytes, rows,
+      call.kernels.gemv(call.format, a.w + first * a.row_bytes + b * block_bytes(call.format), a.row_bytes, rows,
                         call.codes + t * call.stride + b * kBlock, call.stride, tokens, blocks, a.each, sums);
       if (a.scales_each) gather_scales(a, first, rows, b, blocks, kGemvRows, gathered);
       for (size_t i = 0; i < tokens; ++i) {
@@ -147,7 +100,7 @@ void gemv_part(void* data, size_t part) {
 // Asks for the weights that are unpacked next, while those at hand are multiplied.
 void prefetch_rows(const Call& call, const uint8_t* w, size_t rows, size_t blocks) {
   for (size_t r = 0; r < rows; ++r) {
-    for (size_t i = 0; i < blocks * block_bytes(call.format); i += 64) __builtin_prefetch(w + r * call.row_bytes + i);
+    for (size_t i = 0; i < blocks * block_bytes(call.format); i += 64) __builtin_prefetch(w + r * call.a.row_bytes + i);
   }
 }
 
@@ -251,12 +204,12 @@ void gemm_part(void* data, size_t part) {
     for (at.b = 0; at.b < a.blocks; at.b += span) {
       at.blocks = smaller(span, a.blocks - at.b);
       at.last = at.b + span >= a.blocks;
-      const uint8_t* w = a.w + at.first * call.row_bytes + at.b * block_bytes(call.format);
-      call.kernels.pack(call.format, w, call.row_bytes, at.rows, at.blocks, panel.bytes);
+      const uint8_t* w = a.w + at.first * a.row_bytes + at.b * block_bytes(call.format);
+      call.kernels.pack(call.format, w, a.row_bytes, at.rows, at.blocks, panel.bytes);
       if (!at.last) {
         prefetch_rows(call, w + span * block_bytes(call.format), at.rows, span);
       } else if (at.first + 2 * width <= a.n) {
-        prefetch_rows(call, a.w + (at.first + width) * call.row_bytes, width, span);
+        prefetch_rows(call, a.w + (at.first + width) * a.row_bytes, width, span);
       }
       multiply_panel(call, panel, at);
     }
@@ -333,6 +286,7 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
                                                    "export or copy it again")
                                            .text());
   }
+  if (call.format == kInt4) return api.parallel_for(context, int4_part, parts(a.n, kInt4Rows), batches(call), &call);
   const bool gemv = a.m <= (a.each ? smaller(kGemvTokens, call.kernels.gemv_most) : call.kernels.gemv_most);
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
   return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);
@@ -346,7 +300,8 @@ OrtStatus* multiply(const Api& api, const OrtKernelContext* context, OrtAllocato
                     Format format, const Arguments& a) {
   if (a.m == 0) return nullptr;
   const size_t pieces = a.each ? a.blocks : 1;
-  const size_t stride = a.blocks * kBlock + kAlignment;  // rows that lie 4096 bytes apart would share cache sets
+  const size_t whole = parts(a.blocks * a.block, kBlock) * kBlock;  // codes of a row
+  const size_t stride = whole + kAlignment;  // rows that lie 4096 bytes apart would share cache sets
   const uint64_t a_row =
       uint64_t{stride} + pieces * (sizeof(float) + sizeof(int32_t)) + (a.half ? a.k * sizeof(float) : 0);
   if (a_row * a.m >= (sizeof(size_t) == 8 ? uint64_t{1} << 46 : uint64_t{1} << 30)) {
@@ -366,7 +321,6 @@ OrtStatus* multiply(const Api& api, const OrtKernelContext* context, OrtAllocato
             a,
             stride,
             pieces,
-            a.blocks * block_bytes(format),
             reinterpret_cast<float*>(codes + code_bytes + 2 * piece_bytes),
             codes,
             reinterpret_cast<float*>(codes + code_bytes),

@@ -25,7 +25,7 @@ struct OrtValue {
 };
 struct OrtKernelInfo {
   int64_t k, n, block;
-  int64_t bits = 8;
+  int64_t bits = 8, block_size = 64;
 };
 struct OrtAllocator {};
 struct OrtKernelContext {
@@ -96,10 +96,11 @@ inline OrtStatus* deallocate(OrtAllocator*, void* memory) {
   return nullptr;
 }
 inline OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* out) {
-  *out = std::strcmp(name, "K") == 0      ? info->k
-         : std::strcmp(name, "N") == 0    ? info->n
-         : std::strcmp(name, "bits") == 0 ? info->bits
-                                          : info->block;
+  *out = std::strcmp(name, "K") == 0            ? info->k
+         : std::strcmp(name, "N") == 0          ? info->n
+         : std::strcmp(name, "bits") == 0       ? info->bits
+         : std::strcmp(name, "block_size") == 0 ? info->block_size
+                                                : info->block;
   return outcome();
 }
 inline OrtStatus* input_count(const OrtKernelContext* context, size_t* out) {

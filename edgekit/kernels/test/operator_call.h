@@ -98,11 +98,14 @@ struct Input {
   bool present = true;
 };
 
+// In the order in which they are registered, each for float32 and for float16.
+enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op };
+
 struct Setup {
-  bool int8, half;
+  Op op;
+  bool half;
   OrtKernelInfo info;
   std::vector<Input> inputs;  // X, W, scales, bias
-  bool sparse = false;
 };
 
 enum Position { kX, kW, kScales, kBias };
@@ -126,7 +129,7 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
     context.inputs.push_back(input.present ? &values[i] : nullptr);
   }
   context.output.info.type = setup.half ? kFloat16 : kFloat;
-  const OrtCustomOp* op = operators().ops[(setup.sparse ? 4 : setup.int8 ? 2 : 0) + (setup.half ? 1 : 0)];
+  const OrtCustomOp* op = operators().ops[2 * setup.op + (setup.half ? 1 : 0)];
   void* kernel = nullptr;
   setenv("EDGEKIT_ISA", isa.c_str(), 1);
   OrtStatus* status = op->CreateKernelV2(op, here::api(kApiVersion), &setup.info, &kernel);
@@ -156,7 +159,7 @@ std::string run(const Setup& setup) { return run(setup, "", nullptr, nullptr); }
 // A call that is accepted: X [2, 130] of ones, W [5, 130], a scale for each row, and a bias.
 Setup accepted(bool int8, bool half, int64_t block) {
   const size_t x = 2 * 130, w = 5 * 2 * (int8 ? 128 : 32);
-  Setup setup{int8, half, {130, 5, block}, {}};
+  Setup setup{int8 ? kInt8Op : kTernaryOp, half, {130, 5, block}, {}};
   std::vector<uint8_t> ones(x * (half ? 2 : 4));
   for (size_t i = 0; i < x; ++i) {
     const uint32_t one = half ? 0x3C00 : 0x3F800000;
@@ -176,8 +179,8 @@ std::string claiming(Setup setup, Position input, ElementType type, std::vector<
 }
 
 // What comes of a call of ONNX Runtime that fails: the first ones read attributes, whose names the operator adds.
-std::string of_failure(int call, const std::string& op, int attributes) {
-  static const char* const kNames[] = {"K", "N", "activation_block_size", "bits"};
+std::string of_failure(int call, const std::string& op, int attributes, const char* fourth = "") {
+  const char* const kNames[] = {"K", "N", "activation_block_size", fourth};
   if (call >= attributes) return "injected failure";
   return op + ": attribute " + kNames[call] + " is missing or no integer; export the model again";
 }

@@ -34,7 +34,7 @@ std::vector<uint8_t> sparse_bytes(size_t n, size_t k, size_t bits, uint32_t perc
 
 Setup accepted_sparse(int64_t bits, bool half, int64_t block) {
   Setup setup = accepted(false, half, block);
-  setup.sparse = true;
+  setup.op = kSparseOp;
   setup.info.bits = bits;
   const std::vector<uint8_t> bytes = sparse_bytes(5, 130, static_cast<size_t>(bits), 25);
   setup.inputs[kW] = {kUint8, {static_cast<int64_t>(bytes.size())}, bytes};
@@ -138,7 +138,7 @@ void test_sparse_products(const std::string& isa) {
         Input x{half ? kFloat16 : kFloat, {m, k}, std::vector<uint8_t>(static_cast<size_t>(m * k) * (half ? 2 : 4))};
         uint32_t state = 1;
         for (uint8_t& byte : x.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 26);
-        Setup setup{false, half, {k, n, block, bits}, {}, true};
+        Setup setup{kSparseOp, half, {k, n, block, bits}, {}};
         const float scale = 0.25f;
         Input scales{kFloat, {1}, std::vector<uint8_t>(4)};
         std::memcpy(scales.bytes.data(), &scale, 4);
@@ -167,7 +167,7 @@ void test_sparse_refusals() {
         const int calls = fake::calls;
         for (int i = 0; i < calls; ++i) {
           fake::calls = 0, fake::fail_at = i;
-          same(run(setup), of_failure(i, "SparseMatMul", 4),
+          same(run(setup), of_failure(i, "SparseMatMul", 4, "bits"),
                "sparse, call " + std::to_string(i) + " of " + std::to_string(calls));
         }
         fake::fail_at = -1;

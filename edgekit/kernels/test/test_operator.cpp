@@ -8,6 +8,7 @@
 #include "fake_ort.h"
 #include "golden.h"
 #include "half.h"
+#include "int4_tests.h"
 #include "operator_call.h"
 #include "processor.h"
 #include "sparse_tests.h"
@@ -196,13 +197,13 @@ void test_injected_failures(bool int8, bool half, int64_t block, bool with_bias)
 
 // Registration: each call fails once. A domain that was made is not given back, statuses are.
 void test_registration() {
-  for (int i = -1; i < 8; ++i) {
+  for (int i = -1; i < 10; ++i) {
     OrtSessionOptions options;
     fake::calls = 0, fake::fail_at = i;
     OrtStatus* status = RegisterCustomOps(&options, &here::kBase);
     fake::fail_at = -1;
     same(status ? status->message : "", i < 0 ? "" : "injected failure", "registration, call " + std::to_string(i));
-    check(i >= 0 || (fake::calls == 8 && options.domain->ops.size() == 6), "six operators are registered");
+    check(i >= 0 || (fake::calls == 10 && options.domain->ops.size() == 8), "eight operators are registered");
     if (status) fake::release_status(status);
     check(fake::held == 0, "registration keeps no status");
   }
@@ -240,10 +241,11 @@ void test_instruction_set_by_name(const std::vector<std::string>& supported) {
 
 void test_description() {
   const std::vector<const OrtCustomOp*>& ops = operators().ops;
+  const char* const names[] = {"TernaryMatMul", "Int8MatMul", "SparseMatMul", "Int4MatMul"};
   for (size_t i = 0; i < ops.size(); ++i) {
     const OrtCustomOp* op = ops[i];
     const ElementType x = i % 2 ? kFloat16 : kFloat;
-    same(op->GetName(op), i < 2 ? "TernaryMatMul" : i < 4 ? "Int8MatMul" : "SparseMatMul", "name");
+    same(op->GetName(op), names[i / 2], "name");
     same(op->GetExecutionProviderType(op), "CPUExecutionProvider", "provider");
     check(op->GetInputTypeCount(op) == 4 && op->GetOutputTypeCount(op) == 1, "numbers of inputs and outputs");
     check(op->GetInputType(op, 0) == x && op->GetOutputType(op, 0) == x, "types of X and Y");
@@ -305,12 +307,12 @@ void test_tiny(const std::string& isa) {
 
 Setup setup_of(const GoldenCase& golden) {
   const auto attribute = [&](const char* name) { return golden.attributes.at(name); };
-  const bool sparse = golden.op == "SparseMatMul";
-  Setup setup{golden.op == "Int8MatMul",
-              golden.arrays.at("X").dtype == "float16",
-              {attribute("K"), attribute("N"), attribute("activation_block_size"), sparse ? attribute("bits") : 8},
-              {},
-              sparse};
+  static const std::map<std::string, Op> kOps = {
+      {"TernaryMatMul", kTernaryOp}, {"Int8MatMul", kInt8Op}, {"SparseMatMul", kSparseOp}, {"Int4MatMul", kInt4Op}};
+  Setup setup{kOps.at(golden.op), golden.arrays.at("X").dtype == "float16", {}, {}};
+  setup.info = {attribute("K"), attribute("N"), attribute("activation_block_size")};
+  if (setup.op == kSparseOp) setup.info.bits = attribute("bits");
+  if (setup.op == kInt4Op) setup.info.block_size = attribute("block_size");
   for (const char* name : {"X", "W", "scales", "bias"}) {
     const auto found = golden.arrays.find(name);
     if (found == golden.arrays.end()) continue;
@@ -341,7 +343,7 @@ void test_golden(const std::vector<GoldenCase>& cases, const std::string& isa) {
 void test_threads(bool int8, bool half, const std::string& isa) {
   for (int64_t m : {int64_t{1}, int64_t{4}, int64_t{33}, int64_t{150}}) {
     const int64_t k = 1300, n = 1030, blocks = 11, bytes = int8 ? 128 : 32;
-    Setup setup{int8, half, {k, n, int8 ? 0 : 128}, {}};
+    Setup setup{int8 ? kInt8Op : kTernaryOp, half, {k, n, int8 ? 0 : 128}, {}};
     Input x{half ? kFloat16 : kFloat, {m, k}, std::vector<uint8_t>(static_cast<size_t>(m * k) * (half ? 2 : 4))};
     Input w{kUint8, {n, blocks, bytes}, std::vector<uint8_t>(static_cast<size_t>(n * blocks * bytes))};
     uint32_t state = 1;
@@ -399,6 +401,7 @@ int main(int count, char** arguments) {
   test_instruction_set_by_name(supported);
   test_refusals();
   test_sparse_refusals();
+  test_int4_refusals();
   for (int64_t bits : {4, 8}) {
     test_damaged_sparse(bits, bits == 4 ? 0 : 128, supported);
   }
@@ -407,6 +410,7 @@ int main(int count, char** arguments) {
     test_golden(cases, isa);
     test_tiny(isa);
     test_sparse_products(isa);
+    test_int4_products(isa);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
     }
