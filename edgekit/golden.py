@@ -161,8 +161,11 @@ def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, i
         if not layer.tensor or not layer.rows or layer.format == "fp32":
             continue  # nothing was rounded
         data, scales = bundle.tensor(layer.tensor), bundle.tensor(layer.scales) if layer.scales else None
-        if FORMATS[layer.format].layout == "blocks":  # an embedding's bytes are listed as a matrix
-            data = data.reshape(len(data), block_count(layer.shape[1], layer.block_size), -1)
+        if FORMATS[layer.format].layout == "blocks":  # an embedding's bytes are listed as a matrix, experts' one by one
+            blocks_a_row = block_count(layer.shape[1], layer.block_size)
+            data = data.reshape(-1, blocks_a_row, layer.block_size * FORMATS[layer.format].bits // 8)
+            if FORMATS[layer.format].scales == "block" and scales is not None:
+                scales = scales.reshape(-1, blocks_a_row)
         whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
         packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])
         blocks[layer.name] = layer.activation_block_size
@@ -188,7 +191,9 @@ def _logits(model: Any, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
 
     The body runs once over the whole text; the head, and what the model does after it, run on pieces of its result.
     """
-    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    body = model.get_decoder() if hasattr(model, "get_decoder") else None  # OPT's is inside its base model
+    if not isinstance(body, nn.Module) or body is model:
+        body = getattr(model, getattr(model, "base_model_prefix", ""), None)
     if not isinstance(body, nn.Module) or body is model:
         yield 0, model(input_ids=tokens, use_cache=False).logits[0]
         return

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.frontend import streamed
+from edgekit.frontend.decoder import ops
+from edgekit.frontend.decoder.mixture import gate_of, stack
 from edgekit.frontend.streamed import layer_functions, stored_weight, streaming
 from edgekit.lowbit.formats import CODECS, PackedTensor
 from edgekit.lowbit.reference import quantize_activations
@@ -39,6 +41,8 @@ def compressed(
     ``surviving`` what is left of layers whose dead units were removed: [N, K] is then less than the module's.
     """
     modules = dict(module.named_modules())
+    mixtures = {name.rpartition(".")[0] for name in weights if name not in modules}
+    stacks, weights = weights, {name: packed for name, packed in weights.items() if name in modules}
     if weights:
         _let_go(module, [modules[name] for name in weights])
     left = surviving or {}
@@ -58,12 +62,48 @@ def compressed(
     conv1d: list[Any] = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
     for layer in conv1d:
         layer.forward = _conv1d(layer, *by_weight[id(layer.weight)])
+    for name in mixtures:
+        modules[name].forward = _mixture(modules[name], name, stacks, activation_blocks)
     try:
         with layer_functions(linear=linear, embedding=embedding):
             yield
     finally:
-        for layer in conv1d:
+        for layer in (*conv1d, *(modules[name] for name in mixtures)):
             del layer.forward
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """Experts' packed weight [E N, K], of which one expert's [N, K] is unpacked at a time."""
+
+    packed: PackedTensor
+    rows: int
+    order: np.ndarray
+
+    def __getitem__(self, expert: int, /) -> Tensor:
+        part = self.packed.rows(expert * self.rows, (expert + 1) * self.rows)
+        return torch.from_numpy(CODECS[part.format].dequantize(part)[self.order])
+
+
+def _mixture(
+    module: Any, name: str, weights: Mapping[str, PackedTensor], activation_blocks: Mapping[str, int]
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A module of experts that computes from its packed weights; those of the bundle have gate and up rows in turn."""
+    gate = gate_of(module)
+    assert gate is not None  # it was exported
+    count = int(module.gate_up_proj.shape[0])
+    up, down = weights[f"{name}.gate_up_proj"], weights[f"{name}.down_proj"]
+    turns = np.arange(up.shape[0] // count).reshape(-1, 2).T.ravel()  # gate rows, then the others
+    stacks = (
+        _Stack(up, len(turns), turns),
+        stack(module, "gate_up_proj_bias"),
+        _Stack(down, down.shape[0] // count, np.arange(down.shape[0] // count)),
+        stack(module, "down_proj_bias"),
+    )
+    block = activation_blocks[f"{name}.gate_up_proj"]
+    return lambda x, index, mixed: ops.experts(
+        x, index, mixed, *stacks, *gate, rounded=lambda values: round_activations(values, block)
+    )
 
 
 def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:

@@ -82,6 +82,8 @@ def _texts(value: Any) -> list[str]:
 
 def _without_code(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])  # how transformers writes what JSON has no number for
         dropped = [k for k in value if k in (*_DROPPED, *_REFUSED) or _IMPLEMENTATION.fullmatch(k)]
         return {key: _without_code(item) for key, item in value.items() if key not in dropped}
     return [_without_code(item) for item in value] if isinstance(value, list) else value

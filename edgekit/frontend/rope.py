@@ -176,7 +176,10 @@ def _partial(count: int, config: Any) -> float | None:
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if not isinstance(hidden, int) or not isinstance(heads, int) or hasattr(config, "qk_rope_head_dim"):
         return None
-    head = getattr(config, "head_dim", None) or hidden // heads
+    try:
+        head = getattr(config, "head_dim", None) or hidden // heads
+    except RuntimeError:  # transformers' own kind: the size is another one in every kind of layer
+        return None
     return 2 * count / int(head)
 
 

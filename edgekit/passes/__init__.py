@@ -13,6 +13,7 @@ from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
+from edgekit.passes.lower_experts import LowerExperts
 from edgekit.passes.lower_linears import LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.merge_low_rank import MergeLowRank
@@ -38,6 +39,7 @@ def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBa
         MergeLowRank(),  # before merging: a layer merges together with its branches
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
+        LowerExperts(),  # after the choice
         LowerLinears(),  # last rewrite: abstract layers become operators
         ListStockLayers(),  # after it: what it left
         RemoveUnusedNodesPass(),  # weights that merging replaced

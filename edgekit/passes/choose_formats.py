@@ -11,10 +11,11 @@ import onnx_ir as ir
 from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import detect_ternary, sparse_facts
 from edgekit.lowbit.initializers import weight_of
-from edgekit.passes.layers import layers_of, weight_shape
+from edgekit.passes.layers import experts_of, layers_of, weight_shape
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.formats import FORMATS
+from edgekit.spec.names import MATMUL_NBITS
 
 BREAK_EVEN = 0.4
 """From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from
@@ -38,7 +39,7 @@ class ChooseFormats(ir.passes.InPlacePass):
         self._from_cache = False  # the model's weights are few enough to stay there
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        nodes = layers_of(model.graph)
+        nodes = [n for n in layers_of(model.graph) if not plan_of(n).format]  # others are decided: routers
         weights: dict[int, list[ir.Node]] = {}
         for node in nodes:
             weights.setdefault(id(node.inputs[1]), []).append(node)
@@ -48,7 +49,10 @@ class ChooseFormats(ir.passes.InPlacePass):
         self._from_cache = self._dense_bytes(nodes) <= CACHE_BYTES
         for sharing in weights.values():
             self._decide(sharing, used, vocabulary=weight_shape(sharing[0])[0] == tokens)
-        self._check_rules(used, [plan_of(n).layer for n in nodes])
+        mixtures = experts_of(model.graph)
+        for node in mixtures:
+            self._decide_experts(node, used)
+        self._check_rules(used, [plan_of(n).layer for n in (*nodes, *mixtures)])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def _decide(self, sharing: Sequence[ir.Node], used: set[Rule], vocabulary: bool) -> None:
@@ -66,6 +70,32 @@ class ChooseFormats(ir.passes.InPlacePass):
         for node in sharing:
             note = reason if rules[id(node)] == rule else f"shares its weight with {plan_of(leader).layer}"
             set_plan(node, replace(plan_of(node), format=format_name, block_size=block, reason=note))
+
+    def _decide_experts(self, node: ir.Node, used: set[Rule]) -> None:
+        """All experts of a layer get one format, of those that ONNX Runtime's operator reads."""
+        plan, (_, columns), (_, hidden) = plan_of(node), *(weight_shape(node, place) for place in (2, 4))
+        rule = self.recipe.rule_for(plan.layer, [])
+        name, block, reason = _resolve(rule, columns, embedding=False)
+        if rule is not None:
+            used.add(rule)
+        if FORMATS[name].layout == "floats" and name != "fp32":
+            name, reason = "fp32", f"experts are read in place; {name} would be widened whole"
+        elif FORMATS[name].layout != "floats" and FORMATS[name].operator != MATMUL_NBITS:
+            stand_in = FORMATS[name].stand_in or "int8"
+            name, block, reason = (
+                stand_in,
+                FORMATS[stand_in].block_size,
+                f"experts cannot be {name}; stored as {stand_in}",
+            )
+        while block and (columns % block or hidden % block):
+            block //= 2
+        if name != "fp32" and block < FORMATS[name].block_sizes[0]:
+            name, block, reason = (
+                "fp32",
+                0,
+                f"experts of {columns} and {hidden} columns, no multiples of {FORMATS[name].block_sizes[0]}",
+            )
+        set_plan(node, replace(plan, format=name, block_size=block, reason=reason))
 
     def _sparse(self, rule: Rule, leader: ir.Node, embedding: bool) -> tuple[str, int, str]:
         """Sparse where that was measured to be faster than the dense format that it replaces, else that one."""

@@ -35,7 +35,7 @@ def _fold(attention: ir.Node) -> bool:
         return False
     attention.replace_input_with(0, q.inputs[0])
     attention.replace_input_with(1, k.inputs[0])
-    attention.resize_inputs(9)
+    attention.resize_inputs(max(9, len(attention.inputs)))
     attention.replace_input_with(7, cos)
     attention.replace_input_with(8, sin)
     attention.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)

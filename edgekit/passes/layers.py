@@ -15,9 +15,14 @@ def layers_of(graph: ir.Graph) -> list[ir.Node]:
     return [n for n in graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
 
 
-def weight_shape(layer: ir.Node) -> tuple[int, int]:
-    """N and K of a layer's weight."""
-    shape = layer.inputs[1].shape  # type: ignore[union-attr]
+def experts_of(graph: ir.Graph) -> list[ir.Node]:
+    """The abstract mixtures of experts."""
+    return [n for n in graph if n.domain == EDGEKIT and n.op_type == "Experts"]
+
+
+def weight_shape(layer: ir.Node, place: int = 1) -> tuple[int, int]:
+    """N and K of the weight that is a layer's input ``place``."""
+    shape = layer.inputs[place].shape  # type: ignore[union-attr]
     return int(shape[0]), int(shape[1])  # type: ignore[index, arg-type]
 
 

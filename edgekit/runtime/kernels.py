@@ -11,14 +11,14 @@ from edgekit.bundle import Bundle
 from edgekit.spec.names import GATHER_QUANTIZED, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
 
 HEAVY = (
-    *NATIVE_OPERATORS, MATMUL_NBITS, "FusedMatMul", "MatMul", "Gemm", "FusedGemm", GATHER_QUANTIZED, "Conv", "FusedConv",
+    *NATIVE_OPERATORS, MATMUL_NBITS, "MoE", "QMoE", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", GATHER_QUANTIZED, "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 )  # fmt: skip
 """Operators that read weights; the rest is small change."""
 SPARSE_ISA = "avx512vbmi2"
 """Where sparse layers were measured to be faster than dense ones (docs/kernels.md)."""
-SHOWN = {"bits": "bits", "block_size": "block", "accuracy_level": "acc"}
+SHOWN = {"bits": "bits", "expert_weight_bits": "bits", "block_size": "block", "accuracy_level": "acc"}
 
 
 @dataclass(frozen=True)

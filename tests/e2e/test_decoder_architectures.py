@@ -17,6 +17,7 @@ from torch import nn
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder import build
+from edgekit.golden import text_vector
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from tests.support.tiny_decoders import DECODERS, REFUSED
@@ -63,15 +64,15 @@ def ones(rows: int, length: int) -> np.ndarray:
 
 
 OLD = transformers.__version__.startswith("4.")
-NEW_INTERFACE = {"nemotron", "stablelm", "opt"}
-"""They use the attention interface from transformers 5 on."""
+NEW_INTERFACE = {"nemotron", "stablelm", "opt", "qwen3-moe", "mixtral", "olmoe", "granite-moe", "gpt-oss"}
+"""They use the interfaces for attention and for experts from transformers 5 on."""
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_architecture(name: str, tmp_path: Path) -> None:
     model = tiny(*DECODERS[name])
     if OLD and name in NEW_INTERFACE:
-        with pytest.raises(UnsupportedError, match="attention"):
+        with pytest.raises(UnsupportedError, match=r"attention|experts"):
             build(model)
         return
     graph = Graph(model, tmp_path)
@@ -151,12 +152,12 @@ def test_unknown_attention_argument_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
     forward = modeling_llama.LlamaAttention.forward
 
-    def with_sinks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs, s_aux=torch.zeros(4))
+    def with_biases(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs, alibi=torch.zeros(4))
 
     model = tiny("Llama", {})
-    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", with_sinks)
-    with pytest.raises(UnsupportedError, match="attention argument 's_aux' is not supported"):
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", with_biases)
+    with pytest.raises(UnsupportedError, match="attention argument 'alibi' is not supported"):
         build(model)
 
 
@@ -190,3 +191,13 @@ def test_a_substitution_that_changes_the_numbers_is_caught(monkeypatch: pytest.M
     )
     with pytest.raises(CheckFailed, match="off the original"):
         build(tiny("Llama", {}))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "opt"])
+def test_golden_logits_in_pieces_are_those_of_the_whole(name: str) -> None:
+    model = tiny(*DECODERS[name])
+    ids = np.random.default_rng(0).integers(3, 97, (1, 48))
+    vector = text_vector(model, ids)
+    whole = reference(model, ids)[0]
+    close(vector["logits"], whole[-len(vector["logits"]) :])
+    np.testing.assert_allclose(vector["top_values"][:, 0], whole.max(-1), rtol=1e-4)

@@ -83,13 +83,24 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "seed-oss": ("SeedOss", {"head_dim": 16}),
     "gpt2": ("GPT2", GPT2),
     "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5, "hidden_size": 128}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "granite-moe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}),
     "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
 }
 """name -> transformers class prefix, configuration on top of COMMON."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "qwen3-moe": ("Qwen3Moe", {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32}, "mixture-of-experts"),
-    "mixtral": ("Mixtral", {"num_local_experts": 4}, "mixture-of-experts"),
+    "nemotron-h": (
+        "NemotronH",
+        {"head_dim": 16, "layers_block_type": ["moe", "attention"], "n_routed_experts": 4, "moe_intermediate_size": 32},
+        "experts other than",
+    ),
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "attention interface"),
     "falcon": ("Falcon", {}, "attention interface"),
     "deepseek-v3": (

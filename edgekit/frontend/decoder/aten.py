@@ -25,6 +25,7 @@ from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 from edgekit.spec.records import Plan
 
+ROUTER = "chooses the experts: small, and a rounded choice is another choice"
 Args = list[Any]
 Node = torch.fx.Node
 
@@ -62,7 +63,8 @@ def linear(emitter: Emitter, node: Node, args: Args) -> View:
     out = emitter.node(
         "Linear", inputs, {"activation_block_size": node.meta.get("activation_block_size", -1)}, domain=EDGEKIT
     )[0]
-    set_plan(emitter.nodes[-1], Plan(emitter.scope))
+    router = node.meta.get("router", False)
+    set_plan(emitter.nodes[-1], Plan(emitter.scope, *(("fp32", 0, ROUTER) if router else ())))
     return wrap(node, out)
 
 
@@ -267,14 +269,17 @@ def rope(emitter: Emitter, node: Node, args: Args) -> View:
 
 
 def gqa(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
-    q, k, v, past_k, past_v, lengths, total, scale, softcap, window = args
+    q, k, v, past_k, past_v, lengths, total, scale, softcap, window, sink = (*args, None)[:11]
     attributes: dict[str, Any] = {
         "num_heads": int(q.shape[1]), "kv_num_heads": int(k.shape[1]), "scale": float(scale),
         "local_window_size": int(window), "do_rotary": 0,
     }  # fmt: skip
     if softcap:
         attributes["softcap"] = float(softcap)
-    inputs = [flat(emitter, x) for x in (q, k, v)] + [value(emitter, x) for x in (past_k, past_v, lengths, total)]
+    inputs: list[ir.Value | None] = [flat(emitter, x) for x in (q, k, v)]
+    inputs += [value(emitter, x) for x in (past_k, past_v, lengths, total)]
+    if sink is not None:  # after what only the rotation inside uses
+        inputs += [None, None, None, None, value(emitter, sink)]
     outs = emitter.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
     batch, heads, length, dim = q.shape
     out = View(outs[0], (batch, length, int(heads) * int(dim))).reshape((batch, length, heads, dim))
@@ -351,6 +356,8 @@ HANDLERS: dict[str, Handler] = {
     "aten.rsub.Scalar": rsub,
     "aten.mul.Tensor": binary("Mul"),
     "aten.div.Tensor": binary("Div"),
+    "aten.div_.Tensor": binary("Div"),
+    "aten.mul_.Tensor": binary("Mul"),
     "aten.matmul.default": binary("MatMul"),
     "aten.bmm.default": binary("MatMul"),
     "aten.pow.Tensor_Scalar": power,

@@ -8,6 +8,7 @@ there and cannot be mistaken for a fault of ONNX Runtime. Each has a shape funct
 ``edgekit::rope``         rotary position embedding read from tables
 ``edgekit::gqa``          grouped-query attention over a key-value cache (``com.microsoft::GroupQueryAttention``)
 ``edgekit::rmsnorm``      root-mean-square normalization over the last axis
+``edgekit::experts``      a mixture of experts: each token's chosen gated layers, weighted (``com.microsoft::MoE``, ``QMoE``)
 ``edgekit::restore``      puts the rows of a right-padded batch back where the caller had them
 ``edgekit::tap``          identity that names a tensor, for finding the first layer that differs
 ========================= =====================================================================================
@@ -15,10 +16,12 @@ there and cannot be mistaken for a fault of ONNX Runtime. Each has a shape funct
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 LIBRARY: Any = torch.library.Library("edgekit", "DEF")  # type: ignore[no-untyped-call]
 
@@ -26,11 +29,21 @@ LIBRARY.define("align(Tensor ids, Tensor mask) -> (Tensor, Tensor, Tensor, Tenso
 LIBRARY.define("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved) -> Tensor")
 LIBRARY.define(
     "gqa(Tensor q, Tensor k, Tensor v, Tensor past_k, Tensor past_v, Tensor lengths, Tensor total,"
-    " float scale, float softcap, int window) -> (Tensor, Tensor, Tensor)"
+    " float scale, float softcap, int window, Tensor? sink) -> (Tensor, Tensor, Tensor)"
 )
 LIBRARY.define("rmsnorm(Tensor x, Tensor weight, float eps) -> Tensor")
+LIBRARY.define(
+    "experts(Tensor x, Tensor index, Tensor weights, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias,"
+    " float alpha, float beta, float limit) -> Tensor"
+)
 LIBRARY.define("restore(Tensor x, Tensor index, Tensor keep) -> Tensor")
 LIBRARY.define("tap(Tensor x, str name) -> Tensor")
+
+
+class Expert(Protocol):
+    """Weights or biases of all experts, of which one is read at a time."""
+
+    def __getitem__(self, expert: int, /) -> Tensor: ...
 
 
 def align(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -71,12 +84,12 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bo
 
 def gqa(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
-    scale: float, softcap: float, window: int,
+    scale: float, softcap: float, window: int, sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Causal grouped-query attention; row b's new tokens end at slot ``lengths[b]`` of its cache.
 
     ``q`` float32 [B, H, S, D]; ``k``, ``v`` [B, G, S, D] with H a multiple of G; past [B, G, P, D]; ``window`` counts
-    the token itself, -1 is unlimited; ``softcap`` 0 is none. Returns [B, S, H, D] and the caches [B, G, P + S, D].
+    the token itself, -1 is unlimited; ``softcap`` 0 is none; ``sink`` float32 [H] is one more score a head, of a value of zeros. Returns [B, S, H, D] and the caches [B, G, P + S, D].
     """
     batch, heads, length, dim = q.shape
     groups = heads // k.shape[1]
@@ -92,7 +105,10 @@ def gqa(
     hidden = distance < 0
     if window > 0:
         hidden = hidden | (distance >= window)
-    weights = scores.masked_fill(hidden[:, None], float("-inf")).softmax(dim=-1)
+    scores = scores.masked_fill(hidden[:, None], float("-inf"))
+    if sink is not None:
+        scores = torch.cat((scores, sink[None, :, None, None].expand(batch, -1, length, 1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., : keys.shape[2]]
     out = torch.einsum("bhst,bhtd->bshd", weights, values.repeat_interleave(groups, dim=1))
     return out, keys, values
 
@@ -100,6 +116,31 @@ def gqa(
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x`` float32 [..., K] divided by its root mean square, times ``weight`` [K] (arXiv 1910.07467)."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def experts(
+    x: Tensor, index: Tensor, weights: Tensor, gate_up: Expert, gate_up_bias: Expert | None, down: Expert,
+    down_bias: Expert | None, alpha: float, beta: float, limit: float,
+    rounded: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:  # fmt: skip
+    """The chosen experts' gated layers, mixed: each row of ``x`` float32 [T, K] goes through k of E.
+
+    ``index`` int64 and ``weights`` float32 [T, k] say which and how much of each. For expert e, ``gate_up[e]`` is float32
+    [2 I, K], the gate's rows first, ``down[e]`` [K, I], biases [2 I] and [K]. The gate is g · sigmoid(alpha · g) · (u + beta);
+    with a ``limit`` that is not 0, g is at most it and u within it. ``rounded`` is what happens to the input of a product.
+    Source: GLU variants, arXiv 2002.05202; gpt-oss model card, arXiv 2508.10925.
+    """
+    out = torch.zeros_like(x)
+    for expert in sorted(set(index.flatten().tolist())):
+        rows, place = (index == expert).nonzero(as_tuple=True)
+        both = linear(rounded(x[rows]), gate_up[expert], None if gate_up_bias is None else gate_up_bias[expert])
+        gate, up = both.chunk(2, dim=-1)
+        if limit:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        hidden = rounded(gate * torch.sigmoid(alpha * gate) * (up + beta))
+        answer = linear(hidden, down[expert], None if down_bias is None else down_bias[expert])
+        out.index_add_(0, rows, answer * weights[rows, place, None])
+    return out
 
 
 def restore(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
@@ -124,7 +165,7 @@ def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interlea
 
 def _gqa_shape(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
-    scale: float, softcap: float, window: int,
+    scale: float, softcap: float, window: int, sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, heads, length, dim = q.shape
     cache = (batch, k.shape[1], past_k.shape[2] + length, dim)
@@ -132,6 +173,10 @@ def _gqa_shape(
 
 
 def _rmsnorm_shape(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _experts_shape(x: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -149,6 +194,7 @@ for _function, _shape in (
     (rope, _rope_shape),
     (gqa, _gqa_shape),
     (rmsnorm, _rmsnorm_shape),
+    (experts, _experts_shape),
     (restore, _restore_shape),
     (tap, _tap_shape),
 ):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder import ops
+from edgekit.frontend.decoder.mixture import check_experts, experts_forward, mixtures_of
 
 MAX_POSITIONS = 32768
 """Rotary tables are cut here: a 131072-position table costs 67 MB. The bundle's ``max_length`` says what was kept."""
@@ -53,12 +54,7 @@ class Context:
 
 def check_supported(model: nn.Module) -> None:
     """Refuses by name what no substitution exists for. Raises UnsupportedError."""
-    for name, module in model.named_modules():
-        kind = type(module).__name__
-        if any(word in kind for word in ("Experts", "Router", "SparseMoe", "MoE")):
-            raise UnsupportedError(
-                f"{name or 'model'} ({kind}): mixture-of-experts layers have no substitution yet; export a dense model"
-            )
+    check_experts(model)
     if not any("ALL_ATTENTION_FUNCTIONS" in vars(file) for file in _modeling_modules(model)):
         raise UnsupportedError(
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot be "
@@ -90,7 +86,7 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
 
     def forward(
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scaling: float | None = None,
-        sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any,
+        sliding_window: int | None = None, softcap: float | None = None, s_aux: Tensor | None = None, **kwargs: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         name = type(module).__name__
         for key, value in kwargs.items():
@@ -124,6 +120,7 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
             scale,
             float(softcap or 0.0),
             int(sliding_window or -1),
+            s_aux,
         )
         context.present[layer] = (keys, values)
         return out, None
@@ -333,6 +330,8 @@ def substituted(model: nn.Module, context: Context) -> Iterator[list[Rotary]]:
     AttentionInterface.register("edgekit", attention(context))
     try:
         _attend(model, "edgekit")
+        for mixture in mixtures_of(model):
+            patches.set(mixture, "forward", experts_forward(mixture))
         for file in modeling:
             for name in [n for n in vars(file) if n.startswith("create_") and ("_mask" in n)]:
                 patches.set(file, name, _causal_only(name))

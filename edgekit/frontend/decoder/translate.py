@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder.aten import HANDLERS
+from edgekit.frontend.decoder import aten, experts
 from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
@@ -21,6 +21,7 @@ from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 from edgekit.spec.records import DecoderInfo
 
+HANDLERS = {**aten.HANDLERS, **experts.HANDLERS}
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -116,6 +117,12 @@ def _scope(node: torch.fx.Node) -> str:
     return str(paths[-1]).removeprefix("L['self'].").removeprefix("model").removeprefix(".") if paths else ""
 
 
+def _in_router(node: torch.fx.Node) -> bool:
+    """Whether a module that chooses experts computes it, itself or by a layer in it."""
+    kinds = [str(kind) for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
+    return any(word in kind.rpartition(".")[2] for kind in kinds[-2:] for word in ("Router", "Gating"))
+
+
 def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitter, blocks: dict[str, int]) -> Any:
     target = str(node.target)
     if target == "<built-in function getitem>":
@@ -123,11 +130,13 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitte
     if isinstance(node.meta.get("val"), torch.SymInt | int):
         return node.meta["val"] if isinstance(node.meta["val"], int) else node.meta["val"].node.expr
     args = [_argument(a, values) for a in node.args]
-    constants = [a for a in args if isinstance(a, Constant)]
-    if constants and not any(isinstance(a, View | list) for a in args) and not target.startswith("edgekit."):
+    operands = [o for a in args for o in (a if isinstance(a, list) else [a])]
+    constant = any(isinstance(o, Constant) for o in operands) and not any(isinstance(o, View) for o in operands)
+    if constant and not target.startswith("edgekit."):
         return _fold(node, args, emitter)
     emitter.scope = _scope(node)
     node.meta["activation_block_size"] = blocks.get(emitter.scope, -1)
+    node.meta["router"] = _in_router(node)
     if target not in HANDLERS:
         raise UnsupportedError(
             f"{emitter.scope or 'model'}: torch operator {target} has no ONNX translation in edgekit"
@@ -145,11 +154,16 @@ def _argument(argument: Any, values: dict[torch.fx.Node, Any]) -> Any:
 
 def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
     """Computes what depends on weights alone now; a view of a weight costs nothing."""
-    plain = [emitter.values(a) if isinstance(a, Constant) else a for a in args]
+
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [plain(a) for a in argument]
+        return emitter.values(argument) if isinstance(argument, Constant) else argument
+
     kwargs = {k: v for k, v in node.kwargs.items() if not isinstance(v, torch.fx.Node)}
     with torch.no_grad():
-        tensor = node.target(*plain, **kwargs)  # type: ignore[operator]
-    name = next(a.name for a in args if isinstance(a, Constant))
+        tensor = node.target(*map(plain, args), **kwargs)  # type: ignore[operator]
+    name = next(o.name for a in args for o in (a if isinstance(a, list) else [a]) if isinstance(o, Constant))
     return Constant(tensor, f"{name}.{node.name}")
 
 

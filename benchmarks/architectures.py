@@ -1,0 +1,241 @@
+"""Every causal language model of the installed transformers: does edgekit take it, and does the bundle compute the same?
+
+    .venv/bin/python -m benchmarks.architectures [--types llama qwen3 ...] [--json build/architectures.json]
+
+For each model type a tiny random model is made from its own default configuration, saved, exported as a user would
+(``edgekit.export``, recipe ``fp32``), and the bundle run in plain ONNX Runtime beside transformers: a prompt, several tokens on a
+filled cache, ten single steps, and two rows of which one is padded on the left. ``equal`` is said of what differs by at most
+2e-3 of the largest logit; ``wrong`` must never appear; ``refused`` has edgekit's reason, ``crash`` any other error, ``not built`` what
+transformers itself cannot make so small. About 6 s of processor time a type; types run in processes of their own that
+stop after five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 2e-3
+LENGTH, PROMPT = 27, 12
+SECONDS = 300
+VOCABULARY = 97
+MOST = 20_000_000
+
+SMALL: dict[str, int] = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_tokens"), VOCABULARY),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size", "dim_model"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads", "num_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_global_key_value_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim", "d_ff", "dim_ff"), 96),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 32),
+    **dict.fromkeys(("head_dim", "global_head_dim", "swa_head_dim", "v_head_dim", "kv_channels", "attention_head_dim"), 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "n_ctx"), 64),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "num_shared_experts"), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "index_head_dim"), 16),
+    "qk_rope_head_dim": 16, "qk_nope_head_dim": 8,
+    **dict.fromkeys(("sliding_window", "window_size", "attention_window_size"), 8),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "index_n_heads", "laurel_rank"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "hidden_size_per_layer_input"), 16),
+    **dict.fromkeys(("mamba_d_state", "state_size", "mamba_d_head", "mamba_head_dim", "ssm_state_size"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
+    "rotary_dim": 8, "lru_width": 64, "time_step_rank": 4, "mamba_d_ssm": 128, "index_topk": 4, "qk_head_dim": 24,
+}  # fmt: skip
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+PARTS = ("text_config",)
+"""Configurations inside a configuration that are made small too."""
+
+
+def smaller(config: Any) -> dict[str, Any]:
+    """What to give a configuration's class so that its model is tiny; lists with an entry a layer keep one of each kind."""
+    said = config.to_dict()
+    settings: dict[str, Any] = {k: v for k, v in SMALL.items() if isinstance(said.get(k), int)}
+    settings.update({k: v for k, v in TOKENS.items() if k in said})
+    if "kv_lora_rank" in said:  # every head has its own keys there
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
+    for key in ("layer_types", "mlp_layer_types", "layers_block_type"):
+        if isinstance(said.get(key), list) and said[key]:
+            kinds = list(dict.fromkeys(said[key]))[:2]
+            settings[key] = kinds if len(kinds) == 2 else kinds * 2
+    for part in PARTS:
+        inner = getattr(config, part, None)
+        if inner is not None and hasattr(inner, "to_dict"):
+            settings[part] = smaller(inner)
+    return settings
+
+
+def tiny(model_type: str) -> Any:
+    """A random model of a type, float32; norms and biases are random too, so that leaving one out shows."""
+    import torch
+    import transformers
+
+    kind = transformers.CONFIG_MAPPING[model_type]
+    settings = smaller(kind())
+    if "is_decoder" in kind().to_dict() or kind().to_dict().get("is_encoder_decoder"):
+        settings |= {"is_decoder": True, "is_encoder_decoder": False}
+    config = kind(**settings)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+    if count > MOST:
+        raise ValueError(f"{count:,} parameters, more than {MOST:,}: some size of the configuration is not in SMALL")
+    model: Any = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.copy_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+class Bundle:
+    """An exported decoder in plain ONNX Runtime, its cache handed from run to run."""
+
+    def __init__(self, directory: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        self.session = onnxruntime.InferenceSession(directory / "model.onnx", options)
+        self.caches = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values")]
+        self.past: list[np.ndarray] | None = None
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, S, V] of tokens int64 [B, S]; the mask int64 [B, total] covers what came before too."""
+        feed: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": np.zeros(1, np.int64)}
+        for index, cache in enumerate(self.caches):
+            _, heads, _, size = cache.shape
+            empty = np.zeros((len(ids), heads, 0, size), np.float32)
+            feed[cache.name] = empty if self.past is None else self.past[index]
+        logits, *self.past = self.session.run(None, feed)
+        return logits  # type: ignore[no-any-return]
+
+
+def off(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference, as a share of the largest logit."""
+    return float(np.abs(mine - theirs).max() / max(1e-9, np.abs(theirs).max()))
+
+
+def worst(model: Any, directory: Path) -> float:
+    """The largest difference between bundle and model over all the ways in which a decoder is used."""
+    import torch
+
+    random = np.random.default_rng(0)
+    long, short = random.integers(3, VOCABULARY - 1, (2, 1, LENGTH))
+
+    def answer(ids: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(input_ids=torch.from_numpy(ids), use_cache=False).logits.numpy()  # type: ignore[no-any-return]
+
+    def ones(rows: int, length: int) -> np.ndarray:
+        return np.ones((rows, length), np.int64)
+
+    want, other = answer(long), answer(short)
+    bundle = Bundle(directory)
+    differences = [off(bundle.run(long[:, :PROMPT], ones(1, PROMPT)), want[:, :PROMPT])]
+    differences.append(off(bundle.run(long[:, PROMPT : PROMPT + 5], ones(1, PROMPT + 5)), want[:, PROMPT : PROMPT + 5]))
+    for end in range(PROMPT + 6, PROMPT + 16):
+        differences.append(off(bundle.run(long[:, end - 1 : end], ones(1, end)), want[:, end - 1 : end]))
+    bundle, padding = Bundle(directory), 5
+    ids, mask = np.concatenate([long, short])[:, :PROMPT].copy(), ones(2, PROMPT)
+    ids[1], mask[1, :padding] = np.concatenate([np.zeros(padding, np.int64), short[0, : PROMPT - padding]]), 0
+    logits = bundle.run(ids, mask)
+    differences += [off(logits[0], want[0, :PROMPT]), off(logits[1, padding:], other[0, : PROMPT - padding])]
+    for step in range(3):
+        ids = np.array([[long[0, PROMPT + step]], [short[0, PROMPT - padding + step]]])
+        mask = np.concatenate([mask, ones(2, 1)], axis=1)
+        logits = bundle.run(ids, mask)
+        differences += [off(logits[0, 0], want[0, PROMPT + step]), off(logits[1, 0], other[0, PROMPT - padding + step])]
+    return max(differences)
+
+
+def outcome(model_type: str) -> dict[str, Any]:
+    """The row of a type."""
+    import edgekit
+    from edgekit.errors import EdgekitError
+
+    row: dict[str, Any] = {"type": model_type}
+    with tempfile.TemporaryDirectory() as place:
+        source, output = Path(place) / "model", Path(place) / "bundle"
+        try:
+            model = tiny(model_type)
+            model.save_pretrained(source)
+        except Exception as error:
+            return row | {"outcome": "not built", "why": f"{type(error).__name__}: {error}"}
+        try:
+            edgekit.export(source, "fp32", output)
+        except EdgekitError as error:
+            kind = "failed its check" if type(error).__name__ == "CheckFailed" else "refused"
+            return row | {"outcome": kind, "why": str(error).replace(place, "")}
+        except Exception as error:
+            return row | {"outcome": "crash", "why": f"{type(error).__name__}: {error}"}
+        try:
+            difference = worst(model, output)
+        except Exception as error:
+            return row | {"outcome": "wrong", "why": f"{type(error).__name__}: {error}"}
+    return row | {"outcome": "equal" if difference <= TOLERANCE else "wrong", "difference": difference}
+
+
+def quiet(model_type: str, connection: Any) -> None:
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        connection.send(outcome(model_type))
+
+
+def survey(types: list[str]) -> list[dict[str, Any]]:
+    """A row for each type, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    for model_type in types:
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=quiet, args=(model_type, sending))
+        process.start()
+        sending.close()
+        row: dict[str, Any] = {
+            "type": model_type,
+            "outcome": "crash",
+            "why": f"no answer within {SECONDS} s, or killed",
+        }
+        with contextlib.suppress(EOFError):
+            if receiving.poll(SECONDS):
+                row = receiving.recv()
+        process.kill()
+        process.join()
+        rows.append(row)
+        print(f"{row['outcome']:17}{model_type:28}{row.get('why', row.get('difference', ''))}"[:200], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", metavar="TYPE", help="model types of config.json; all unless given")
+    parser.add_argument("--json", type=Path, help="the rows, as one JSON document")
+    options = parser.parse_args()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    rows = survey(options.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    print(dict(Counter(row["outcome"] for row in rows)))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

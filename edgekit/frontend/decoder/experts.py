@@ -1,0 +1,106 @@
+"""What mixtures of experts and their routers become in ONNX.
+
+ONNX Runtime's MoE and QMoE choose by their own softmax over k of E scores. Given the logarithms of the weights that the
+router chose, and a very small number for all other experts, that softmax gives the weights back, up to their sum; with it
+the result is multiplied. So every way of routing is the same to them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from edgekit.frontend.decoder.aten import Args, Node, value, wrap
+from edgekit.frontend.decoder.emit import Constant, Emitter, Handler, shape_of
+from edgekit.frontend.decoder.pending_views import View
+from edgekit.lowbit.initializers import WeightTensor
+from edgekit.lowbit.weights import RowWeight
+from edgekit.spec.facts import set_plan
+from edgekit.spec.names import EDGEKIT
+from edgekit.spec.records import Plan
+
+SMALLEST = 1e-30
+"""Stands for a weight of zero, whose logarithm is not finite."""
+
+
+def alternating(count: int) -> np.ndarray:
+    """Where row i of an expert's weight with rows g0, u0, g1, u1, ... stands among g0, g1, ..., u0, u1, ...: int64 [count]."""
+    rows = np.arange(count)
+    return rows // 2 + rows % 2 * (count // 2)
+
+
+def _rows(emitter: Emitter, constant: Constant, suffix: str, order: np.ndarray) -> ir.Value:
+    """Stacked weights [E, N, K] as an initializer float32 [E N, K] that is read by rows; each expert's rows in ``order``."""
+    tensor, count = constant.tensor, len(order)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        rows = np.arange(start, stop)
+        return tensor[rows // count, order[rows % count]].detach().float().numpy()
+
+    name = emitter.name(f"{emitter.scope}.{suffix}")
+    shape = (int(tensor.shape[0]) * count, int(tensor.shape[2]))
+    lazy = WeightTensor(RowWeight(shape, read), name)
+    stored = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape), const_value=lazy)
+    emitter.initializers[name] = stored
+    return stored
+
+
+def _bias(emitter: Emitter, constant: Constant | None, suffix: str, order: np.ndarray) -> ir.Value | None:
+    if constant is None:
+        return None
+    return emitter.weight(Constant(constant.tensor[:, torch.from_numpy(order)], f"{emitter.scope}.{suffix}"))
+
+
+def experts(emitter: Emitter, node: Node, args: Args) -> View:
+    """``ai.edgekit::Experts``: x, scores [T, E], weights [E 2 I, K] with gate and up rows in turn, bias, [E K, I], bias."""
+    x, index, weights, gate_up, gate_up_bias, down, down_bias, alpha, beta, limit = args
+    e, i64 = emitter, ir.DataType.INT64
+    count, hidden, size = (int(d) for d in gate_up.tensor.shape)
+    mixed = value(e, weights)
+    logarithms = e.one("Log", e.one("Max", mixed, e.small(SMALLEST, np.float32)))
+    tokens = e.one("Shape", mixed, dtype=i64, start=0, end=1)
+    every = e.one("Concat", tokens, e.small([count]), dtype=i64, axis=0)
+    floor = e.one("Expand", e.small(np.log(SMALLEST), np.float32), every)
+    scores = e.one("ScatterElements", floor, value(e, index, i64), logarithms, axis=1)
+    up, back = alternating(hidden), np.arange(size)
+    inputs = [
+        value(e, x), scores,
+        _rows(e, gate_up, "gate_up_proj", up), _bias(e, gate_up_bias, "gate_up_proj_bias", up),
+        _rows(e, down, "down_proj", back), _bias(e, down_bias, "down_proj_bias", back),
+    ]  # fmt: skip
+    settings = {"k": int(index.shape[1]), "experts": count, "alpha": alpha, "beta": beta, "limit": limit}
+    answer = e.node("Experts", inputs, settings, domain=EDGEKIT)[0]
+    set_plan(e.nodes[-1], Plan(e.scope))
+    total = e.one("ReduceSum", mixed, e.small([1]), keepdims=1)
+    return wrap(node, e.one("Mul", answer, total))
+
+
+def topk(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
+    axis = args[2] if len(args) > 2 else -1
+    largest, ordered = (int(args[i]) if len(args) > i else 1 for i in (3, 4))
+    attributes = {"axis": axis, "largest": largest, "sorted": ordered}
+    outs = emitter.node("TopK", [value(emitter, args[0]), emitter.small([args[1]])], attributes, outputs=2)
+    views = [View(out, shape_of(meta)) for out, meta in zip(outs, node.meta["val"], strict=True)]
+    outs[1].dtype = ir.DataType.INT64
+    return tuple(views)
+
+
+def gather(emitter: Emitter, node: Node, args: Args) -> View:
+    x, index = value(emitter, args[0]), value(emitter, args[2], ir.DataType.INT64)
+    return wrap(node, emitter.one("GatherElements", x, index, axis=args[1]))
+
+
+def total(emitter: Emitter, node: Node, args: Args) -> View:
+    where = emitter.small([int(d) for d in (args[1] if isinstance(args[1], list | tuple) else [args[1]])])
+    keep = int(args[2]) if len(args) > 2 else 0
+    return wrap(node, emitter.one("ReduceSum", value(emitter, args[0]), where, keepdims=keep))
+
+
+HANDLERS: dict[str, Handler] = {
+    "edgekit.experts.default": experts,
+    "aten.topk.default": topk,
+    "aten.gather.default": gather,
+    "aten.sum.dim_IntList": total,
+}
+"""What routers use beside the operators of every decoder."""
