@@ -12,6 +12,7 @@ import pytest
 
 from edgekit.coding import streams
 from tests.native.test_cpp import ANY, COMMON, KERNELS, SANITIZED, ZIG, on_x86, run
+from tests.support import cpp
 from tests.support.tooling import need
 from tools import build_kernels, check_kernels
 
@@ -51,9 +52,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(compiler: tuple[str, ...], sources: Path, made: Path) -> Path:
     files = [*sources.glob("*.cpp"), KERNELS / "test" / "test_symbols.cpp"]
-    done = run(*compiler, *COMMON, f"-I{sources}", *map(str, files), "-o", str(made))
-    assert done.returncode == 0, done.stderr
-    return made
+    return cpp.program((*compiler, *COMMON), sources, files, made)
 
 
 def test_it_is_exact_and_stays_in_its_memory(records: Path, tmp_path: Path) -> None:
@@ -79,9 +78,8 @@ def test_arm(emulator: str, target: tuple[str, ...], records: Path, tmp_path: Pa
 def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
     need("clang++-19")
     files = [*SOURCES.glob("*.cpp"), KERNELS / "test" / "fuzz_symbols.cpp"]
-    options = (*COMMON, *SANITIZED, "-fsanitize=fuzzer,address,undefined", f"-I{SOURCES}")
-    built = run("clang++-19", *options, *map(str, files), "-o", str(tmp_path / "fuzz"))
-    assert built.returncode == 0, built.stderr
+    compiler = ("clang++-19", *COMMON, *SANITIZED, "-fsanitize=fuzzer,address,undefined")
+    made = cpp.program(compiler, SOURCES, files, tmp_path / "fuzz")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for index, (width, symbols, base) in enumerate(cases()):
@@ -98,7 +96,7 @@ def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
         "-seed=1",
         f"-artifact_prefix={tmp_path}/",
     )
-    done = run(str(tmp_path / "fuzz"), *limits, str(corpus))
+    done = run(str(made), *limits, str(corpus))
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stderr.split("Done ")[1].split(" runs")[0]) > 200
 

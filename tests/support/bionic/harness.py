@@ -23,7 +23,7 @@ from tools.made import made
 QEMU = "qemu-aarch64-static"
 GLIBC_ARM64 = Path("/usr/aarch64-linux-gnu/lib")
 INSTALL = f"apt-get install {' '.join(arm_rootfs.DEBIAN_PACKAGES)}"
-TIMEOUT_S = 300
+TIMEOUT_S = 1800
 
 
 class ReplayError(Exception):
