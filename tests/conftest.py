@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
@@ -33,14 +33,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
                 f"{item.nodeid}: skipped in CI, where that counts as failed: {reason}",
             )
     return report
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """torch on one thread: small networks are slowed down by a second one."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

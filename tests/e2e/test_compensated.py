@@ -36,8 +36,6 @@ from edgekit.recipe import Recipe
 from tests.unit.test_compress import SENTENCES, decoder, encoder  # noqa: F401
 from tests.unit.test_lora import adapter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEXT = "It was the best of times, it was the worst of times; nobody had asked the clock, and so it said nothing.\n" * 9
 
 

@@ -21,8 +21,6 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.tokenizer import Tokenizer
 from tools.train_ternary import SHIPPED
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = ("HAMLET\n", "My lord, ", "What is ")
 TOKENS = 40
 CLOSE = {True: 0.02, False: 0.05}

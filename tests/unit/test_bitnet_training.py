@@ -42,13 +42,10 @@ CLOSE = 0.02
 
 
 @pytest.fixture(autouse=True)
-def one_thread_no_compiler() -> Iterator[None]:
+def no_compiler() -> Iterator[None]:
     """transformers compiles BitNet's packing; that takes a minute and a C++ compiler."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch._dynamo.config.patch(disable=True):
         yield
-    torch.set_num_threads(before)
 
 
 def examples(count: int = 24, length: int = 16) -> Examples:

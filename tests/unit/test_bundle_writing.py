@@ -94,7 +94,7 @@ def test_nothing_remains_after_a_signal(tmp_path: Path, name: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(getattr(signal, name))
-        process.communicate(timeout=600)
+        process.communicate(timeout=1800)
     assert process.returncode != 0
     assert not list(tmp_path.iterdir())
 

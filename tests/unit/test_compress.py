@@ -27,9 +27,6 @@ CLASSIFIER = "tests.unit.test_compress:classifier"
 POINTS = "tests.unit.test_compress:points"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def classifier() -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Two numbers -> in which quadrant they are; dropout makes the run depend on random numbers."""
     torch.manual_seed(0)

@@ -29,8 +29,6 @@ from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples
 from edgekit.methods.training import Run, Training
 from tests.support.tiny_decoders import build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(-1, keepdims=True))

@@ -12,8 +12,6 @@ from edgekit.errors import UnsupportedError, UsageError
 from edgekit.methods import Pruner, Pruning
 from edgekit.methods.prune import largest, two_of_four
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)

@@ -33,8 +33,6 @@ from edgekit.methods.rate_quantize import (
 from edgekit.methods.training import Training
 from tests.unit.test_compress import CLASSIFIER, POINTS, SENTENCES, decoder, encoder  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BITS = Budget(bits=3)
 
 

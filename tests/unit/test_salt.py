@@ -16,8 +16,6 @@ from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, s
 from edgekit.methods.training import Run, Training, epoch_order
 from tests.support.tiny_decoders import build
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def texts(count: int = 20) -> Examples:
     return Examples({"input_ids": torch.randint(3, 97, (count, 12), generator=torch.Generator().manual_seed(0))})

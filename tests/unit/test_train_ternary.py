@@ -13,8 +13,6 @@ import pytest
 from edgekit.frontend.loading import load_module
 from tools import train_ternary
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # the tool sets it too, and does not put it back
-
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
