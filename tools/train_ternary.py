@@ -38,7 +38,7 @@ from edgekit.methods.bitnet_checkpoint import save
 from edgekit.methods.distill import cached
 from edgekit.methods.example_files import digest, tokens
 from edgekit.methods.examples import LANGUAGE, Examples
-from edgekit.methods.resume import read_checkpoint, write_checkpoint
+from edgekit.methods.resume import Checkpoint, forget_checkpoint, is_kept
 from edgekit.methods.salt import Salt, Staged, Transition, salted
 from edgekit.methods.training import Constraint, History, Run, Training, epoch_order
 
@@ -249,16 +249,17 @@ def trained(
     both = Both([transition, *([BitNetTraining(model, BitNet())] if name == "ternary" else [])])
     run = Run(model, objective, examples, plan.training(name), constraint=both, evaluation=judged)
     state, belongs = output / f"{name}.checkpoint", {"plan": asdict(plan), "model": name, "examples": digest(train)}
-    if state.is_file():
-        run.load_state_dict(read_checkpoint(state, belongs))
+    checkpoint = Checkpoint(state, belongs)
+    if is_kept(state):
+        run.resume(checkpoint)
     log = Log(output / "log.jsonl", name, run)
     with contextlib.closing(log):
-        history = run.go(keep=lambda at: write_checkpoint(state, at, belongs), progress=log)
+        history = run.go(checkpoint=checkpoint, progress=log)
     save_history(output, name, history, log.seconds)
     part = path.with_suffix(".partial")
     save_file({n: p.detach().clone() for n, p in model.state_dict().items() if n != "lm_head.weight"}, part)
     part.rename(path)
-    state.unlink(missing_ok=True)
+    forget_checkpoint(state)
     return model
 
 

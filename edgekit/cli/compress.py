@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,12 @@ def compress(
     entropy, exp-Golomb bits.
     """
     console.quiet_libraries()
+    from torch import distributed
+
     from edgekit.compression import compress as run
     from edgekit.compression import rate_of
     from edgekit.compression.settings import REPORT_STEP
-    from edgekit.methods.resume import checkpoint_path
+    from edgekit.methods.resume import checkpoint_path, is_kept
 
     if config is None:
         if output or any(how.values()):
@@ -64,11 +68,15 @@ def compress(
         return
     if output is None or step is not None:
         raise click.UsageError("--config needs --output DIR, and has the step of the report itself (report_step)")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started: the one that tells
     try:
-        with console.progress_bar() as progress:
+        with console.progress_bar() if first else nullcontext(lambda what, share: None) as progress:
             compressed = run(model, config, output, allow_pickle=allow_pickle, **how, progress=progress)
     except KeyboardInterrupt:
-        if checkpoint_path(output).exists():
+        if first and is_kept(checkpoint_path(output)):
             click.echo("edgekit: a checkpoint is kept; the same command with --resume goes on", err=True)
         raise
-    console.show(compressed.lines(), compressed.to_json(), as_json)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if first:
+        console.show(compressed.lines(), compressed.to_json(), as_json)

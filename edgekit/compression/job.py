@@ -16,6 +16,9 @@ from edgekit.methods.training import History
 from edgekit.recipe import Recipe
 from edgekit.spec.progress import Progress
 
+MAY_DIFFER = ("checkpoint_every", "learning_rate", "second_learning_rate", "clip")
+"""Of a training that goes on: a run that diverged needs other ones."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -44,7 +47,8 @@ class Job:
     def belongs(self) -> dict[str, Any]:
         """What a checkpoint of this run belongs to."""
         settings = self.settings.to_dict()
-        settings.get("training", {}).pop("checkpoint_every", None)
+        for key in MAY_DIFFER:
+            settings.get("training", {}).pop(key, None)
         settings.get("bitnet", {}).pop("form", None)  # how the result is saved
         if self.data is None:
             return {"source": self.name, **settings}

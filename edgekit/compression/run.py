@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from edgekit.low_rank import fold_branches
 from edgekit.methods import RateReport, rate_report
 from edgekit.methods.bitnet import BitLinear, ternary_weights
 from edgekit.methods.masks import matrices
+from edgekit.methods.processes import processes
 from edgekit.methods.resume import claim_checkpoint, forget_checkpoint
 from edgekit.methods.training import History
 from edgekit.spec.methods import POST_TRAINING, SEARCH, TAUGHT, TRAINING
@@ -124,6 +126,11 @@ def compress(
     settings = Compression.load(config, method) if isinstance(config, Path) else config.with_method(method)
     if resume and settings.kind == SEARCH:
         raise UsageError(f"--resume: {settings.method} keeps no checkpoint; leave --resume out")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and settings.kind not in (TRAINING, TAUGHT):
+        raise UsageError(f"{settings.method}: runs in one process; start it without a launcher")
+    first = not several or processes().is_main_process  # the one that tells and writes
+    progress = progress if first else lambda what, share: None
     check_output(output, force)
     checkpoint = claim_checkpoint(output, resume, force)
     progress("load the model", 0.0)
@@ -151,9 +158,12 @@ def compress(
         str(output / RECIPE) if outcome.recipe is not None else "",
     )
     progress("write the model", 1.0)
-    write(outcome.source, result.to_json(), output, outcome.recipe, settings.bitnet.form)
-    forget_checkpoint(checkpoint)
-    shutil.rmtree(job.answers, ignore_errors=True)
+    if first:
+        write(outcome.source, result.to_json(), output, outcome.recipe, settings.bitnet.form)
+        forget_checkpoint(checkpoint)
+        shutil.rmtree(job.answers, ignore_errors=True)
+    if several:
+        processes().wait_for_everyone()
     return result
 
 

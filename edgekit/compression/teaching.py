@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from edgekit.compression.material import Material, near, read_tokenizer
 from edgekit.errors import UsageError
 from edgekit.frontend.source import ModuleSource
 from edgekit.methods.distill import INDICES, Distillation, cached, distilled, predictions, weights_digest, with_targets
-from edgekit.methods.examples import Examples
+from edgekit.methods.examples import Examples, device_of
+from edgekit.methods.processes import processes
 from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, salted
 from edgekit.methods.training import epoch_order
 
@@ -40,7 +42,7 @@ class Classroom:
                 "example); give a teacher with the same tokenizer"
             )
         self.digests[name] = weights_digest(teacher.module)
-        return teacher.module.eval()
+        return teacher.module.to(device_of(pupil.module)).eval()
 
     def answers(
         self, teacher: nn.Module, examples: Examples, data: Material, lesson: Salt | Distillation
@@ -48,18 +50,13 @@ class Classroom:
         """What a teacher answers to examples, asked once. Raises UsageError for classes that the pupil has not."""
         job = self.job
         cache = job.directory / Path(lesson.cache).expanduser() if lesson.cache else job.answers
-        answers = cached(
-            cache,
-            teacher,
-            data.objective,
-            examples,
-            lesson.top,
-            lesson.temperature,
-            name=lesson.teacher,
-            progress=job.progress,
-        )
+        ask = partial(cached, cache, teacher, data.objective, examples, lesson.top, lesson.temperature)
+        with processes().main_process_first():  # the others find its answers
+            answers = ask(name=lesson.teacher, progress=job.progress)
+        pupil = job.source.module
         with torch.no_grad():
-            width = predictions(data.objective, job.source.module, data.evaluation.select(slice(0, 1)))[0].shape[-1]
+            batch = next(data.evaluation.batches(1, device_of(pupil)))
+            width = predictions(data.objective, pupil, batch)[0].shape[-1]
         largest = int(answers[INDICES].max())
         if largest >= width:
             raise UsageError(

@@ -14,7 +14,8 @@ from edgekit.frontend.source import ModuleSource
 from edgekit.methods import Backslash, Pruner
 from edgekit.methods.bitnet import BitNetTraining, convert, convertible
 from edgekit.methods.bitnet_checkpoint import check_rows
-from edgekit.methods.resume import read_checkpoint, write_checkpoint
+from edgekit.methods.processes import processes
+from edgekit.methods.resume import Checkpoint, forget_checkpoint
 from edgekit.methods.training import Constraint, History, Run
 from edgekit.spec.methods import TAUGHT
 
@@ -22,6 +23,7 @@ from edgekit.spec.methods import TAUGHT
 def trained(job: Job) -> Outcome:
     """Trains a model; a ternary one may come out as another module. Without data it only gets its constraint."""
     settings, data, source, transition = job.settings, job.data, job.source, None
+    source.module.to(processes().device)
     room = Classroom(job)
     if settings.student == "bitnet":
         check_ternary(source, settings)
@@ -31,7 +33,7 @@ def trained(job: Job) -> Outcome:
         source = replace(source, module=convert(source.module, settings.bitnet))
     constraint = transition or constraint_of(source.module, settings)
     if data is None:
-        return Outcome(source, History())
+        return Outcome(replace(source, module=source.module.cpu()), History())
     run = Run(
         source.module,
         data.objective,
@@ -41,11 +43,14 @@ def trained(job: Job) -> Outcome:
         evaluation=data.evaluation,
         hold_after=settings.rate_term().steps if settings.student == "backslash" else None,
     )
-    belongs = {**job.belongs(), "teachers": room.digests}
+    checkpoint = Checkpoint(job.checkpoint, {**job.belongs(), "teachers": room.digests})
     if job.resume:
-        run.load_state_dict(read_checkpoint(job.checkpoint, belongs))
+        run.resume(checkpoint)
+    elif run.accelerator.is_main_process:
+        forget_checkpoint(job.checkpoint)
     job.progress("train", run.step / max(1, settings.training.steps))
-    history = run.go(keep=lambda state: write_checkpoint(job.checkpoint, state, belongs), progress=job.progress)
+    history = run.go(checkpoint=checkpoint, progress=job.progress)
+    source.module.cpu()
     return Outcome(source, history)
 
 

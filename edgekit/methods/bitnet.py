@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from edgekit import absmean
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.methods.selection import without
-from edgekit.methods.training import Training
+from edgekit.methods.training import Training, set_rates
 
 FORMS = ("online", "autobitlinear", "bitlinear")
 """Of saved weights: float masters, or codes in either of transformers' conventions
@@ -281,12 +281,8 @@ class BitNetCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Before each step of the optimizer; norms and biases have no weight decay, as in the Trainer."""
-        if self.training is None:
-            return
-        for group in optimizer.param_groups:
-            group["lr"] = self.training.rate_at(state.global_step)
-            matrices = any(parameter.ndim > 1 for parameter in group["params"])
-            group["weight_decay"] = self.training.decay_at(state.global_step) if matrices else 0.0
+        if self.training is not None:
+            set_rates(optimizer, self.training, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After each step of the optimizer."""

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError, UsageError
 from edgekit.methods.example_files import digest
-from edgekit.methods.examples import Batch, Examples, Objective, most_rows, outputs
+from edgekit.methods.examples import Batch, Examples, Objective, device_of, most_rows, outputs
 from edgekit.spec.names import LABELS
 from edgekit.spec.progress import Progress
 
@@ -193,7 +193,7 @@ def weights_digest(model: nn.Module) -> str:
     """A checksum of all parameters and buffers, and of the configuration."""
     config: Any = getattr(model, "config", None)
     text = config.to_json_string() if hasattr(config, "to_json_string") else ""
-    state = {name: tensor.detach().float().reshape(1, -1) for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().float().cpu().reshape(1, -1) for name, tensor in model.state_dict().items()}
     return digest(Examples({**state, "config": torch.tensor([[*text.encode()]], dtype=torch.float32)}))
 
 
@@ -227,7 +227,7 @@ def _compute(
 ) -> None:
     training, done, answers = teacher.training, 0, {}
     teacher.eval()
-    for batch in examples.batches(batch_size):
+    for batch in examples.batches(batch_size, device_of(teacher)):
         try:
             logits, wanted = predictions(objective, teacher, batch)
         except EdgekitError:
@@ -244,8 +244,8 @@ def _compute(
             shape = len(examples), len(wanted) // rows, classes
             answers = {key: _mapped(directory / f"{key}.npy", kind, shape) for key, kind in KINDS}
         values, indices = functional.log_softmax(logits / temperature, dim=-1).topk(classes, dim=-1)
-        answers[INDICES][done : done + rows] = indices.reshape(rows, -1, classes).numpy()
-        answers[LOGS][done : done + rows] = values.reshape(rows, -1, classes).numpy()
+        answers[INDICES][done : done + rows] = indices.reshape(rows, -1, classes).cpu().numpy()
+        answers[LOGS][done : done + rows] = values.reshape(rows, -1, classes).cpu().numpy()
         done += rows
         progress("ask the teacher", done / len(examples))
     for array in answers.values():

@@ -39,9 +39,10 @@ class Examples:
         """Some rows of each array."""
         return {name: array[rows] for name, array in self.arrays.items()}
 
-    def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """All rows in order, ``size`` at a time."""
-        return (self.select(slice(start, start + size)) for start in range(0, len(self), size))
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[dict[str, Tensor]]:
+        """All rows in order, ``size`` at a time, on a device."""
+        for start in range(0, len(self), size):
+            yield {name: array.to(device) for name, array in self.select(slice(start, start + size)).items()}
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,17 @@ class Objective:
         model.eval()
         sums: dict[str, float] = {}
         count = 0
-        for batch in examples.batches(batch_size or most_rows(model, examples)):
+        for batch in examples.batches(batch_size or most_rows(model, examples), device_of(model)):
             scores, size = self.score(model, batch)
             sums = {name: sums.get(name, 0.0) + value for name, value in scores.items()}
             count += size
         model.train(training)
         return {name: value / count for name, value in sums.items()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def most_rows(model: nn.Module, examples: Examples) -> int:
@@ -134,7 +140,7 @@ def with_reference(model: nn.Module, examples: Examples, batch_size: int = 64) -
     """Examples with what an encoder makes of them now, in eval mode, as ``reference``."""
     training = model.training
     model.eval()
-    reference = torch.cat([embeddings(model, batch) for batch in examples.batches(batch_size)])
+    reference = torch.cat([embeddings(model, batch).cpu() for batch in examples.batches(batch_size, device_of(model))])
     model.train(training)
     return Examples({**examples.arrays, REFERENCE: reference})
 

@@ -1,8 +1,9 @@
 """What an interrupted compression leaves beside its output, and how the next run goes on from there.
 
-It is one path: a training's whole state in a file, or, of a method without training, a directory with a file for each
-block of the model that is through. Every file is replaced in one step, so that a machine that dies leaves the last
-whole one, and says what it belongs to (source, settings, data): a run that differs in any of them is refused.
+It is one directory: of a training with one for the last step that was kept, as accelerate writes its state, or, of a
+method without training, with a file for each block of the model that is through. What is in it appears whole, so that
+a machine that dies leaves the last whole one, and says what it belongs to (source, settings, data): a run that differs
+in any of them is refused.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 
 from edgekit.errors import CheckFailed, SourceError, UsageError
 from edgekit.low_rank import PARTS, attach, branch_names, branched_layers
 
-VERSION = 1
+VERSION = 2
+PARTIAL = ".partial"
+STEP, RUN = "step-", "run"
+"""Of a training: the directory of a step, and the file in it that accelerate knows nothing of."""
 Rows = list[dict[str, Any]]
 
 
@@ -40,15 +48,20 @@ def claim_checkpoint(output: Path, resume: bool, force: bool) -> Path:
         raise UsageError(f"{output}: cannot be made ({error.strerror}); give -o a place that can be written") from error
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"{output}: cannot be made ({path.parent} is read-only); give -o a place that can be written")
-    if path.exists() and not resume and not force:
+    if is_kept(path) and not resume and not force:
         raise UsageError(f"{path}: a run was interrupted here; --resume goes on with it, --force begins anew")
-    if resume and not path.exists():
+    if resume and not is_kept(path):
         raise UsageError(f"{path}: no checkpoint to resume from; leave --resume out")
     return path
 
 
+def is_kept(path: Path) -> bool:
+    """Whether there is a run's state that is whole."""
+    return path.is_file() or (path.is_dir() and any(entry.suffix != PARTIAL for entry in path.iterdir()))
+
+
 def forget_checkpoint(path: Path) -> None:
-    """Removes a run's state: a training's file, or a directory of blocks."""
+    """Removes a run's state."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -57,7 +70,7 @@ def forget_checkpoint(path: Path) -> None:
 
 def write_checkpoint(path: Path, state: Mapping[str, Any], belongs: Mapping[str, Any]) -> None:
     """Writes ``state`` with what it ``belongs`` to. Raises CheckFailed when it cannot be written."""
-    part = path.with_name(f"{path.name}.partial")
+    part = path.with_name(f"{path.name}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -66,13 +79,15 @@ def write_checkpoint(path: Path, state: Mapping[str, Any], belongs: Mapping[str,
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch's writer hides a full disk in a RuntimeError
-        raise CheckFailed(
-            f"{path}: the checkpoint cannot be written ({' '.join(str(error).split())[:120]}); make room, the last "
-            "one is whole"
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _not_written(path: Path, error: Exception) -> CheckFailed:
+    reason = " ".join(str(error).split())[:120]
+    return CheckFailed(f"{path}: the checkpoint cannot be written ({reason}); make room, the last one is whole")
 
 
 def read_checkpoint(path: Path, belongs: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,9 +97,7 @@ def read_checkpoint(path: Path, belongs: Mapping[str, Any]) -> dict[str, Any]:
         version, then, state = stored["version"], json.loads(stored["settings"]), stored["state"]
     # torch raises whatever its unpickler meets
     except Exception as error:
-        raise SourceError(
-            f"{path}: not a checkpoint, or damaged ({type(error).__name__}); --force begins anew"
-        ) from error
+        raise _damaged(path, type(error).__name__) from error
     if version != VERSION:
         raise SourceError(
             f"{path}: a checkpoint of version {version}, this edgekit reads {VERSION}; --force begins anew"
@@ -97,6 +110,69 @@ def read_checkpoint(path: Path, belongs: Mapping[str, Any]) -> dict[str, Any]:
                 "began with, or --force begins anew"
             )
     return dict(state)
+
+
+def _damaged(path: Path, what: str) -> SourceError:
+    return SourceError(f"{path}: not a checkpoint, or damaged ({what}); --force begins anew")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training keeps its state, and what that ``belongs`` to."""
+
+    path: Path
+    belongs: Mapping[str, Any]
+
+    def write(self, engine: Accelerator, state: Mapping[str, Any], place: Mapping[str, Any]) -> None:
+        """All processes write what accelerate keeps, the main one ``state`` of the step ``state["step"]`` beside it.
+
+        ``place``: where it is trained, which a checkpoint belongs to as well. Raises CheckFailed when it cannot be
+        written.
+        """
+        target = self.path / f"{STEP}{state['step']}"
+        part = target.with_suffix(PARTIAL)
+        try:
+            engine.save_state(str(part))
+            engine.wait_for_everyone()
+            if engine.is_main_process:
+                write_checkpoint(part / RUN, {**state, "random": _random()}, {**self.belongs, **place})
+                for file in part.iterdir():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+                part.rename(target)
+                for other in set(self.path.iterdir()) - {target}:
+                    shutil.rmtree(other, ignore_errors=True)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise _not_written(self.path, error) from error
+        finally:
+            if engine.is_main_process:
+                shutil.rmtree(part, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # where nothing was kept
+
+    def read(self, place: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+        """The last step's directory and ``state``, with what :func:`load_state` takes as "random". Raises SourceError,
+        UsageError.
+        """
+        steps = [path for path in self.path.glob(f"{STEP}*") if path.suffix != PARTIAL]
+        if not steps:
+            raise _damaged(self.path, "no step of a training")
+        last = max(steps, key=lambda path: int(path.name.removeprefix(STEP)))
+        return last, read_checkpoint(last / RUN, {**self.belongs, **place})
+
+
+def load_state(engine: Accelerator, directory: Path, random: int) -> None:
+    """Model, optimizer and random numbers as they were. Raises SourceError for a damaged directory."""
+    try:
+        engine.load_state(str(directory))
+    except Exception as error:  # of as many kinds as there are files and libraries
+        raise _damaged(directory, type(error).__name__) from error
+    if engine.is_main_process and _random() != random:  # accelerate goes on without them
+        raise _damaged(directory, "random numbers")
+
+
+def _random() -> int:
+    return zlib.crc32(torch.get_rng_state().numpy().data)
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -114,7 +190,7 @@ class FinishedBlocks:
     """
 
     def __init__(self, directory: Path, belongs: Mapping[str, Any], resume: bool) -> None:
-        if resume and directory.is_file():
+        if resume and any(directory.glob(f"{STEP}*")):
             raise UsageError(
                 f"{directory}: of a training; resume with the method that it began with, or --force begins anew"
             )

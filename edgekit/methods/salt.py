@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from edgekit.errors import UsageError
 from edgekit.methods.distill import check_targets, predictions, soft_cross_entropy, targets
-from edgekit.methods.examples import Batch, Examples, Objective, most_rows
+from edgekit.methods.examples import Batch, Examples, Objective, device_of, most_rows
 from edgekit.methods.masks import matrices, zero_share
 
 
@@ -141,7 +141,7 @@ def challenge(
     """
     training, medians = model.training, []
     model.eval()
-    for batch in examples.batches(min(batch_size, most_rows(model, examples))):
+    for batch in examples.batches(min(batch_size, most_rows(model, examples)), device_of(model)):
         logits, wanted = predictions(objective, model, batch)
         losses = functional.cross_entropy(logits, wanted, reduction="none")
         own = logits.gather(1, wanted[:, None])
@@ -151,7 +151,7 @@ def challenge(
             some = loss[mask] if unlearnable == "dropped" else loss * mask
             medians.append(some.quantile(0.5) if len(some) else loss.new_zeros(()))
     model.train(training)
-    return torch.stack(medians)
+    return torch.stack(medians).cpu()
 
 
 def hardest(scores: Tensor, share: float) -> Tensor:

@@ -1,18 +1,15 @@
-"""The training loop of every method: same data in the same order for the same seed, and an exact resume.
+"""The training of every method, on accelerate: same data in the same order for the same seed, and an exact resume.
 
 A run that was stopped and goes on from its checkpoint ends with the same bits as one that was not, on the same machine
-with the same number of threads.
+with the same number of threads. So do two processes, and one that takes batches in two parts.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +17,8 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.methods.examples import Examples, Objective
+from edgekit.methods.processes import PRECISIONS, accelerator_for, interruptible
+from edgekit.methods.resume import Checkpoint, load_state
 from edgekit.spec.progress import Progress
 
 SCHEDULES = ("constant", "linear", "cosine", "two-stage")
@@ -56,18 +55,20 @@ class Training:
     schedule: str = "constant"  # or linear or cosine: down to zero at the last step; or two-stage
     second_learning_rate: float = 0.0  # of the second half of two-stage; 0 is two thirds of learning_rate
     warmup: int = 0  # steps in which the learning rate rises from zero
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of matrices; norms and biases have none
     beta2: float = 0.999  # of Adam; language models often take 0.95
     clip: float = 0.0  # longest gradient; 0 does not clip
+    accumulate: int = 1  # parts that a process takes its share of a batch in, where memory is short
+    mixed_precision: str = ""  # no or bf16; left out, what the launcher says, else no
     seed: int = 0
     evaluate_every: int = 0  # 0 evaluates at the beginning and the end
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1 or self.checkpoint_every < 1:
+        if self.steps < 0 or min(self.batch_size, self.accumulate, self.checkpoint_every) < 1:
             raise UsageError(
-                f"steps {self.steps}, batch_size {self.batch_size}, checkpoint_every {self.checkpoint_every}: steps "
-                "are at least 0, the others 1"
+                f"steps {self.steps}, batch_size {self.batch_size}, accumulate {self.accumulate}, checkpoint_every "
+                f"{self.checkpoint_every}: steps are at least 0, the others 1"
             )
         if min(self.warmup, self.evaluate_every, self.seed) < 0 or self.seed >= SEEDS:
             raise UsageError(
@@ -83,6 +84,8 @@ class Training:
             )
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule: '{self.schedule}' is not one of {', '.join(SCHEDULES)}")
+        if self.mixed_precision not in ("", *PRECISIONS):
+            raise UsageError(f"mixed_precision: '{self.mixed_precision}' is not one of {', '.join(PRECISIONS)}")
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, ...
@@ -119,7 +122,11 @@ class History:
 
 
 class Run:
-    """One training: ``step`` of ``training.steps`` are done; ``constraint`` holds after ``hold_after`` of them."""
+    """One training: ``step`` of ``training.steps`` are done; ``constraint`` holds after ``hold_after`` of them.
+
+    accelerate runs it, in this process or together with those that a launcher started: each computes its share of every
+    batch, all hold the same weights. ``model`` and ``constraint`` are on the device that ``processes().device`` says.
+    """
 
     def __init__(
         self,
@@ -132,100 +139,124 @@ class Run:
         hold_after: int | None = None,
         evaluation: Examples | None = None,
     ) -> None:
+        """Raises UsageError for a batch that cannot be shared evenly, or a way to train that is not known."""
         self.model, self.objective, self.examples, self.training = model, objective, examples, training
         self.constraint, self.hold_after, self.evaluation = constraint, hold_after, evaluation
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=training.learning_rate,
-            betas=(0.9, training.beta2),
-            weight_decay=training.weight_decay,
-            foreach=True,
-        )
-        self.step = 0
-        self.history = History()
+        self.accelerator = accelerator_for(training.mixed_precision, training.accumulate)
+        self.size = min(training.batch_size, len(examples))
+        parts = self.accelerator.num_processes * training.accumulate
+        if self.size % parts:
+            raise UsageError(
+                f"batch_size: {self.size} examples cannot be shared evenly by {self.accelerator.num_processes} "
+                f"processes that take them in {training.accumulate} parts; give a multiple of {parts}"
+            )
+        self.step, self.history = 0, History()
+        self._resumed: tuple[Path, int] | None = None  # what to load
+        self._kept: int | None = None  # the step of the last checkpoint
         self._order = -1, torch.empty(0)  # the epoch whose order it is
 
-    def go(
-        self, *, keep: Callable[[Mapping[str, Any]], None] | None = None, progress: Progress = lambda what, share: None
-    ) -> History:
-        """Trains to the end. ``keep`` is given :meth:`state_dict` every ``checkpoint_every`` steps and on Ctrl-C or
-        SIGTERM.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on where ``checkpoint`` was written, of the same model, data and settings. Raises what it does."""
+        directory, state = checkpoint.read(self._place())
+        self._resumed = directory, int(state["random"])
+        if self.constraint is not None:
+            self.constraint.load_state_dict(state["constraint"])
+        self.step = self._kept = int(state["step"])
+        self.history = History(list(state["losses"]), [dict(scores) for scores in state["evaluations"]])
+
+    def go(self, *, checkpoint: Checkpoint | None = None, progress: Progress = lambda what, share: None) -> History:
+        """Trains to the end. ``checkpoint`` is written every ``checkpoint_every`` steps and on Ctrl-C or SIGTERM.
 
         Leaves the model in eval mode and torch's random numbers as they were. Raises KeyboardInterrupt once
-        interrupted, CheckFailed when the loss is no number any more.
+        interrupted, CheckFailed when loss or weights are no numbers any more; the last checkpoint stays then.
         """
-        with torch.random.fork_rng(devices=[]), interruptible() as stopped:
-            if self.step:
-                torch.set_rng_state(self._random)
+        engine, training = self.accelerator, self.training
+        self._prepared, self._optimizer = engine.prepare(self.model, self._adamw())
+        cuda = [engine.device] if engine.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), interruptible() as stopped:
+            if self._resumed is not None:
+                load_state(engine, *self._resumed)
             else:
-                torch.manual_seed(self.training.seed)
+                torch.manual_seed(training.seed + engine.process_index)
                 self._evaluate()
-            self.model.train()
-            while self.step < self.training.steps:
+            self._prepared.train()
+            while self.step < training.steps:
                 self._one()
                 if self.step == self.hold_after and self.constraint is not None:
                     self.constraint.hold()
-                every = self.training.evaluate_every
-                if (every and self.step % every == 0) or self.step == self.training.steps:
+                every = training.evaluate_every
+                if (every and self.step % every == 0) or self.step == training.steps:
                     self._evaluate()
-                due = self.step % self.training.checkpoint_every == 0 and self.step < self.training.steps
-                if keep is not None and (due or stopped()):
-                    keep(self.state_dict())
                 if stopped():
+                    engine.set_trigger()
+                stop = engine.check_trigger()  # all processes, when one of them was told
+                due = self.step % training.checkpoint_every == 0 and self.step < training.steps
+                if checkpoint is not None and (due or stop):
+                    self._keep(checkpoint)
+                if stop:
                     raise KeyboardInterrupt
-                self._tell(progress)
-        self.model.eval()
+                if engine.is_main_process:
+                    self._tell(progress)
+        engine.unwrap_model(self._prepared, keep_fp32_wrapper=False).eval()
         return self.history
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs; tensors, numbers and lists only."""
-        return {
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise self._diverged("weights are no finite numbers")
+        state = {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "constraint": None if self.constraint is None else self.constraint.state_dict(),
-            "random": torch.get_rng_state(),
-            "losses": list(self.history.losses),
-            "evaluations": [dict(scores) for scores in self.history.evaluations],
+            "losses": self.history.losses,
+            "evaluations": self.history.evaluations,
         }
+        checkpoint.write(self.accelerator, state, self._place())
+        self._kept = self.step
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where :meth:`state_dict` was taken, of the same model, data and settings."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.constraint is not None:
-            self.constraint.load_state_dict(state["constraint"])
-        self.step, self._random = int(state["step"]), state["random"]
-        self.history = History(list(state["losses"]), [dict(scores) for scores in state["evaluations"]])
+    def _place(self) -> dict[str, Any]:
+        """What a checkpoint of accelerate's belongs to."""
+        return {"processes": self.accelerator.num_processes, "mixed_precision": self.accelerator.mixed_precision}
 
     def _one(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.training.rate_at(self.step), self.training.decay_at(self.step)
-        loss = self.objective.loss(self.model, self.examples.select(self._rows()))
-        value = loss.item()
+        engine, training = self.accelerator, self.training
+        set_rates(self._optimizer, training, self.step)
+        with engine.split_between_processes(self.examples.select(self._rows())) as share:
+            parts = Examples(share).batches(len(next(iter(share.values()))) // training.accumulate, engine.device)
+        losses = []
+        for part in parts:
+            with engine.accumulate(self._prepared):
+                loss = self.objective.loss(self._prepared, part)
+                losses.append(loss.detach())
+                engine.backward(loss)
+                if engine.sync_gradients and training.clip:
+                    engine.clip_grad_norm_(self._prepared.parameters(), training.clip)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+        value = float(engine.reduce(torch.stack(losses).mean(), "mean"))
         if not math.isfinite(value):
-            raise CheckFailed(
-                f"step {self.step + 1}: the loss is {value}; lower learning_rate ({self.training.learning_rate}) or "
-                "set clip"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.training.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            raise self._diverged(f"loss is {value}")
         if self.constraint is not None:
             self.constraint.step()
         self.history.losses.append(value)
         self.step += 1
 
+    def _adamw(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+        groups = [{"params": group} for group in (matrices, vectors) if group]
+        return torch.optim.AdamW(groups, betas=(0.9, self.training.beta2), foreach=True)
+
+    def _diverged(self, what: str) -> CheckFailed:
+        kept = "" if self._kept is None else f"; the checkpoint of step {self._kept} is kept, --resume goes on from it"
+        return CheckFailed(
+            f"step {self.step + 1}: the {what}; lower learning_rate ({self.training.learning_rate}) or set clip{kept}"
+        )
+
     def _rows(self) -> Tensor:
         """Rows of this step's batch: each epoch in an order of its own, a rest that fills no batch left out."""
-        size = min(self.training.batch_size, len(self.examples))
-        epoch, place = divmod(self.step, len(self.examples) // size)
+        epoch, place = divmod(self.step, len(self.examples) // self.size)
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(self.training.seed, len(self.examples), epoch)
-        return self._order[1][place * size : (place + 1) * size]
+        return self._order[1][place * self.size : (place + 1) * self.size]
 
     def _evaluate(self) -> None:
         if self.evaluation is None:
@@ -240,27 +271,13 @@ class Run:
         progress(f"train: step {news} of {steps}, loss {self.history.losses[news - 1]:.4f}", done / steps)
 
 
+def set_rates(optimizer: Any, training: Training, step: int) -> None:
+    """Gives an AdamW the learning rate and weight decay of step 0, 1, ...; norms and biases have no decay."""
+    for group in optimizer.param_groups:
+        matrices = any(parameter.ndim > 1 for parameter in group["params"])
+        group["lr"], group["weight_decay"] = training.rate_at(step), training.decay_at(step) if matrices else 0.0
+
+
 def epoch_order(seed: int, count: int, epoch: int) -> Tensor:
     """The rows 0 to ``count`` - 1 in the order of an epoch of a training with ``seed``: int64 [count]."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM are noted, for the loop to end at a good place; a second Ctrl-C ends at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -299,18 +299,23 @@ def compress(folder: Path, output: Path, *more: str, steps: int = 40, every: int
     return ["compress", "tests.unit.test_compress:classifier", "-c", str(config), "-o", str(output), *more]
 
 
+def steps_kept(checkpoint: Path) -> int:
+    """The last step whose checkpoint is whole; 0 without one."""
+    return max((int(p.name.removeprefix("step-")) for p in checkpoint.glob("step-*") if not p.suffix), default=0)
+
+
 def test_a_training_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert run(*compress(tmp_path, tmp_path / "whole", steps=40)).returncode == 0
     output, checkpoint = tmp_path / "often", tmp_path / ".often.checkpoint"
     for kill in range(2):
-        words = compress(tmp_path, output, *["--resume"] * checkpoint.exists(), steps=40)
+        kept = steps_kept(checkpoint)
+        words = compress(tmp_path, output, *["--resume"] * bool(kept), steps=40)
         with subprocess.Popen([*EDGEKIT, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            written = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-            while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > written):
+            while process.poll() is None and steps_kept(checkpoint) <= kept:
                 time.sleep(0.002)
             time.sleep(0.003 * kill)  # also while the next one is written
             process.kill()
-        assert checkpoint.exists()
+        assert steps_kept(checkpoint)
     done = run(*compress(tmp_path, output, "--resume", steps=40))
     assert done.returncode == 0, done.stderr
     assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

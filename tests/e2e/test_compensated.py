@@ -224,12 +224,12 @@ def test_an_interrupted_run_goes_on_block_by_block(tmp_path: Path, monkeypatch: 
 
 
 def test_resuming_what_another_run_left(tmp_path: Path, decoder: Path) -> None:  # noqa: F811
-    (tmp_path / ".made.checkpoint").write_bytes(b"of a training")
+    (tmp_path / ".made.checkpoint" / "step-7").mkdir(parents=True)
     with pytest.raises(
         UsageError, match=r"\.made\.checkpoint: of a training; resume with the method that it began with"
     ):
         compress(str(decoder), settings(tmp_path, "gptq"), tmp_path / "made", resume=True)
-    assert (tmp_path / ".made.checkpoint").read_bytes() == b"of a training"
+    assert [path.name for path in (tmp_path / ".made.checkpoint").iterdir()] == ["step-7"]
     with pytest.raises(UsageError, match="--resume: sensitivity keeps no checkpoint; leave --resume out"):
         config = settings(tmp_path, "sensitivity", sensitivity=Scan(bits=12, examples=4))
         compress(str(decoder), config, tmp_path / "made", resume=True)

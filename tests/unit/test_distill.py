@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from edgekit.methods.distill import (
     with_targets,
 )
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples
+from edgekit.methods.resume import Checkpoint
 from edgekit.methods.training import Run, Training
 from tests.support.tiny_decoders import build
 
@@ -170,7 +170,7 @@ def test_a_student_comes_closer_to_its_teacher_and_resumes(tmp_path: Path) -> No
     settings = Distillation("t", weight=1.0, temperature=2.0, top=3)
     found = cached(tmp_path / "answers", teacher, CLASSES, examples, 3, 2.0)
     assert found[INDICES].shape == (64, 1, 3)
-    training = Training(steps=40, batch_size=16, learning_rate=0.02)
+    training = Training(steps=40, batch_size=16, learning_rate=0.02, checkpoint_every=17)
 
     def run() -> Run:
         return Run(classifier(2), distilled(CLASSES, settings), with_targets(examples, found), training)
@@ -178,17 +178,16 @@ def test_a_student_comes_closer_to_its_teacher_and_resumes(tmp_path: Path) -> No
     whole, first, second = run(), run(), run()
     losses = whole.go().losses
     assert losses[-1] < 0.1 * losses[0]
-    kept: list[Any] = []
+    checkpoint = Checkpoint(tmp_path / "state", {})
 
     def stop(what: str, share: float) -> None:
         if first.step == 17:
-            torch.save(first.state_dict(), tmp_path / "state")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first.go(progress=stop)
-    second.load_state_dict(torch.load(tmp_path / "state"))
-    assert second.go().losses == losses and not kept
+        first.go(checkpoint=checkpoint, progress=stop)
+    second.resume(checkpoint)
+    assert second.go().losses == losses
     one, two = whole.model.state_dict(), second.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

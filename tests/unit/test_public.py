@@ -18,7 +18,7 @@ NAMES = [
     "__version__", "bench", "compress", "evaluate", "export", "generate", "inspect", "pack", "unpack", "verify", "verify_on",
 ]  # fmt: skip
 PACKAGE = Path(edgekit.__file__).parent
-HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy")
+HEAVY = ("torch", "accelerate", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy")
 
 
 def imported_by(code: str) -> set[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from edgekit.errors import UsageError
 from edgekit.methods.distill import INDICES, LOGS, cached
 from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.resume import Checkpoint
 from edgekit.methods.salt import Salt, Staged, Transition, challenge, hardest, salt_loss, salted
 from edgekit.methods.training import Run, Training, epoch_order
 from tests.support.tiny_decoders import build
@@ -68,14 +69,14 @@ def test_the_hardest() -> None:
     assert hardest(scores, 0.4).tolist() == [1, 3] and hardest(scores, 0.001).tolist() == [1]
 
 
-def staged(tmp_path: Path, share: float = 1.0) -> tuple[Run, Transition, Staged]:
+def staged(tmp_path: Path, share: float = 1.0, every: int = 100) -> tuple[Run, Transition, Staged]:
     teacher, student, examples = build("Llama", {"num_hidden_layers": 1}), build("Llama", {}), texts()
     salt = Salt("teacher", steps=6, share=share)
     rows = hardest(challenge(teacher, LANGUAGE, examples, salt.within), share)
     answers = cached(tmp_path / "answers", teacher, LANGUAGE, Examples(examples.select(rows)), 97, 1.0)
     transition = Transition(student, salt.steps)
     mixed = Staged(examples.arrays, chosen=rows, answers=answers, transition=transition)
-    training = Training(steps=12, batch_size=4, learning_rate=3e-3, checkpoint_every=100)
+    training = Training(steps=12, batch_size=4, learning_rate=3e-3, checkpoint_every=every)
     run = Run(student, salted(LANGUAGE, salt, transition), mixed, training, constraint=transition, evaluation=texts(4))
     return run, transition, mixed
 
@@ -119,17 +120,16 @@ def test_the_first_stage_goes_through_what_was_chosen() -> None:
 
 @pytest.mark.parametrize("stop_at", [3, 6, 9])
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, stop_at: int) -> None:
-    whole, first, second = (staged(tmp_path)[0] for _ in range(3))
-    history = whole.go()
+    whole, first, second = (staged(tmp_path, every=stop_at)[0] for _ in range(3))
+    history, checkpoint = whole.go(), Checkpoint(tmp_path / "state", {})
 
     def stop(what: str, share: float) -> None:
         if first.step == stop_at:
-            torch.save(first.state_dict(), tmp_path / "state")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first.go(progress=stop)
-    second.load_state_dict(torch.load(tmp_path / "state"))
+        first.go(checkpoint=checkpoint, progress=stop)
+    second.resume(checkpoint)
     assert second.go() == history
     one, two = whole.model.state_dict(), second.model.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
