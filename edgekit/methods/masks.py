@@ -36,7 +36,8 @@ def nonzero(weights: Mapping[str, Tensor]) -> Masks:
 def apply(masks: Masks, weights: Mapping[str, Tensor]) -> None:
     """Puts held zeros back."""
     for name, mask in masks.items():
-        weights[name].mul_(mask)
+        masks[name] = mask.to(weights[name].device)  # once: a model may have moved since
+        weights[name].mul_(masks[name])
 
 
 def restored(state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Masks:

@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 
 from edgekit.errors import UsageError
 
@@ -23,8 +23,9 @@ PATIENCE = timedelta(days=1)
 
 
 def processes() -> PartialState:
-    """Which of the processes this is, and the device that it trains on: CUDA's, where there is one."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    """Which of the processes this is, and the device that it trains on: CUDA's, unless ``accelerate launch --cpu``."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=PATIENCE)
 
 
 def accelerator_for(precision: str, accumulate: int) -> Accelerator:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckFailed, UsageError
-from edgekit.methods.examples import Examples, Objective
+from edgekit.methods.examples import Examples, Objective, device_of
 from edgekit.methods.processes import PRECISIONS, accelerator_for, interruptible
 from edgekit.methods.resume import Checkpoint, load_state
 from edgekit.spec.progress import Progress
@@ -125,7 +125,7 @@ class Run:
     """One training: ``step`` of ``training.steps`` are done; ``constraint`` holds after ``hold_after`` of them.
 
     accelerate runs it, in this process or together with those that a launcher started: each computes its share of every
-    batch, all hold the same weights. ``model`` and ``constraint`` are on the device that ``processes().device`` says.
+    batch, all hold the same weights.
     """
 
     def __init__(
@@ -167,10 +167,10 @@ class Run:
     def go(self, *, checkpoint: Checkpoint | None = None, progress: Progress = lambda what, share: None) -> History:
         """Trains to the end. ``checkpoint`` is written every ``checkpoint_every`` steps and on Ctrl-C or SIGTERM.
 
-        Leaves the model in eval mode and torch's random numbers as they were. Raises KeyboardInterrupt once
+        Leaves the model in eval mode, where it was, and torch's random numbers as they were. Raises KeyboardInterrupt once
         interrupted, CheckFailed when loss or weights are no numbers any more; the last checkpoint stays then.
         """
-        engine, training = self.accelerator, self.training
+        engine, training, device = self.accelerator, self.training, device_of(self.model)
         self._prepared, self._optimizer = engine.prepare(self.model, self._adamw())
         cuda = [engine.device] if engine.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), interruptible() as stopped:
@@ -197,7 +197,7 @@ class Run:
                     raise KeyboardInterrupt
                 if engine.is_main_process:
                     self._tell(progress)
-        engine.unwrap_model(self._prepared, keep_fp32_wrapper=False).eval()
+        engine.unwrap_model(self._prepared, keep_fp32_wrapper=False).to(device).eval()
         return self.history
 
     def _keep(self, checkpoint: Checkpoint) -> None:

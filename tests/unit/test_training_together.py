@@ -130,6 +130,17 @@ def test_what_launchers_are_refused(together: Path, monkeypatch: pytest.MonkeyPa
         compress(together / "model", config, together / "never")
 
 
+def test_where_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA where there is any, unless ``accelerate launch --cpu`` says otherwise."""
+    asked: list[bool] = []
+    monkeypatch.setattr("edgekit.methods.processes.PartialState", lambda cpu, timeout: asked.append(cpu))
+    for there, env in ((False, "false"), (True, "false"), (True, "true")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", env)
+        processes()
+    assert asked == [True, False, True]
+
+
 def test_a_model_in_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(UsageError, match="is told to use FSDP; each process holds the whole model here: launch with"):
@@ -139,7 +150,7 @@ def test_a_model_in_shards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(model: nn.Module | None = None, **changes: Any) -> Run:
     training = Training(**{"steps": 20, "batch_size": 32, "learning_rate": 0.01, **changes})
     data = Examples({name: torch.from_numpy(array) for name, array in points().items()})
-    return Run((model or quadrant()[0]).to(processes().device), CLASSES, data, training, evaluation=data)
+    return Run(model or quadrant()[0], CLASSES, data, training, evaluation=data)
 
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
@@ -265,9 +276,8 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: training on it")
 def test_a_gpu_trains_and_resumes(tmp_path: Path) -> None:
-    alone = run(checkpoint_every=6)
-    whole, checkpoint = alone.go().losses, Checkpoint(tmp_path / "state", {})
-    assert {p.device.type for p in alone.model.parameters()} == {"cuda"}
+    assert processes().device.type == "cuda"
+    whole, checkpoint = run(checkpoint_every=6).go().losses, Checkpoint(tmp_path / "state", {})
 
     def stop(what: str, share: float) -> None:
         if share > 0.5:
