@@ -6,7 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from edgekit.strict import build as from_dict
 from edgekit.strict import read_json, suggest
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
     from edgekit.frontend.inputs import Inputs
@@ -68,7 +69,7 @@ def export(
         opened = load(source, allow_pickle=allow_pickle, task=task)
         inputs = _inputs(opened, chosen, samples)
         progress("trace the graph", 0.0)
-        model = _graph(opened, chosen, inputs, abis, progress)
+        model = _graph(opened, chosen, inputs, samples, abis, progress)
         give_back_memory()  # the trace is large and full of cycles
         _describe(model)
         write_graph(model, writer.directory, progress)
@@ -122,7 +123,9 @@ def _inputs(source: Source, recipe: Recipe, samples: Path | None) -> Inputs:
     return inputs
 
 
-def _graph(source: Source, recipe: Recipe, inputs: Inputs, abis: Sequence[str], progress: Progress) -> ir.Model:
+def _graph(
+    source: Source, recipe: Recipe, inputs: Inputs, samples: Path | None, abis: Sequence[str], progress: Progress
+) -> ir.Model:
     """The final graph, weights still unread."""
     from edgekit.frontend import decoder
     from edgekit.passes import pipeline
@@ -143,9 +146,39 @@ def _graph(source: Source, recipe: Recipe, inputs: Inputs, abis: Sequence[str], 
         progress("calibrate", 0.0)
         return quantize_static(model, recipe.static, inputs.for_calibration(recipe.static.samples))
     progress("rewrite the graph", 0.0)
-    for step in pipeline(recipe, abis):
+    calibrate = _Moments(source, recipe, inputs, samples, progress) if recipe.calibrate else None
+    for step in pipeline(recipe, abis, calibrate):
         model = step(model).model
     return model
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    """What a layer's inputs are like on real input, for :class:`edgekit.passes.lower_linears.LowerLinears`."""
+
+    source: Source
+    recipe: Recipe
+    inputs: Inputs
+    samples: Path | None
+    progress: Progress
+
+    def __call__(self, layers: Collection[str], length: int) -> dict[str, np.ndarray]:
+        """By layer the mean squares float32 [K] of its inputs; none where no real input is known or no module runs. A
+        decoder reads at most ``length`` tokens at once."""
+        if not isinstance(self.source, ModuleSource):
+            return {}
+        import torch
+
+        from edgekit.frontend.compressed import native_activations
+        from edgekit.frontend.inputs import calibration
+        from edgekit.methods.calibrate import mean_squares
+
+        module = self.source.module
+        batches = calibration(self.source, self.inputs, self.samples, self.recipe.calibrate, length)
+        with native_activations(module):
+            tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+            means = mean_squares(module, layers, tensors, self.progress)
+        return {name: mean.float().numpy() for name, mean in means.items()}
 
 
 def _describe(model: ir.Model) -> None:

@@ -17,6 +17,7 @@ from edgekit.strict import build, read_yaml, suggest
 VERSION = 1
 EMBEDDING_ROWS = ("keep", "drop")
 ONLY = ("", "ternary", "vocabulary")
+MOST_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Recipe:
     accuracy: Limits = Limits()
     static: StaticQuantization | None = None
     unused_embedding_rows: str = "keep"  # "drop": rows of zeros are stored once (docs/rewrites.md)
+    calibrate: int = (
+        0  # samples of real input with which int4 scales are searched: windows of a text, sentences, pictures
+    )
 
     def __post_init__(self) -> None:
         if self.version != VERSION:
@@ -77,6 +81,10 @@ class Recipe:
         for index, rule in enumerate(self.rules):
             _check_rule(rule, f"recipe.rules[{index}]")
         _one_of(self.unused_embedding_rows, EMBEDDING_ROWS, "recipe.unused_embedding_rows")
+        if not 0 <= self.calibrate <= MOST_SAMPLES:
+            raise RecipeError(f"recipe.calibrate: {self.calibrate} is not a number of samples from 0 to {MOST_SAMPLES}")
+        if self.calibrate and all(rule.format != "int4" for rule in self.rules):
+            raise RecipeError("recipe.calibrate: searches the scales of int4, and no rule says int4; leave it out")
         _check_limits(self.parity, "recipe.parity")
         _check_limits(self.accuracy, "recipe.accuracy")
         if self.static is not None:

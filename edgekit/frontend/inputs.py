@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from edgekit.frontend.samples import (
     IMAGE_SUFFIXES,
     Batch,
     arrays,
+    calibration_sentences,
+    calibration_windows,
     padded,
     picture_files,
     pictures,
@@ -30,7 +32,7 @@ from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, On
 from edgekit.spec.names import LABELS
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-TEXT_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 64, 8
+TEXT_TOKENS, CALIBRATION_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 256, 64, 8
 MOST_VECTORS = 16
 """Batches that become golden vectors."""
 
@@ -70,6 +72,21 @@ def resolve(source: Source, samples: Path | None, most: int = MOST_VECTORS) -> I
     inputs = reader.given(samples, most)
     _try(source, inputs)
     return inputs
+
+
+def calibration(source: ModuleSource, inputs: Inputs, samples: Path | None, count: int, length: int) -> list[Batch]:
+    """Up to ``count`` samples of real input to find out which of a layer's inputs are large; none where none is known.
+
+    Of a text they are drawn at random (a decoder's windows of at most ``length`` tokens, an encoder's batches of 8
+    sentences), and are not what the golden vectors hold; pictures and arrays are few, and the same.
+    """
+    if inputs.kind == "random":
+        return []
+    reader = _Reader(source, model_inputs(source))
+    text = samples is None or not (samples.is_dir() or samples.suffix.lower() in (".npz", *IMAGE_SUFFIXES))
+    if not (text and reader.reads_text()):
+        return inputs.for_calibration(count)
+    return reader.calibration_text(samples, count, length)
 
 
 def example(source: ModuleSource, inputs: Inputs) -> Batch:
@@ -188,15 +205,37 @@ class _Reader:
             raise self.refusal(where, f"a text, but {why}")
         if _is_decoder(self.source):
             return Inputs(({"input_ids": tokens(file, samples, TEXT_TOKENS)},), "text", where)
-        count, length = known["input_ids"].dims or (None, None)
-        rows = sentences(file, samples, min(length or SENTENCE_TOKENS, SENTENCE_TOKENS))
+        rows = sentences(file, samples, self.sentence_tokens())
+        batches = self.sentence_batches(rows)
+        if not batches:
+            raise self.refusal(where, f"{len(rows)} sentences are less than one batch")
+        return Inputs(tuple(batches), "sample", where)
+
+    def calibration_text(self, samples: Path | None, count: int, length: int) -> list[Batch]:
+        """Real text for a model that reads such."""
+        file = self.tokenizer()
+        assert file is not None
+        if _is_decoder(self.source):
+            return calibration_windows(file, samples, count, min(length, CALIBRATION_TOKENS), TEXT_TOKENS)
+        rows = calibration_sentences(file, samples, count * SENTENCES_A_BATCH, self.sentence_tokens())
+        return self.sentence_batches(rows)
+
+    def sentence_tokens(self) -> int:
+        """Of one sentence, at most."""
+        return min((self._text_dims()[1] or SENTENCE_TOKENS), SENTENCE_TOKENS)
+
+    def sentence_batches(self, rows: Sequence[Sequence[int]]) -> list[Batch]:
+        """An encoder's sentences, as many at a time as it takes; a rest that is no whole batch is left out."""
+        count, length = self._text_dims()
         step = count or SENTENCES_A_BATCH
         groups = [rows[i : i + step] for i in range(0, len(rows), step)]
-        whole = [group for group in groups if count in (None, len(group))]
-        if not whole:
-            raise self.refusal(where, f"{len(rows)} sentences are less than one batch")
-        batches = [padded(group, length or max(len(row) for row in group)) for group in whole]
-        return Inputs(tuple({n: b[n].astype(known[n].dtype) for n in known} for b in batches), "sample", where)
+        batches = [
+            padded(group, length or max(len(row) for row in group)) for group in groups if count in (None, len(group))
+        ]
+        return [{i.name: b[i.name].astype(i.dtype) for i in self.declared} for b in batches]
+
+    def _text_dims(self) -> tuple[int | None, ...]:
+        return next(i.dims for i in self.declared if i.name == "input_ids") or (None, None)
 
     def picture(self) -> _Picture | None:
         """The model's input, where it is one and takes pictures."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -17,7 +18,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {1: "L", 3: "RGB"}
 """How pictures are read, by the channels that a model takes."""
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 Batch = dict[str, np.ndarray]
+Piece = TypeVar("Piece")
 
 
 def prose(samples: Path | None) -> str:
@@ -34,12 +39,7 @@ def prose(samples: Path | None) -> str:
 
 def tokens(tokenizer: Path, samples: Path | None, count: int) -> np.ndarray:
     """The first tokens of a text for a language model: ids int64 [1, T], 2 <= T <= ``count``."""
-    from tokenizers import Tokenizer
-
-    reader = Tokenizer.from_file(str(tokenizer))
-    reader.no_padding()
-    reader.no_truncation()  # some files carry that of their training
-    ids = reader.encode(prose(samples)).ids[:count]
+    ids = _reader(tokenizer).encode(prose(samples)).ids[:count]
     if len(ids) < 2:
         raise SourceError(f"{samples}: {len(ids)} tokens; --samples takes a text of a few thousand characters")
     return np.array([ids], np.int64)
@@ -47,17 +47,66 @@ def tokens(tokenizer: Path, samples: Path | None, count: int) -> np.ndarray:
 
 def sentences(tokenizer: Path, samples: Path | None, most: int) -> list[list[int]]:
     """Token ids of up to 128 sentences of a text, each of at most ``most`` tokens."""
-    from tokenizers import Tokenizer
-
-    reader = Tokenizer.from_file(str(tokenizer))
-    reader.no_padding()
-    reader.enable_truncation(most)
-    texts = [s.strip() + "." for s in prose(samples).replace("\n", " ").split(". ") if len(s) > 20][:SENTENCES]
+    texts = _sentences(prose(samples))[:SENTENCES]
     if not texts:
         raise SourceError(
             f"{samples}: no sentence of more than 20 characters; --samples takes a text of a page or more"
         )
+    reader = _reader(tokenizer)
+    reader.enable_truncation(most)
     return [reader.encode(text).ids for text in texts]
+
+
+def calibration_windows(tokenizer: Path, samples: Path | None, count: int, length: int, skip: int) -> list[Batch]:
+    """Up to ``count`` windows of ``length`` tokens, input_ids int64 [1, length], drawn at random with a fixed seed.
+
+    Out of the user's text beyond its first ``skip`` tokens, by which the model is judged; what is missing then, out of
+    the calibration text that ships with edgekit. Each begins as the tokenizer begins a text.
+    """
+    reader = _reader(tokenizer)
+    probe = reader.encode("a")
+    start = probe.ids[: probe.special_tokens_mask.index(0)]
+    size, windows = length - len(start), list[tuple[int, ...]]()
+    for text, first in _calibration_texts(samples, skip):
+        ids = reader.encode(text, add_special_tokens=False).ids[first:]
+        pieces = [tuple(ids[i : i + size]) for i in range(0, len(ids) - size + 1, size)]
+        windows = list(dict.fromkeys([*windows, *_drawn(pieces, count)]))
+    return [{"input_ids": np.array([[*start, *window]], np.int64)} for window in windows[:count]]
+
+
+def calibration_sentences(tokenizer: Path, samples: Path | None, count: int, most: int) -> list[list[int]]:
+    """The same for an encoder: token ids of up to ``count`` sentences, of the user's text beyond those of :func:`sentences`."""
+    chosen = list[str]()
+    for text, first in _calibration_texts(samples, SENTENCES):
+        chosen = list(dict.fromkeys([*chosen, *_drawn(_sentences(text)[first:], count)]))
+    reader = _reader(tokenizer)
+    reader.enable_truncation(most)
+    return [reader.encode(text).ids for text in chosen[:count]]
+
+
+def _calibration_texts(samples: Path | None, skip: int) -> Iterator[tuple[str, int]]:
+    """The user's text and what of its beginning is left out, then the shipped one, which judges nothing."""
+    if samples is not None:
+        yield prose(samples), skip
+    yield prose(DATA / "calibration.txt"), 0
+
+
+def _drawn(pieces: Sequence[Piece], count: int) -> list[Piece]:
+    order = np.random.default_rng(0).permutation(len(pieces))[:count]
+    return [pieces[i] for i in order]
+
+
+def _sentences(text: str) -> list[str]:
+    return [s.strip() + "." for s in text.replace("\n", " ").split(". ") if len(s) > 20]
+
+
+def _reader(tokenizer: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    reader = Tokenizer.from_file(str(tokenizer))
+    reader.no_padding()
+    reader.no_truncation()  # some files carry that of their training
+    return reader
 
 
 def padded(rows: Sequence[Sequence[int]], length: int) -> Batch:

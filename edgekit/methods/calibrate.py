@@ -10,7 +10,7 @@ as Llama's or BERT's; a model without such blocks is one block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +99,41 @@ def layer_by_layer(
             inputs[index] = []  # its arguments are not needed any more
     model.train(training)
     progress("calibrate", 1.0)
+
+
+@torch.no_grad()
+def mean_squares(
+    model: nn.Module,
+    names: Collection[str],
+    batches: Sequence[Batch],
+    progress: Progress = lambda what, share: None,
+) -> dict[str, Tensor]:
+    """Of each named layer's inputs [..., K] the mean squares float64 [K], padding left out: the diagonals of the Hessians
+    that :func:`layer_by_layer` counts, on the model as it is and in one pass.
+
+    Layers that no batch reaches are not in it. Raises CheckFailed naming the layer when an activation is not finite.
+    """
+    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    inside = {id(module) for module in body.modules()} if isinstance(body, nn.Module) else set()
+    layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if name in names}
+    # Logits over a large vocabulary are computed only where the head is asked for.
+    run: Any = body if all(id(layer) in inside for layer in layers.values()) else model
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    mask: Tensor | None = None
+
+    def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        rows = _rows(args[0] if args else kwargs["input"], mask)
+        sums[name] = sums.get(name, 0.0) + _finite(name, rows.square().sum(0).double())
+        counts[name] = counts.get(name, 0) + len(rows)
+
+    with _watched(layers, enter), _without_cache(model):
+        for index, batch in enumerate(batches):
+            progress("calibrate", index / len(batches))
+            mask = batch.get("attention_mask")
+            run(**batch)
+    progress("calibrate", 1.0)
+    return {name: total / max(1, counts[name]) for name, total in sums.items()}
 
 
 def groups_of(model: nn.Module, batch: Batch, exclude: Sequence[str] = ()) -> list[dict[str, nn.Linear]]:
@@ -262,31 +297,19 @@ def _hessians(
         if leader != name:
             return
         reading.append((x, name))
-        rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]
-        rows = rows.float()
-        total = (rows.t() @ rows).double()  # float32 within a batch, float64 over batches
-        if not torch.isfinite(total).all():
-            raise CheckFailed(
-                f"{name}: its input is not finite on the calibration examples; the model cannot be calibrated"
-            )
+        rows = _rows(x, mask)
+        total = _finite(name, (rows.t() @ rows).double())  # float32 within a batch, float64 over batches
         sums[name] = sums[name] + total if name in sums else total
         counts[name] = counts.get(name, 0) + len(rows)
 
     def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         read(name, args[0] if args else kwargs["input"])
 
-    hooks = [
-        m.register_forward_pre_hook(lambda _, a, k, n=name: enter(n, a, k), with_kwargs=True)
-        for name, m in layers.items()
-    ]
-    try:
+    with _watched(layers, enter):
         for call, mask_of_batch in zip(calls, masks, strict=True):
             mask = mask_of_batch  # read by the hooks
             reading.clear()
             _call(block, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
     missed = next((name for name in names if name not in leaders), None)
     if missed is not None:
         raise UnsupportedError(f"{missed}: the calibration examples never reach it; leave it out with exclude")
@@ -294,3 +317,32 @@ def _hessians(
         Group({n: layers[n] for n, leader in leaders.items() if leader == first}, sums[first], counts[first])
         for first in sums
     ]
+
+
+@contextmanager
+def _watched(
+    layers: Mapping[str, nn.Module], enter: Callable[[str, tuple[Any, ...], Mapping[str, Any]], None]
+) -> Iterator[None]:
+    """Within the block ``enter`` is told the name and the arguments of every call of the layers."""
+    hooks = [
+        m.register_forward_pre_hook(lambda _, a, k, n=name: enter(n, a, k), with_kwargs=True)
+        for name, m in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What a layer reads [..., K] as float32 rows, without those that ``mask`` says are padding."""
+    return (x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask.bool()]).float()
+
+
+def _finite(name: str, total: Tensor) -> Tensor:
+    if not torch.isfinite(total).all():
+        raise CheckFailed(
+            f"{name}: its input is not finite on the calibration examples; the model cannot be calibrated"
+        )
+    return total

@@ -14,7 +14,7 @@ from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_experts import LowerExperts
-from edgekit.passes.lower_linears import LowerLinears
+from edgekit.passes.lower_linears import Calibrate, LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.merge_low_rank import MergeLowRank
 from edgekit.passes.normalize_linear import NormalizeLinear
@@ -25,8 +25,11 @@ CONSTANT_ELEMENTS = 16
 """Smaller constants stay nodes: shapes and axes that other tools' passes look for there."""
 
 
-def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBase, ...]:
-    """The passes from a frontend's graph to the one that is written, for systems ``abis`` (none: this machine)."""
+def pipeline(
+    recipe: Recipe, abis: Sequence[str] = (), calibrate: Calibrate | None = None
+) -> tuple[ir.passes.PassBase, ...]:
+    """The passes from a frontend's graph to the one that is written, for systems ``abis`` (none: this machine);
+    ``calibrate`` as for :class:`LowerLinears`."""
     return (
         LiftConstantsToInitializersPass(size_limit=CONSTANT_ELEMENTS),  # TorchScript graphs hold weights in nodes
         NormalizeLinear(),  # generic graphs: layers as decoders have them
@@ -40,7 +43,7 @@ def pipeline(recipe: Recipe, abis: Sequence[str] = ()) -> tuple[ir.passes.PassBa
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerExperts(),  # after the choice
-        LowerLinears(),  # last rewrite: abstract layers become operators
+        LowerLinears(calibrate),  # last rewrite: abstract layers become operators
         ListStockLayers(),  # after it: what it left
         RemoveUnusedNodesPass(),  # weights that merging replaced
         RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.errors import UnsupportedError
 from edgekit.lowbit.formats import CODECS, PackedTensor, block_count, detect_ternary, pack_t2, sparse_facts
+from edgekit.lowbit.formats.integers import quantize_int4
 from edgekit.lowbit.functions import FUNCTIONS
 from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
@@ -18,9 +19,15 @@ from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, MATMUL_NBITS, MICROSOFT, STORAGE
-from edgekit.spec.records import Layer, Part
+from edgekit.spec.records import Layer, Part, Surviving
 
+Calibrate = Callable[[Collection[str], int], Mapping[str, np.ndarray]]
+"""Of named layers, and the most tokens that a decoder reads at once, the mean squares float32 [K] of their inputs, as far as
+they are known."""
 FLOAT, UINT8, INT64 = ir.DataType.FLOAT, ir.DataType.UINT8, ir.DataType.INT64
+
+NOT_CALIBRATED = "no real input reached it to search its scales with"
+"""Why an int4 layer has the scales of its largest weights in spite of its recipe's ``calibrate``."""
 
 
 class LowerLinears(ir.passes.InPlacePass):
@@ -29,9 +36,17 @@ class LowerLinears(ir.passes.InPlacePass):
     Weights are packed when the file is written, one at a time. The model's facts then list the layers.
     """
 
+    def __init__(self, calibrate: Calibrate | None = None) -> None:
+        """``calibrate`` is asked once for the inputs of the layers that become int4, whose scales are then searched; None:
+        scales are those of the largest weights."""
+        self.calibrate = calibrate
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        lowering = _Lowering(model.graph)
-        nodes = layers_of(model.graph)
+        facts, nodes, moments = facts_of(model), layers_of(model.graph), None
+        int4 = {_layer_read_by(n) for n in nodes if n.op_type == "Linear" and plan_of(n).format == "int4"}
+        if self.calibrate is not None and int4:
+            moments = self.calibrate(int4, facts.decoder.max_length if facts.decoder is not None else 0)
+        lowering = _Lowering(model.graph, moments, facts.surviving)
         for node in nodes:
             lowering.lower(node)
         for op, make in FUNCTIONS.items():
@@ -40,19 +55,27 @@ class LowerLinears(ir.passes.InPlacePass):
                 model.functions[function.identifier()] = function
         if nodes:
             model.opset_imports.setdefault(MICROSOFT, 1)
-        facts_of(model).layers += lowering.layers
+        facts.layers += lowering.layers
         return ir.passes.PassResult(model, modified=bool(nodes))
+
+
+def _layer_read_by(node: ir.Node) -> str:
+    """The name of a layer whose input a node reads: where several were merged, of the first."""
+    plan = plan_of(node)
+    return plan.parts[0].name if plan.parts else plan.layer
 
 
 class _Weight:
     """A weight to be packed when it is read; data and scales come from one packing."""
 
-    def __init__(self, node: ir.Node) -> None:
+    def __init__(self, node: ir.Node, moments: np.ndarray | None) -> None:
         plan, value = plan_of(node), node.inputs[1]
         assert value is not None and value.const_value is not None and value.shape is not None
         self.layer, self.kind, self.block = plan.layer, FORMATS[plan.format], plan.block_size
         self.source, self.name = value.const_value, value.name or self.layer
         self.rows, self.columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
+        # A weight that a pass put together of several may read what no layer of the model does.
+        self.moments = moments if moments is not None and len(moments) == self.columns else None
         self.ternary = self._ternary_scales() if self.kind.scales == "ternary" else None
         self.dtype, self.shape = ir.DataType[self.kind.dtype.upper()], self._data_shape()
         self._packed: PackedTensor | None = None
@@ -97,6 +120,8 @@ class _Weight:
         try:
             if self.ternary is not None:
                 return pack_t2(weight, self.ternary)
+            if self.moments is not None:
+                return quantize_int4(weight, self.block, self.moments)
             return CODECS[self.kind.name].quantize(weight, self.block)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.layer}: {error}") from None
@@ -118,8 +143,10 @@ class _Weight:
 
 
 class _Lowering:
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: ir.Graph, moments: Mapping[str, np.ndarray] | None, surviving: Mapping[str, Surviving]
+    ) -> None:
+        self.graph, self.moments, self.surviving = graph, moments, surviving
         self.layers: list[Layer] = []
         self._weights: dict[int, tuple[_Weight, ir.Value, ir.Value | None]] = {}
         self._rounded: dict[tuple[int, int], ir.Value] = {}
@@ -146,13 +173,21 @@ class _Lowering:
     def _weight(self, node: ir.Node) -> tuple[_Weight, ir.Value, ir.Value | None]:
         key = id(node.inputs[1])
         if key not in self._weights:
-            weight = _Weight(node)
+            weight = _Weight(node, self._moments_of(node))
             data = self._lazy(f"{weight.name}.{weight.kind.name}", weight.data, weight.dtype, weight.shape, weight)
             scales = None
             if weight.scales_shape:
                 scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.scales_shape)
             self._weights[key] = weight, data, scales
         return self._weights[key]
+
+    def _moments_of(self, node: ir.Node) -> np.ndarray | None:
+        """Those of its input, where they are known: layers that were merged read one, dead units are not in it any more."""
+        if plan_of(node).format != "int4" or node.op_type != "Linear":
+            return None
+        name = _layer_read_by(node)
+        moments, left = (self.moments or {}).get(name), self.surviving.get(name)
+        return moments if moments is None or left is None else moments[np.array(left.columns)]
 
     def _lazy(
         self,
@@ -275,6 +310,7 @@ class _Lowering:
 
     def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
         plan, table, block = plan_of(node), node.op_type == "Embedding", -1
+        plain = self.moments is not None and weight.kind.name == "int4" and not table and weight.moments is None
         if not table:
             block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         for part in plan.parts or [Part(plan.layer, (0, weight.rows), plan.reason)]:
@@ -290,7 +326,7 @@ class _Lowering:
                     scales=str(scales.name) if scales is not None else "",
                     rows=part.rows,
                     activation_block_size=block,
-                    reason=part.reason,
+                    reason=part.reason or (NOT_CALIBRATED if plain else ""),
                 )
             )
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edgekit.errors import CheckFailed, UnsupportedError, UsageError
 from edgekit.low_rank import branched_layers, fold_branches
-from edgekit.methods.calibrate import Group, blocks_of, groups_of, layer_by_layer
+from edgekit.methods.calibrate import Group, blocks_of, groups_of, layer_by_layer, mean_squares
 from edgekit.methods.eora import Compensation
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method, compress_layers
@@ -125,6 +125,47 @@ def test_padding_is_left_out() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     layer_by_layer(net, [{"x": torch.randn(2, 5, 6), "attention_mask": mask}], lambda group: counts.append(group.count))
     assert set(counts) == {4}
+
+
+def test_mean_squares_are_the_diagonals_of_the_hessians() -> None:
+    net, diagonals = Net(), dict[str, Tensor]()
+
+    def look(group: Group) -> None:
+        diagonals.update({name: group.hessian.diagonal() / group.count for name in group.layers})
+
+    layer_by_layer(net, batches(), look)
+    means = mean_squares(net, diagonals.keys() | {"nothing"}, batches())
+    assert means.keys() == diagonals.keys()
+    for name, mean in means.items():
+        torch.testing.assert_close(mean, diagonals[name])
+
+
+def test_mean_squares_without_padding_and_without_layers_that_nothing_reaches() -> None:
+    class Padded(Net):
+        def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
+    net, x = Padded(), torch.randn(2, 5, 6)
+    net.unused = nn.Linear(3, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    means = mean_squares(net, {"first", "unused"}, [{"x": x, "attention_mask": mask}])
+    assert list(means) == ["first"]
+    torch.testing.assert_close(means["first"], x[mask.bool()].double().square().mean(0))
+    words = r"^blocks\.0\.a: its input is not finite on the calibration examples; the model cannot be calibrated$"
+    with pytest.raises(CheckFailed, match=words):
+        mean_squares(net, {"blocks.0.a"}, [{"x": torch.full((2, 5, 6), float("inf"))}])
+
+
+def test_a_head_that_nobody_asks_for_is_not_computed() -> None:
+    model: Any = build("Llama", {})
+    ids = torch.randint(3, 97, (2, 8), generator=torch.Generator().manual_seed(0))
+    called: list[bool] = []
+    model.lm_head.register_forward_hook(lambda *_: called.append(True))
+    inner = mean_squares(model, {"model.layers.1.mlp.down_proj"}, [{"input_ids": ids}])
+    assert not called
+    both = mean_squares(model, {"model.layers.1.mlp.down_proj", "lm_head"}, [{"input_ids": ids}])
+    assert called and both.keys() == {"model.layers.1.mlp.down_proj", "lm_head"}
+    torch.testing.assert_close(inner["model.layers.1.mlp.down_proj"], both["model.layers.1.mlp.down_proj"])
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Gemma2"])

@@ -12,13 +12,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import nn
 
 from edgekit.errors import SourceError
-from edgekit.frontend.inputs import resolve
+from edgekit.frontend.inputs import calibration, resolve
 from edgekit.frontend.loading import load
 from tests.support.tiny_bundle import write_tokenizer
 from tests.support.tiny_decoders import build
+from tools.demo_models import minilm
 
 
 class GrayNet(nn.Module):
@@ -241,6 +243,62 @@ def test_a_language_model_with_a_tokenizer(decoder: Path, tmp_path: Path) -> Non
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SourceError, match=r"b\.txt: not a readable UTF-8 text"):
         resolve(source, tmp_path / "b.txt")
+
+
+def windows(source: Any, samples: Path | None, count: int, length: int = 64) -> list[tuple[int, ...]]:
+    """What an int4 export of a decoder is calibrated with."""
+    batches = calibration(source, resolve(source, samples), samples, count, length)
+    assert all(batch["input_ids"].shape == (1, length) for batch in batches)
+    return [tuple(batch["input_ids"][0].tolist()) for batch in batches]
+
+
+def test_calibration_text_of_a_language_model(decoder: Path, drawings: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(decoder, tmp_path / "tiny"))
+    write_tokenizer(model)
+    source = load(str(model))
+    shipped = windows(source, None, 16)
+    assert len(set(shipped)) == 16 and shipped == windows(source, None, 16)
+    judged = resolve(source, None).batches[0]["input_ids"][0].tolist()
+    assert not any(judged[i : i + 64] in map(list, shipped) for i in range(0, 448))
+    # The user's text first, beyond the 512 tokens that judge the bundle; the shipped one where it is short.
+    text = "".join(f"line {i}. " for i in range(200))
+    (tmp_path / "a.txt").write_text(text)
+    ids = Tokenizer.from_file(str(model / "tokenizer.json"))
+    ids.no_truncation()
+    own = ids.encode(text).ids[512:]
+    mine = [tuple(own[i : i + 64]) for i in range(0, len(own) - 63, 64)]
+    chosen = windows(source, tmp_path / "a.txt", len(mine) + 4)
+    assert set(chosen[: len(mine)]) == set(mine) and len(chosen) == len(mine) + 4
+    assert set(windows(source, tmp_path / "a.txt", 3)) < set(mine)
+    (tmp_path / "same.txt").write_text("a" * 5000)  # one window, however often it stands there
+    assert len(windows(source, tmp_path / "same.txt", 2)) == 2
+    (tmp_path / "short.txt").write_text("my own words")
+    assert windows(source, tmp_path / "short.txt", 16) == shipped
+
+
+def test_calibration_without_a_text(decoder: Path, drawings: Path, tmp_path: Path) -> None:
+    source = load(str(decoder))
+    assert calibration(source, resolve(source, None), None, 16, 64) == []
+    ids = _save(tmp_path / "x.npz", input_ids=np.arange(100)[None] % 259)
+    (batch,) = calibration(source, resolve(source, ids), ids, 16, 64)
+    assert batch["input_ids"].shape == (1, 100)
+    pictures = load(GRAY)
+    assert len(calibration(pictures, resolve(pictures, drawings), drawings, 16, 0)) == 16
+    assert calibration(pictures, resolve(pictures, None), None, 16, 0) == []
+
+
+def test_calibration_sentences_of_an_encoder(tmp_path: Path) -> None:
+    source = load(str(minilm()))
+    inputs = resolve(source, None)
+    batches = calibration(source, inputs, None, 16, 0)
+    assert len(batches) == 16 and all(len(batch["input_ids"]) == 8 for batch in batches)
+    rows = [{tuple(row[row > 0]) for batch in some for row in batch["input_ids"]} for some in (batches, inputs.batches)]
+    assert len(rows[0]) == 128 and not rows[0] & rows[1]
+    text = " ".join(f"This is sentence number {i} of a text." for i in range(200))
+    (tmp_path / "a.txt").write_text(text)
+    own = calibration(source, resolve(source, tmp_path / "a.txt"), tmp_path / "a.txt", 2, 0)
+    lengths = {int(batch["attention_mask"].sum(1).max()) for batch in own}
+    assert len(own) == 2 and lengths == {11}
 
 
 def test_sentences_for_an_encoder_whose_sizes_are_fixed(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_first_match_wins() -> None:
         ({"version": 2}, "recipe.version: 2 is not 1, the version this edgekit reads"),
         ({"rules": []}, "recipe.rules: empty; at least one rule is needed, e.g. {match: '*', format: int8}"),
         ({"ruels": []}, "recipe: unknown key 'ruels'; did you mean 'rules'?; known are version, name, rules, description, "
-                        "parity, accuracy, static, unused_embedding_rows"),
+                        "parity, accuracy, static, unused_embedding_rows, calibrate"),
         ({"rules": [{"match": "*", "format": "int8"}, {"match": "*", "format": "int5"}]},
          f"recipe.rules[1].format: 'int5' is not one of {str(list(FORMATS))[1:-1]}; did you mean 'int8'?"),
         ({"rules": [{"match": "*", "fromat": "int8"}]},
@@ -93,6 +93,8 @@ def test_first_match_wins() -> None:
         ({"static": {"weights": "uint8"}},
          "recipe.static.weights: 'uint8' is not one of 'int8'; did you mean 'int8'?"),
         ({"static": {"samples": 0}}, "recipe.static.samples: 0 is not a number of samples; 64 is usual"),
+        ({"calibrate": -1}, "recipe.calibrate: -1 is not a number of samples from 0 to 4096"),
+        ({"calibrate": 16}, "recipe.calibrate: searches the scales of int4, and no rule says int4; leave it out"),
     ],
 )  # fmt: skip
 def test_refusals(change: dict[str, object], message: str) -> None:
