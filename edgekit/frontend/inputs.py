@@ -74,7 +74,7 @@ def resolve(source: Source, samples: Path | None, most: int = MOST_VECTORS) -> I
     return inputs
 
 
-def calibration(source: ModuleSource, inputs: Inputs, samples: Path | None, count: int, length: int) -> list[Batch]:
+def calibration(source: Source, inputs: Inputs, samples: Path | None, count: int, length: int) -> list[Batch]:
     """Up to ``count`` samples of real input to find out which of a layer's inputs are large; none where none is known.
 
     Of a text they are drawn at random (a decoder's windows of at most ``length`` tokens, an encoder's batches of 8

@@ -32,7 +32,9 @@ def search_scales(blocks: Floats, moments: Floats, scales: Floats, most: int) ->
     weighted, nearest, codes = shares * weights, np.empty_like(blocks), np.empty_like(blocks)
     exact = (np.clip(np.rint(blocks / scales[..., None]), -most - 1, most) * scales[..., None] == blocks).all(axis=-1)
     best, result = np.zeros_like(scales), scales
-    for step in (scales / largest, *(np.float32(f / side) for side in (most + 1, most) for f in FACTORS)):
+    steps: list[Floats] = [np.asarray(scales / largest, np.float32)]
+    steps += [np.full((1, 1), f / side, np.float32) for side in (most + 1, most) for f in FACTORS]
+    for step in steps:
         np.rint(np.divide(shares, step[..., None], out=nearest), out=nearest)
         for sign in (1, -1):  # of the scale: which side has one code more
             np.clip(nearest, -most - (sign > 0), most + (sign < 0), out=codes)

@@ -74,7 +74,7 @@ def test_inputs_that_are_always_zero_change_nothing() -> None:
     weight = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
     plain, searched = quantize_int4(weight, 32), quantize_int4(weight, 32, np.zeros(64, np.float32))
     np.testing.assert_array_equal(searched.data, plain.data)
-    np.testing.assert_array_equal(searched.scales, plain.scales)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(searched.scales, plain.scales)
 
 
 def test_any_part_of_a_weight_is_stored_as_in_the_whole() -> None:
@@ -83,6 +83,6 @@ def test_any_part_of_a_weight_is_stored_as_in_the_whole() -> None:
     weight, moments = random.standard_normal((40, 96)).astype(np.float32), random.random(96).astype(np.float32)
     whole, again, part = (quantize_int4(w, 32, moments) for w in (weight, weight, weight[7:21]))
     np.testing.assert_array_equal(whole.data, again.data)
-    np.testing.assert_array_equal(whole.scales, again.scales)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(whole.scales, again.scales)
     np.testing.assert_array_equal(whole.rows(7, 21).data, part.data)
-    np.testing.assert_array_equal(whole.rows(7, 21).scales, part.scales)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(whole.rows(7, 21).scales, part.scales)
