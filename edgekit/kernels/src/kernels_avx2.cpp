@@ -23,6 +23,12 @@ inline __m256i widen(__m256i sum, __m256i pairs) {
 // A pair is at most 2 * 3 * 127 = 762.
 inline __m256i dot_codes(__m256i sum, __m256i codes, __m256i x) { return widen(sum, _mm256_maddubs_epi16(codes, x)); }
 
+// At most 2 * 15 * 127 = 3810 of them, eight times over.
+constexpr bool kWide = false;
+inline __m256i add_products(__m256i sum, __m256i codes, __m256i x) {
+  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x));
+}
+
 // |w| <= 128 by x with w's sign: a pair is at most 2 * 128 * 127 = 32512.
 inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) {
   const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8(static_cast<char>(0x80)));
@@ -44,10 +50,12 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 
 #include "sparse_256.h"
 #include "x86_256.h"
+#include "x86_256_int4.h"
 
 namespace edgekit {
-const Kernels kAvx2 = {"avx2", kRows, 16,     kInt8Zero, kInt8Zero, quantize,    gemv,
-                       pack,   tile,  finish, sparse,    expand,    &kScalarInt4};
+const Int4Kernels kAvx2Int4 = {kLanes, quantize_int4, multiply_int4};
+const Kernels kAvx2 = {"avx2", kRows, 16,     kInt8Zero, kInt8Zero, quantize,  gemv,
+                       pack,   tile,  finish, sparse,    expand,    &kAvx2Int4};
 }  // namespace edgekit
 
 EK_TARGET_END

@@ -25,6 +25,9 @@ inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<co
 
 inline __m256i dot_codes(__m256i sum, __m256i codes, __m256i x) { return EK_DPBUSD(sum, codes, x); }
 
+constexpr bool kWide = true;
+inline __m256i add_products(__m256i sum, __m256i codes, __m256i x) { return EK_DPBUSD(sum, codes, x); }
+
 inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) { return EK_DPBUSD(sum, stored, x); }
 
 inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i x2, __m256i x3) {
@@ -40,10 +43,12 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 
 #include "sparse_256.h"
 #include "x86_256.h"
+#include "x86_256_int4.h"
 
 namespace edgekit {
-const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,    gemv,
-                          pack,      tile,  finish, sparse,    expand,    &kScalarInt4};
+const Int4Kernels kAvxVnniInt4 = {kLanes, quantize_int4, multiply_int4};
+const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,     gemv,
+                          pack,      tile,  finish, sparse,    expand,    &kAvxVnniInt4};
 }  // namespace edgekit
 
 EK_TARGET_END
