@@ -81,7 +81,7 @@ inline void transpose_scales(const float* scales, size_t stride, __mmask8 some, 
 #pragma GCC unroll 4
   for (size_t i = 0; i < 4; ++i) {
     const float* row = scales + i * stride;
-    z[i] = _mm512_castps128_ps512(_mm_maskz_loadu_ps(some, row));
+    z[i] = _mm512_zextps128_ps512(_mm_maskz_loadu_ps(some, row));
     z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 4 * stride), 1);
     z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 8 * stride), 2);
     z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 12 * stride), 3);
