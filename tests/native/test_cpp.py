@@ -156,6 +156,9 @@ PLANTED = [
     ("int4_avx512.h", "_mm512_srli_epi16(words[g], 4)", "_mm512_srli_epi16(words[g], 3)"),
     ("int4_avx512.h", "if (some == 2) results", "results"),
     ("int4_avx512.h", "half_block[t] = _mm512_setzero_si512();", ""),
+    ("x86_256_int4.h", "kApart == 2) sum =", "kApart == 3) sum ="),
+    ("x86_256_int4.h", ": 4 * kChain", ": 8 * kChain"),
+    ("x86_256_int4.h", "if (half) break;", ""),
 ]
 
 
