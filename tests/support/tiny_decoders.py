@@ -58,6 +58,23 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "gemma4": (
+        "Gemma4Text",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 8,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 97,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "ministral3": ("Ministral3", {"head_dim": 16}),
+    "afmoe": (
+        "Afmoe",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "sliding_window": 8},
+    ),
+    "apertus": ("Apertus", {}),
     "phi3": ("Phi3", {}),
     "phi3-partial": ("Phi3", {"hidden_size": 128, "partial_rotary_factor": 0.5}),
     "phi3-longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48}),
@@ -124,13 +141,7 @@ def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> Any:
     """A random causal language model in float32; norms and biases are random too, so that swallowing one shows."""
     transformers = importlib.import_module("transformers")
     config = getattr(transformers, f"{prefix}Config")(**(settings if prefix == "GPT2" else {**COMMON, **settings}))
-    kind = (
-        "Gemma3ForCausalLM"
-        if prefix == "Gemma3Text"
-        else f"{prefix}LMHeadModel"
-        if prefix == "GPT2"
-        else f"{prefix}ForCausalLM"
-    )
+    kind = "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix.removesuffix('Text')}ForCausalLM"
     torch.manual_seed(seed)
     model = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -144,55 +144,6 @@ def cat(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("Concat", *[value(emitter, x) for x in args[0]], axis=axis))
 
 
-def binary(op: str) -> Handler:
-    def forward(emitter: Emitter, node: Node, args: Args) -> View:
-        if node.kwargs.get("alpha", 1) != 1:
-            raise UnsupportedError(f"{emitter.scope}: {node.target} with alpha={node.kwargs['alpha']} is not supported")
-        like = onnx_type(node.meta["val"].dtype)
-        return wrap(node, emitter.one(op, value(emitter, args[0], like), value(emitter, args[1], like), dtype=like))
-
-    return forward
-
-
-def rsub(emitter: Emitter, node: Node, args: Args) -> View:
-    return binary("Sub")(emitter, node, [args[1], args[0]])  # type: ignore[no-any-return]
-
-
-def unary(op: str, domain: str = "", **attributes: Any) -> Handler:
-    def forward(emitter: Emitter, node: Node, args: Args) -> View:
-        return wrap(node, emitter.one(op, value(emitter, args[0]), domain=domain, **attributes))
-
-    return forward
-
-
-def power(emitter: Emitter, node: Node, args: Args) -> View:
-    x = value(emitter, args[0])
-    if args[1] == 2:
-        return wrap(node, emitter.one("Mul", x, x))
-    return wrap(node, emitter.one("Pow", x, scalar(emitter, args[1], ir.DataType.FLOAT)))
-
-
-def square(emitter: Emitter, node: Node, args: Args) -> View:
-    return power(emitter, node, [args[0], 2])
-
-
-def gelu(emitter: Emitter, node: Node, args: Args) -> View:
-    x = value(emitter, args[0])
-    if node.kwargs.get("approximate", "none") == "tanh":
-        return wrap(node, emitter.one("FastGelu", x, domain=MICROSOFT))
-    return wrap(node, emitter.one("Gelu", x, domain=MICROSOFT))
-
-
-def mean(emitter: Emitter, node: Node, args: Args) -> View:
-    where = emitter.small(axes(args[1], rank(args[0])))
-    keep = int(args[2]) if len(args) > 2 else 0
-    return wrap(node, emitter.one("ReduceMean", value(emitter, args[0]), where, keepdims=keep))
-
-
-def softmax(emitter: Emitter, node: Node, args: Args) -> View:
-    return wrap(node, emitter.one("Softmax", value(emitter, args[0]), axis=args[1]))
-
-
 def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
     size = len(args[1])
     weight = (
@@ -204,11 +155,6 @@ def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(
         node, emitter.one("LayerNormalization", *inputs, axis=-size, epsilon=float(args[4]) if len(args) > 4 else 1e-5)
     )
-
-
-def clamp(emitter: Emitter, node: Node, args: Args) -> View:
-    bounds = [scalar(emitter, b, ir.DataType.FLOAT) if b is not None else None for b in (*args[1:3], None)[:2]]
-    return wrap(node, emitter.one("Clip", value(emitter, args[0]), *bounds))
 
 
 def align(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
@@ -337,12 +283,6 @@ HANDLERS: dict[str, Handler] = {
     "aten.detach_.default": same,
     "aten.lift_fresh_copy.default": same,
     "aten.dropout.default": same,
-    "aten.to.dtype": same,
-    "aten.to.dtype_layout": same,
-    "aten.to.device": same,
-    "aten._to_copy.default": same,
-    "aten.type_as.default": same,
-    "aten.float.default": same,
     "aten.expand.default": expand,
     "aten.slice.Tensor": slices,
     "aten.select.int": select,
@@ -350,37 +290,11 @@ HANDLERS: dict[str, Handler] = {
     "aten.split_with_sizes.default": split,
     "aten.chunk.default": split,
     "aten.cat.default": cat,
-    "aten.add.Tensor": binary("Add"),
-    "aten.add_.Tensor": binary("Add"),
-    "aten.sub.Tensor": binary("Sub"),
-    "aten.rsub.Scalar": rsub,
-    "aten.mul.Tensor": binary("Mul"),
-    "aten.div.Tensor": binary("Div"),
-    "aten.div_.Tensor": binary("Div"),
-    "aten.mul_.Tensor": binary("Mul"),
-    "aten.matmul.default": binary("MatMul"),
-    "aten.bmm.default": binary("MatMul"),
-    "aten.pow.Tensor_Scalar": power,
-    "aten.square.default": square,
-    "aten.neg.default": unary("Neg"),
-    "aten.abs.default": unary("Abs"),
-    "aten.sqrt.default": unary("Sqrt"),
-    "aten.rsqrt.default": lambda e, n, a: wrap(n, e.one("Reciprocal", e.one("Sqrt", value(e, a[0])))),
-    "aten.exp.default": unary("Exp"),
-    "aten.tanh.default": unary("Tanh"),
-    "aten.sigmoid.default": unary("Sigmoid"),
-    "aten.softplus.default": unary("Softplus"),
-    "aten.relu.default": unary("Relu"),
-    "aten.silu.default": unary("QuickGelu", MICROSOFT, alpha=1.0),
-    "aten.cos.default": unary("Cos"),
-    "aten.sin.default": unary("Sin"),
-    "aten.gelu.default": gelu,
-    "aten.mean.dim": mean,
-    "aten.softmax.int": softmax,
     "aten.layer_norm.default": layer_norm,
-    "aten.clamp.default": clamp,
     "aten.new_zeros.default": filled(0.0),
     "aten.zeros.default": filled(0.0),
     "aten.ones.default": filled(1.0),
 }
-"""Torch operator -> what writes it. ``aten.to`` is ``same``: every floating type is float32 here."""
+"""Torch operator -> what writes it."""
+READ_WEIGHTS = ("aten.linear.default", "aten.addmm.default", "aten.embedding.default", "aten.layer_norm.default")
+"""Whose handlers take constants as they are, to store them in a format; to all others they are values."""

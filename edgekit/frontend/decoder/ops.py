@@ -110,7 +110,7 @@ def gqa(
         scores = torch.cat((scores, sink[None, :, None, None].expand(batch, -1, length, 1)), dim=-1)
     weights = scores.softmax(dim=-1)[..., : keys.shape[2]]
     out = torch.einsum("bhst,bhtd->bshd", weights, values.repeat_interleave(groups, dim=1))
-    return out, keys, values
+    return out.contiguous(), keys, values
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,8 +7,9 @@ swallowing it would give a model that runs and is wrong.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -128,14 +129,14 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
     return forward
 
 
-def _true_layout(own: tuple[Tensor, Tensor], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[str, bool] | None:
-    """Which reading of the model's own cos/sin makes ``edgekit::rope`` give the model's own result."""
-    positions = torch.arange(cos.shape[-2]).expand(q.shape[0], -1)
+def _true_layout(own: Sequence[Tensor], given: Sequence[Tensor], cos: Tensor, sin: Tensor) -> tuple[str, bool] | None:
+    """Which reading of the model's own cos/sin makes ``edgekit::rope`` of [B, H, S, D] give the model's own result."""
+    positions = torch.arange(cos.shape[-2]).expand(given[0].shape[0], -1)
     for reading, interleaved in (("half", False), ("half", True), ("even", True), ("whole", False), ("whole", True)):
-        c, s = _read(cos[0], reading), _read(sin[0], reading)
-        if 2 * c.shape[1] > q.shape[-1]:
+        c, s = _read(cos[0].float(), reading), _read(sin[0].float(), reading)
+        if 2 * c.shape[1] > given[0].shape[-1]:
             continue
-        mine = [ops.rope(x, c, s, positions, interleaved) for x in (q, k)]
+        mine = [ops.rope(x.float(), c, s, positions, interleaved) for x in given]
         if all(
             a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(mine, own, strict=True)
         ):
@@ -182,29 +183,43 @@ class Rotary:
         return names
 
 
-def rotate(context: Context, original: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Stands in for a modeling file's ``apply_rotary_pos_emb``; proves itself against it while probing."""
+def rotate(context: Context, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for a modeling file's ``apply_rotary_pos_emb``, of query and key or of one tensor; proves itself while probing."""
+    signature = inspect.signature(original)
+    names = list(signature.parameters)
+    count = names.index("cos") if names[names.index("cos") :][:2] == ["cos", "sin"] else 0
 
-    def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        entry = next((t for t in context.tables if t[0] is cos), None)
-        if entry is None:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        entry = next((t for t in context.tables if t[0] is bound.arguments["cos"]), None)
+        if entry is None or not count:
             raise UnsupportedError(
                 f"{original.__module__}: rotary tables change before apply_rotary_pos_emb; no substitution exists"
             )
         _, key, rotary = entry
+        cos, sin, heads = (bound.arguments.get(name, 1) for name in ("cos", "sin", "unsqueeze_dim"))
+        given = [_heads_first(bound.arguments[name], heads) for name in names[:count]]
         if not context.tracing:
-            own = original(q, k, cos, sin, *args, **kwargs)
-            layout = _true_layout(own, q.float(), k.float(), cos.float(), sin.float())
+            own = original(*args, **kwargs)
+            answers = [_heads_first(x, heads) for x in (own if isinstance(own, tuple) else (own,))]
+            layout = _true_layout(answers, given, cos, sin)
             if layout is None or rotary.layouts.setdefault(key, layout) != layout:
                 raise UnsupportedError(
                     f"{original.__module__}: its rotary embedding matches no known layout; no substitution exists"
                 )
-            return own  # type: ignore[no-any-return]
+            return own
         interleaved = rotary.layouts[key][1]
-        turned = [torch.ops.edgekit.rope(x, cos, sin, context.positions, interleaved) for x in (q, k)]
-        return turned[0], turned[1]
+        turned = [torch.ops.edgekit.rope(x, cos, sin, context.positions, interleaved) for x in given]
+        results = tuple(_heads_first(x, heads) for x in turned)
+        return results if count > 1 else results[0]
 
     return forward
+
+
+def _heads_first(x: Tensor, heads: int) -> Tensor:
+    """[B, S, H, D] as [B, H, S, D] and back where the model has ``heads`` = 2; otherwise as it is."""
+    return x.transpose(1, 2) if heads == 2 else x
 
 
 def _causal_only(name: str) -> Callable[..., None]:

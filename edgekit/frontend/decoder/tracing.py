@@ -7,6 +7,8 @@ sequence, past and total lengths symbolic and one symbol for the past of every l
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from edgekit.errors import CheckFailed, UnsupportedError
+from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
 from edgekit.frontend.decoder.substitute import Context, check_attention, check_supported, substituted
 from edgekit.frontend.streamed import streaming
 
@@ -153,13 +155,14 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
             buffers: list[tuple[nn.Module, str]] = []
             try:
                 keep = torch.zeros(1, dtype=torch.int64)
-                with streaming(model):
+                with streaming(model), _model_code(model):
                     mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
                 check_attention(model, context)
                 error = prove(original, mine)
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
-                program = _export(decoder, context)
+                with _model_code(model):
+                    program = _export(decoder, context)
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -167,6 +170,20 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                     delattr(module, name)
     shapes = tuple(context.shapes[layer] for layer in sorted(context.shapes))
     return TracedDecoder(program, shapes, context.max_length, error)
+
+
+@contextmanager
+def _model_code(model: nn.Module) -> Iterator[None]:
+    """What a model's own code raises when it meets edgekit's operators or the tracer, as UnsupportedError."""
+    try:
+        yield
+    except EdgekitError:
+        raise
+    except Exception as error:  # any: it is the model's code
+        words = " ".join(str(error).split())[:200]
+        raise UnsupportedError(
+            f"{type(model).__name__}: its code does not run with edgekit's operators ({type(error).__name__}: {words})"
+        ) from error
 
 
 def _export(decoder: _Decoder, context: Context) -> ExportedProgram:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder import aten, experts
+from edgekit.frontend.decoder import aten, elementwise, experts
 from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
@@ -21,7 +21,7 @@ from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 from edgekit.spec.records import DecoderInfo
 
-HANDLERS = {**aten.HANDLERS, **experts.HANDLERS}
+HANDLERS = {**aten.HANDLERS, **elementwise.HANDLERS, **experts.HANDLERS}
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -132,7 +132,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitte
     args = [_argument(a, values) for a in node.args]
     operands = [o for a in args for o in (a if isinstance(a, list) else [a])]
     constant = any(isinstance(o, Constant) for o in operands) and not any(isinstance(o, View) for o in operands)
-    if constant and not target.startswith("edgekit."):
+    if constant and not target.startswith("edgekit.") and not any(isinstance(o, sympy.Expr) for o in operands):
         return _fold(node, args, emitter)
     emitter.scope = _scope(node)
     node.meta["activation_block_size"] = blocks.get(emitter.scope, -1)
@@ -141,6 +141,8 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitte
         raise UnsupportedError(
             f"{emitter.scope or 'model'}: torch operator {target} has no ONNX translation in edgekit"
         )
+    if not target.startswith("edgekit.") and target not in aten.READ_WEIGHTS:
+        args = [View(emitter.weight(a), tuple(a.tensor.shape)) if isinstance(a, Constant) else a for a in args]
     return HANDLERS[target](emitter, node, args)
 
 
