@@ -158,8 +158,7 @@ def compile_code(settings: Settings, sources_of_r: Path) -> list[Path]:
     kotlin.compile_java([sources_of_r], resources)
     needed = [android, kotlin.coroutines(), engine(), library, resources]
     kotlin.compile_jar(sorted((APP / "src" / "main" / "kotlin").rglob("*.kt")), app, needed)
-    jars = [app, resources, library, engine(), *libraries()]
-    return kotlin.dex(jars, WORK / "app-dex", android, settings.min_sdk)
+    return kotlin.dex([app, resources, library, engine()], libraries(), WORK / "app-dex", android, settings.min_sdk)
 
 
 def write_apk(target: Path, linked: Path, dexes: Sequence[Path], files: dict[str, Path]) -> None:

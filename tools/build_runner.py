@@ -60,12 +60,12 @@ def classes(work: Path = WORK) -> list[Path]:
 
 def build(jar: Path = JAR, work: Path = WORK) -> Path:
     """``jar``, built anew in ``work`` from what has changed. Ends the program when something does not compile."""
-    jars = [*classes(work), *libraries()]
-    dexes = kotlin.dex(jars, work / "runner-dex", android_packages.android_jar())
+    own = classes(work)
+    dexes = kotlin.dex(own, libraries(), work / "runner-dex", android_packages.android_jar())
     jar.parent.mkdir(parents=True, exist_ok=True)
     with alone(work / jar.name):
         partial = jar.with_name(f".{jar.name}.partial")
-        write_jar(partial, jars, dexes)
+        write_jar(partial, [*own, *libraries()], dexes)
         partial.replace(jar)
     return jar
 

@@ -107,16 +107,21 @@ def draw(theme: str, said: dict[str, Any], root: View) -> Image.Image:
     return image
 
 
-def example() -> dict[str, Any]:
-    """What the app's own code says in an example state (Sketch.kt among its tests)."""
+def app_tests() -> Path:
+    """A jar of the app without its screen, its tests and Sketch.kt among them."""
     package = Path("kotlin/dev/edgekit/demo")
+    # The activity and its view only copy what these say.
     sources = [APP / "src/main" / package / f"{name}.kt" for name in ("DemoEngine", "DemoModel", "Screen", "Chart")]
-    sources += [APP / "src/test" / package / f"{name}.kt" for name in ("Fakes", "Sketch")]
-    junit = Path("/usr/share/java/junit4.jar")
-    jar = WORK / "sketch.jar"
-    kotlin.compile_jar([*sources, ENGINE / "dev/edgekit/Json.kt"], jar, [kotlin.coroutines(), junit])
-    jars = ":".join(map(str, (jar, kotlin.stdlib(), kotlin.coroutines())))
-    command = ["java", "-cp", jars, "dev.edgekit.demo.SketchKt", str((WIDTH - 32) * UNIT), str(UNIT)]
+    sources += [*sorted((APP / "src/test" / package).glob("*.kt")), ENGINE / "dev/edgekit/Json.kt"]
+    jar = WORK / "app-tests.jar"
+    kotlin.compile_jar(sources, jar, [kotlin.coroutines(), *kotlin.JUNIT])
+    return jar
+
+
+def example() -> dict[str, Any]:
+    """What the app's own code says in an example state (Sketch.kt)."""
+    jars = ":".join(map(str, (app_tests(), kotlin.stdlib(), kotlin.coroutines())))
+    command = ["java", *kotlin.BRIEF, "-cp", jars, "dev.edgekit.demo.SketchKt", str((WIDTH - 32) * UNIT), str(UNIT)]
     return dict(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 

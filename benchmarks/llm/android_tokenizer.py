@@ -15,14 +15,13 @@ from tools.demo_models import minilm, smollm2
 
 
 def main() -> None:
-    jar = tokenizer_kotlin.compiled()
     directories = {"smollm2": smollm2(), "minilm": minilm(), "llama2": tokenizer_kotlin.packaged("llama2")}
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "prose"
         text.write_text("\n".join(tokenizer_lines.prose()[:20_000]), encoding="utf-8")
         print(f"{'tokenizer':<10} {'whole file MB/s':>16} {'line by line MB/s':>18}")
         for name, directory in directories.items():
-            answer = tokenizer_kotlin.java(jar, "speed", directory, text)
+            answer = tokenizer_kotlin.java("speed", directory, text, options=["-Xmx3g"])
             speeds = dict(line.split() for line in answer.splitlines())
             print(f"{name:<10} {speeds['whole']:>16} {speeds['lines']:>18}", flush=True)
 

@@ -40,7 +40,7 @@ def built(bundle: Bundle) -> Path:
     need("javac", "npm", "aapt", "aapt2", "apksigner")
     require(apk.FRAMEWORK.is_file(), f"{apk.FRAMEWORK} is not there; {INSTALL}")
     command = [str(ROOT / "tools" / "build_apk"), "--bundle", str(bundle.directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert done.returncode == 0, done.stderr[-4000:]
     # Scripts rely on it: the path and nothing else.
     assert done.stdout == f"{ROOT / 'build' / 'android' / 'edgekit-demo.apk'}\n"

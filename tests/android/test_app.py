@@ -5,35 +5,34 @@ from __future__ import annotations
 import pytest
 
 from tests.support.android import junit
-from tests.support.tooling import ROOT, need, require
+from tests.support.tooling import ROOT, require
 from tools import android_packages, draw_layout, kotlin
+from tools.build_runner import WORK
 
 APP = ROOT / "android_demo" / "app" / "src"
 LIBRARY = ROOT / "android_demo" / "edgekit" / "src"
 
 
 def test_the_app_without_its_screen() -> None:
-    need("java", "npm")
-    package = APP / "main/kotlin/dev/edgekit/demo"
-    # The activity and its view only copy what these say.
-    sources = [package / f"{name}.kt" for name in ("DemoEngine", "DemoModel", "Screen", "Chart")]
-    sources.append(LIBRARY / "main/kotlin/dev/edgekit/Json.kt")  # of the sketch
+    junit.needed()
     tests = sorted((APP / "test/kotlin/dev/edgekit/demo").glob("*.kt"))
-    assert "OK (26 tests)" in junit.run("app-tests", sources, tests, [kotlin.coroutines()])
+    assert "OK (26 tests)" in junit.run([draw_layout.app_tests(), kotlin.coroutines()], tests)
 
 
 def test_copying_bundles_out_of_the_app() -> None:
-    need("java", "npm")
+    junit.needed()
     engine = LIBRARY / "main/kotlin/dev/edgekit"
     sources = [engine / "Json.kt", engine / "EdgeKitException.kt", engine / "android/BundleAssets.kt"]
     tests = sorted((LIBRARY / "test/kotlin/dev/edgekit/android").glob("*.kt"))
     # Android's classes are stubs here: what calls them is replaced by functions in the tests.
-    assert "OK (12 tests)" in junit.run("assets-tests", sources, tests, [android_packages.android_jar()])
+    jar, android = WORK / "assets-tests.jar", android_packages.android_jar()
+    kotlin.compile_jar([*sources, *tests], jar, [*kotlin.JUNIT, android])
+    assert "OK (12 tests)" in junit.run([jar, android], tests)
 
 
 @pytest.mark.parametrize("theme", draw_layout.THEMES)
 def test_the_sketch_of_the_screen(theme: str) -> None:
-    need("java", "npm")
+    junit.needed()
     require(draw_layout.FONTS.is_dir(), "no DejaVu fonts; as root: apt-get install fonts-dejavu-core")
     said = draw_layout.example()
     root = draw_layout.arranged(said)

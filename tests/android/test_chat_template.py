@@ -37,11 +37,6 @@ ODD = (
 ROLES = ("system", "user", "assistant", "tool", "User", "")
 
 
-@pytest.fixture(scope="module")
-def jar() -> Path:
-    return tokenizer_kotlin.compiled()
-
-
 def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
@@ -60,11 +55,11 @@ def conversations(count: int) -> list[list[dict[str, str]]]:
     return found[:count]
 
 
-def rendered(jar: Path, folder: Path, jobs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+def rendered(folder: Path, jobs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
     """What Kotlin makes of pairs of template and messages."""
     given = [{"template": template, "messages": messages, "special": SPECIAL} for template, messages in jobs]
     (folder / "jobs").write_text(json.dumps(given), encoding="utf-8")
-    tokenizer_kotlin.java(jar, "chat", folder / "jobs", folder / "result")
+    tokenizer_kotlin.java("chat", folder / "jobs", folder / "result")
     return list(json.loads((folder / "result").read_text(encoding="utf-8")))
 
 
@@ -84,10 +79,10 @@ def template_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", [*MODELS, *chat_templates.WHOLE])
-def test_templates_of_models_give_the_same_text(jar: Path, tmp_path: Path, name: str) -> None:
+def test_templates_of_models_give_the_same_text(tmp_path: Path, name: str) -> None:
     template = template_of(name) if name in MODELS else chat_templates.WHOLE[name]
     talks = conversations(200)
-    answers = rendered(jar, tmp_path, [(template, messages) for messages in talks])
+    answers = rendered(tmp_path, [(template, messages) for messages in talks])
     texts = 0
     for messages, answer in zip(talks, answers, strict=True):
         right = expected(template, messages)
@@ -101,9 +96,9 @@ def test_templates_of_models_give_the_same_text(jar: Path, tmp_path: Path, name:
     assert texts >= 50
 
 
-def test_every_part_of_the_language_does_the_same(jar: Path, tmp_path: Path) -> None:
+def test_every_part_of_the_language_does_the_same(tmp_path: Path) -> None:
     messages = [message("system", " Be brief. "), message("user", "Ünï 👍🏽\n"), message("assistant", "it's <b>")]
-    answers = rendered(jar, tmp_path, [(template, messages) for template in chat_templates.SMALL])
+    answers = rendered(tmp_path, [(template, messages) for template in chat_templates.SMALL])
     wrong = []
     for template, answer in zip(chat_templates.SMALL, answers, strict=True):
         right = expected(template, messages)
@@ -113,10 +108,10 @@ def test_every_part_of_the_language_does_the_same(jar: Path, tmp_path: Path) -> 
     assert not wrong, f"{len(wrong)} of {len(answers)} differ\n" + "\n".join(wrong[:20])
 
 
-def test_random_templates_do_the_same(jar: Path, tmp_path: Path) -> None:
+def test_random_templates_do_the_same(tmp_path: Path) -> None:
     messages = [message("user", "Hé 👍 "), message("assistant", "x")]
     templates = [chat_templates.random_template(random.Random(seed)) for seed in range(4000)]
-    answers = rendered(jar, tmp_path, [(template, messages) for template in templates])
+    answers = rendered(tmp_path, [(template, messages) for template in templates])
     texts, refused, wrong = 0, 0, []
     for template, answer in zip(templates, answers, strict=True):
         right = expected(template, messages)
@@ -131,33 +126,33 @@ def test_random_templates_do_the_same(jar: Path, tmp_path: Path) -> None:
     assert refused < 1500
 
 
-def test_what_is_not_known_is_refused_by_name(jar: Path, tmp_path: Path) -> None:
-    answers = rendered(jar, tmp_path, [(template, [message("user", "x")]) for template, _ in chat_templates.UNKNOWN])
+def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    answers = rendered(tmp_path, [(template, [message("user", "x")]) for template, _ in chat_templates.UNKNOWN])
     for (template, what), answer in zip(chat_templates.UNKNOWN, answers, strict=True):
         error = f"UnsupportedException: template: the chat template uses {what}, which is not supported on this device"
         assert answer == {"error": error}, template
 
 
-def test_a_hostile_template_ends(jar: Path, tmp_path: Path) -> None:
-    answers = rendered(jar, tmp_path, [(template, [message("user", "x")]) for template, _ in chat_templates.HOSTILE])
+def test_a_hostile_template_ends(tmp_path: Path) -> None:
+    answers = rendered(tmp_path, [(template, [message("user", "x")]) for template, _ in chat_templates.HOSTILE])
     for (template, what), answer in zip(chat_templates.HOSTILE, answers, strict=True):
         pattern = f"BundleException: template: the chat template failed: .*{re.escape(what)}"
         assert re.match(pattern, answer.get("error", "")), (template[:100], str(answer)[:300])
 
 
-def chatted(jar: Path, folder: Path, directory: Path, talks: list[Any]) -> list[dict[str, Any]]:
+def chatted(folder: Path, directory: Path, talks: list[Any]) -> list[dict[str, Any]]:
     """The ids that Kotlin makes of conversations."""
     (folder / "talks").write_text(json.dumps(talks), encoding="utf-8")
-    tokenizer_kotlin.java(jar, "conversations", directory, folder / "talks", folder / "result")
+    tokenizer_kotlin.java("conversations", directory, folder / "talks", folder / "result")
     return list(json.loads((folder / "result").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_conversations_have_the_same_ids(jar: Path, tmp_path: Path, name: str) -> None:
+def test_conversations_have_the_same_ids(tmp_path: Path, name: str) -> None:
     directory = smollm2() if name == "smollm2" else tokenizer_kotlin.packaged(name)
     tokenizer = loaded(directory)
     talks = conversations(150)
-    for messages, answer in zip(talks, chatted(jar, tmp_path, directory, talks), strict=True):
+    for messages, answer in zip(talks, chatted(tmp_path, directory, talks), strict=True):
         try:
             assert answer == {"ids": tokenizer.chat(messages)}, messages
         except BundleError as error:
@@ -175,17 +170,15 @@ def test_conversations_have_the_same_ids(jar: Path, tmp_path: Path, name: str) -
         ({"chat_template": "{{ bos_token }}{{ eos_token }}", "bos_token": {"content": "ab"}, "eos_token": "c"}, None),
     ],
 )  # fmt: skip
-def test_the_template_is_found_where_python_finds_it(
-    jar: Path, tmp_path: Path, config: dict[str, Any], file: str | None
-) -> None:
+def test_the_template_is_found_where_python_finds_it(tmp_path: Path, config: dict[str, Any], file: str | None) -> None:
     directory = write_config(tmp_path / "model", tokenizer_configs.shown())
     (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     if file is not None:
         (directory / "chat_template.jinja").write_text(file, encoding="utf-8")
     talk = [message("user", "Hello")]
-    assert chatted(jar, tmp_path, directory, [talk]) == [{"ids": loaded(directory).chat(talk)}]
+    assert chatted(tmp_path, directory, [talk]) == [{"ids": loaded(directory).chat(talk)}]
 
 
-def test_a_model_without_template_says_so(jar: Path, tmp_path: Path) -> None:
-    [answer] = chatted(jar, tmp_path, minilm(), [[message("user", "Hello")]])
+def test_a_model_without_template_says_so(tmp_path: Path) -> None:
+    [answer] = chatted(tmp_path, minilm(), [[message("user", "Hello")]])
     assert answer["error"].startswith(f"UnsupportedException: {minilm()}: the model has no chat template; ")

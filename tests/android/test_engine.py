@@ -22,10 +22,8 @@ from edgekit.runtime.session import Session
 from tests.support.android import junit, jvm
 from tests.support.tiny_bundle import Weights, decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
-from tests.support.tooling import ROOT, require
-from tools import build_runner, kotlin
+from tools import kotlin
 
-TESTS = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit"
 BURNED, BURNED_SIZE = 2000, 512
 TEXTS: tuple[dict[str, Any], ...] = (
     {"prompt": "abc", "chat": False, "system": None, "stop": [], "max_new_tokens": 20},
@@ -105,17 +103,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_engine(bundles: Path) -> None:
-    require(all(jar.is_file() for jar in junit.JUNIT), f"JUnit is not installed; {junit.INSTALL}")
-    tests = sorted(TESTS.glob("*Test.kt"))
-    jar = junit.BUILD / "engine-tests.jar"
-    junit.BUILD.mkdir(parents=True, exist_ok=True)
-    engine = build_runner.engine()
-    kotlin.compile_jar(tests, jar, [*junit.JUNIT, kotlin.coroutines(), build_runner.ort_classes()], friends=[engine])
+    tests = sorted((junit.TESTS / "dev" / "edgekit").glob("*Test.kt"))
     options = [f"-Dedgekit.bundles={bundles}", f"-Dedgekit.library={jvm.operators()}"]
-    command = jvm.command("org.junit.runner.JUnitCore", [jar, engine, *junit.JUNIT], *options)
-    names = [f"dev.edgekit.{test.stem}" for test in tests]
+    command = jvm.command("org.junit.runner.JUnitCore", [*junit.engine_tests(), *kotlin.JUNIT], *options)
     done = subprocess.run(
-        [*command, *names], env=jvm.environment(), capture_output=True, text=True, check=False, timeout=600
+        [*command, *junit.names(tests)],
+        env=jvm.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "OK (38 tests)" in done.stdout

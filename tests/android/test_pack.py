@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,10 @@ from tests.attacks.test_pack_attacks import CHUNKS, EDITS, OUTSIDE, first, parts
 from tests.support.android import junit
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import linear_bundle
-from tests.support.tooling import ROOT, need, require
+from tests.support.tooling import ROOT
 from tests.support.wide_bundle import wide_bundle
-from tools import build_runner, kotlin
 
 VECTORS = ROOT / "tests" / "vectors" / "packs"
-TEST = ROOT / "android_demo" / "edgekit" / "src" / "test" / "kotlin" / "dev" / "edgekit" / "pack" / "UnpackTest.kt"
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +96,6 @@ def make_bad(good: Path, bad: Path) -> None:
 
 
 def test_kotlin_unpacks_what_python_packed(packs: Path) -> None:
-    need("java", "npm")
-    require(all(jar.is_file() for jar in junit.JUNIT), f"JUnit is not installed; {junit.INSTALL}")
-    junit.BUILD.mkdir(parents=True, exist_ok=True)
-    jar, engine = junit.BUILD / "pack-tests.jar", build_runner.engine()
-    kotlin.compile_jar([TEST], jar, [*junit.JUNIT], friends=[engine])
-    jars = [jar, engine, kotlin.stdlib(), *junit.JUNIT]
-    command = ["java", "-Xmx256m", f"-Dedgekit.packs={packs}", "-cp", os.pathsep.join(map(str, jars))]
-    done = subprocess.run(
-        [*command, "org.junit.runner.JUnitCore", "dev.edgekit.pack.UnpackTest"],
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "OK (6 tests)" in done.stdout
+    test = junit.TESTS / "dev/edgekit/pack/UnpackTest.kt"
+    assert "OK (6 tests)" in junit.run(junit.engine_tests(), [test], "-Xmx256m", f"-Dedgekit.packs={packs}")
     shutil.rmtree(packs / "bad")

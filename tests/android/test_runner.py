@@ -49,7 +49,7 @@ def started(argument: str, **variables: str) -> Iterator[Running]:
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=600)
+            process.wait(timeout=1800)
 
 
 @contextmanager

