@@ -6,8 +6,9 @@ OPTIMUM := .venv-optimum/bin
 OPTIMUM_STAMP := .venv-optimum/.edgekit-setup
 ORT_ANDROID := build/ort-android/aar.sha256
 NODE := build/node/.installed
-# As many test files at a time as there are processors; WORKERS=0 runs one after the other.
-WORKERS ?= logical
+# One test file more at a time than there are processors, because some wait for devices and downloads; WORKERS=0 runs one
+# after the other.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup kernels demo check quick test test-optimum lint bench clean

@@ -60,7 +60,7 @@ def _run_in(
     command = ["qemu-aarch64-static", "-cpu", cpu, "-L", str(root / "cpus" / cpu), str(python), *argv]
     inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root / "wheels"), "ORT_DISABLE_TELEMETRY": "1"}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, env={**inherited, **environment}
+        command, capture_output=True, text=True, check=False, timeout=1800, env={**inherited, **environment}
     )
 
 

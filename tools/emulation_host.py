@@ -66,7 +66,7 @@ def start_keeper() -> None:
     ready = STATE / "network"
     script = f"ip link set lo up && touch {ready.name} && exec sleep infinity"
     start(KEEPER, ["unshare", "--net", "sh", "-c", script])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not ready.exists():
         if time.monotonic() > deadline:
             raise SystemExit(f"no network namespace could be made:\n{log(KEEPER)}")
@@ -116,7 +116,7 @@ def _marked(part: str) -> Iterator[psutil.Process]:
 
 
 def _wait_for_end(process: psutil.Process) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             if process.status() == psutil.STATUS_ZOMBIE:

@@ -35,7 +35,7 @@ def run(*arguments: str | Path, stdout: int | None = None, shell: str = "") -> s
     command = [*EDGEKIT, *map(str, arguments)]
     if shell:
         command = ["bash", "-c", f'"$@" {shell}', "bash", *command]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
 
 
 # A full disk behind stdout, and a reader that goes
@@ -142,7 +142,7 @@ def test_a_signal_while_packing(bundle: Path, tmp_path: Path, verb: str, name: s
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=600)
+        _, said = process.communicate(timeout=1800)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "edgekit: interrupted; nothing half-written was kept"
     assert "Traceback" not in said
@@ -165,7 +165,7 @@ def test_two_that_unpack_to_one_place(tmp_path: Path) -> None:
             subprocess.Popen([*EDGEKIT, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             for _ in range(2)
         ]
-        said = [process.communicate(timeout=600)[1] for process in both]
+        said = [process.communicate(timeout=1800)[1] for process in both]
         codes = sorted(process.returncode for process in both)
         assert codes in ([0, 2], [0, 0]), said
         for process, text in zip(both, said, strict=True):

@@ -56,7 +56,7 @@ def running(directory: Path, environment: dict[str, str] | None = None, **settin
         yield Running(process)
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(timeout=600)
+        process.wait(timeout=1800)
 
 
 def arrays(answer: dict[str, Any]) -> dict[str, np.ndarray]:

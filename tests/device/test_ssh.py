@@ -74,19 +74,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
         patch.setenv("EDGEKIT_SSH_CONFIG", str(folder / "client"))
         server = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd"], stderr=log)
-        _wait(port)
+        _wait(server, port)
         yield place
         server.terminate()
         server.wait()
 
 
-def _wait(port: int) -> None:
-    for _ in range(100):
+def _wait(server: subprocess.Popen[bytes], port: int) -> None:
+    while server.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    pytest.fail("sshd does not answer")
+    pytest.fail("sshd ended")
 
 
 @pytest.fixture(scope="module")

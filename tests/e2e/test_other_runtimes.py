@@ -63,7 +63,13 @@ def run(*command: str | Path, **variables: str) -> str:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     environment = {**kept, "ORT_DISABLE_TELEMETRY": "1", "https_proxy": "http://127.0.0.1:9", **variables}
     done = subprocess.run(
-        [*map(str, command)], env=environment, cwd=ROOT.parent, capture_output=True, text=True, timeout=300, check=False
+        [*map(str, command)],
+        env=environment,
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.removesuffix("\n")

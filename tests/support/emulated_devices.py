@@ -34,7 +34,7 @@ class Devices:
     ) -> subprocess.CompletedProcess[bytes]:
         """Runs a command that reaches the devices to its end."""
         return subprocess.run(
-            self.argv(*command), input=stdin, capture_output=True, check=False, timeout=600,
+            self.argv(*command), input=stdin, capture_output=True, check=False, timeout=1800,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
 
@@ -50,7 +50,7 @@ class Devices:
             for running in host.processes(part):
                 running.suspend()  # at once; the tool takes its time to begin
             self.tool("kill", part)
-            code = process.wait(timeout=300)
+            code = process.wait(timeout=1800)
         return code, errors.read_text().splitlines()
 
     def edgekit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
