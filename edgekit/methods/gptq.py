@@ -4,8 +4,8 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 With H = sum x x^T, H^-1 = U^T U and U upper triangular, rounding column i to q adds -(w_i - q) / U_ii * U_i,j to each
 column j after it, which minimizes trace(dW H dW^T) over those columns.
 
-The grid is the one that the int4 format stores: symmetric, a step for each ``group_size`` columns of a row, the weight
-of largest magnitude at the lowest code. Steps have 16 significant bits, so that every weight is code * step in float32
+The grid is the one that the int4 format stores: symmetric, a step for each ``group_size`` columns of a row, searched for the
+least error weighted with the diagonal of H (edgekit.lowbit.step_search). Steps have 16 significant bits, so that every weight is code * step in float32
 and is found again bit for bit when the model is exported (edgekit.lowbit.grid).
 """
 
@@ -18,11 +18,14 @@ from torch import Tensor
 
 from edgekit.errors import UsageError
 from edgekit.lowbit.grid import MANTISSA
+from edgekit.lowbit.step_search import search_scales
 
 COLUMNS = 128
 """Columns that are corrected one by one before the rest are, all at once."""
 GROUP_SIZES = (0, 16, 32, 64, 128, 256)
 BITS = (3, 4)
+SMALLEST = 1e-35
+"""A step below it float32 could not divide by."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Gptq:
 
     bits: int = 4
     group_size: int = 128
-    act_order: bool = False
-    damping: float = 0.01
+    act_order: bool = True
+    damping: float = 0.05
 
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.group_size not in GROUP_SIZES:
@@ -56,14 +59,18 @@ def gptq(weight: Tensor, hessian: Tensor, settings: Gptq) -> Tensor:
     order = torch.argsort(torch.diagonal(hessian), descending=True) if settings.act_order else torch.arange(columns)
     factor = inverse_factor(hessian[order][:, order], settings.damping)
     work = weight.detach().double()[:, order]
-    steps = column_steps(weight, settings.bits, group)  # without act_order each group's are renewed when it is reached
+    moments = torch.diagonal(hessian)
+    steps = column_steps(
+        weight, settings.bits, group, moments
+    )  # without act_order each group's are renewed when it is reached
     result = torch.empty_like(work)
     for start in range(0, columns, COLUMNS):
         stop = min(start + COLUMNS, columns)
         errors = torch.zeros(len(work), stop - start, dtype=torch.float64)
         for column in range(start, stop):
             if not settings.act_order and column % group == 0:
-                steps[:, column : column + group] = step_of(work[:, column : column + group], settings.bits)[:, None]
+                part = slice(column, column + group)
+                steps[:, part] = step_of(work[:, part], settings.bits, moments[part])[:, None]
             step = steps[:, order[column]]
             result[:, column] = codes(work[:, column], step, settings.bits) * step
             errors[:, column - start] = (work[:, column] - result[:, column]) / factor[column, column]
@@ -74,9 +81,12 @@ def gptq(weight: Tensor, hessian: Tensor, settings: Gptq) -> Tensor:
     return restored.float()
 
 
-def rounded(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """``weight`` [N, K] at the nearest points of the same grid, float32: what GPTQ is compared with."""
-    steps = column_steps(weight, bits, group_size or weight.shape[1])
+def rounded(weight: Tensor, bits: int, group_size: int, moments: Tensor | None = None) -> Tensor:
+    """``weight`` [N, K] at the nearest points of the same grid, float32: what GPTQ is compared with.
+
+    Without ``moments`` [K], of the inputs, the largest weight of a group is at the lowest code.
+    """
+    steps = column_steps(weight, bits, group_size or weight.shape[1], moments)
     return (codes(weight.detach().double(), steps, bits) * steps).float()
 
 
@@ -95,19 +105,27 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     return factor
 
 
-def step_of(values: Tensor, bits: int) -> Tensor:
-    """The step of each row of ``values`` [N, K], float64 [N], not zero: the largest magnitude is at the lowest code."""
+def step_of(values: Tensor, bits: int, moments: Tensor | None = None) -> Tensor:
+    """The step of each row of ``values`` [N, K], float64 [N], not zero: searched with the inputs' ``moments`` [K] where they
+    are given, else the largest magnitude is at the lowest code."""
     high, low = values.max(1).values, values.min(1).values
-    step = shortened(torch.where(high > -low, high, low) / -(1 << (bits - 1)))
-    return torch.where(step.abs() < 1e-35, 1.0, step)  # what float32 could not divide by
+    step = torch.where(high > -low, high, low) / -(1 << (bits - 1))
+    step = torch.where(step.abs() < SMALLEST, 1.0, step)
+    if moments is not None:
+        weights = (moments / moments.max().clamp(min=SMALLEST)).float().numpy()[None]
+        block, plain = values.float().numpy()[:, None], step.float().numpy()[:, None]
+        step = torch.from_numpy(search_scales(block, weights, plain, (1 << (bits - 1)) - 1)[:, 0]).double()
+    return shortened(step)
 
 
-def column_steps(weight: Tensor, bits: int, group: int) -> Tensor:
+def column_steps(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Tensor:
     """For each weight [N, K] the step of its group, float64 [N, K]."""
-    wide = weight.detach().double()
-    parts = [wide[:, start : start + group] for start in range(0, wide.shape[1], group)]
-    parts = [step_of(part, bits)[:, None].expand(part.shape) for part in parts]
-    return torch.cat(parts, dim=1)
+    wide, steps = weight.detach().double(), []
+    for start in range(0, wide.shape[1], group):
+        part = wide[:, start : start + group]
+        step = step_of(part, bits, None if moments is None else moments[start : start + group])
+        steps.append(step[:, None].expand(part.shape))
+    return torch.cat(steps, dim=1)
 
 
 def codes(values: Tensor, steps: Tensor, bits: int) -> Tensor:

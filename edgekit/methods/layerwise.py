@@ -72,7 +72,7 @@ class Method:
     def rounding(self) -> Rounding:
         """The function that makes of a weight what ``of`` says."""
         if self.of == "int4":
-            return lambda w, h: Planes((rounded(w, self.gptq.bits, self.gptq.group_size),), None)
+            return lambda w, h: Planes((rounded(w, self.gptq.bits, self.gptq.group_size, torch.diagonal(h)),), None)
         if self.of == "gptq":
             return lambda w, h: Planes((gptq(w, h, self.gptq),), None)
         if self.of == "ternarize":

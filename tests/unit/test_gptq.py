@@ -39,32 +39,49 @@ def by_hand(weight: Tensor, hessian: Tensor, order: list[int], steps: Tensor) ->
 
 def test_the_procedure_by_hand() -> None:
     weight, hessian = case()
-    steps = column_steps(weight, 4, 64)  # one group: its step is taken before anything is corrected
-    torch.testing.assert_close(gptq(weight, hessian, Gptq(4, 64)), by_hand(weight, hessian, list(range(40)), steps))
-    order = torch.argsort(hessian.diagonal(), descending=True).tolist()
-    found = gptq(weight, hessian, Gptq(4, 16, act_order=True))
-    torch.testing.assert_close(found, by_hand(weight, hessian, order, column_steps(weight, 4, 16)))
+    moments = hessian.diagonal()
+    steps = column_steps(weight, 4, 64, moments)  # one group: its step is taken before anything is corrected
+    found = gptq(weight, hessian, Gptq(4, 64, act_order=False, damping=0.01))
+    torch.testing.assert_close(found, by_hand(weight, hessian, list(range(40)), steps))
+    order = torch.argsort(moments, descending=True).tolist()
+    found = gptq(weight, hessian, Gptq(4, 16, damping=0.01))
+    torch.testing.assert_close(found, by_hand(weight, hessian, order, column_steps(weight, 4, 16, moments)))
 
 
 def test_columns_in_several_batches() -> None:
     weight, hessian = case(3, 150)
-    steps = column_steps(weight, 4, 256)
-    torch.testing.assert_close(gptq(weight, hessian, Gptq(4, 0)), by_hand(weight, hessian, list(range(150)), steps))
+    steps = column_steps(weight, 4, 256, hessian.diagonal())
+    found = gptq(weight, hessian, Gptq(4, 0, act_order=False, damping=0.01))
+    torch.testing.assert_close(found, by_hand(weight, hessian, list(range(150)), steps))
 
 
 @pytest.mark.parametrize("how", [Gptq(), Gptq(3), Gptq(4, 0), Gptq(3, 32, act_order=True)])
 def test_less_error_than_rounding(how: Gptq) -> None:
     weight, hessian = case(16, 160)
     mine = output_error(gptq(weight, hessian, how) - weight, hessian)
-    plain = output_error(rounded(weight, how.bits, how.group_size) - weight, hessian)
-    assert mine < 0.7 * plain
+    moments = hessian.diagonal()
+    plain, searched = (
+        output_error(rounded(weight, how.bits, how.group_size, m) - weight, hessian) for m in (None, moments)
+    )
+    assert mine < 0.7 * min(plain, searched)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_searched_steps_lose_less_where_inputs_are_large(bits: int) -> None:
+    weight, hessian = case(16, 160)
+    hessian = hessian * torch.outer(scale := torch.linspace(0.1, 5, 160).double(), scale)
+    moments = hessian.diagonal()
+    plain, searched = (
+        float(((rounded(weight, bits, 32, m) - weight).double().square() * moments).sum()) for m in (None, moments)
+    )
+    assert searched < 0.92 * plain
 
 
 def test_white_noise_is_plain_rounding() -> None:
     weight, _ = case(5, 200)
     for group in (0, 32, 128):
-        found = gptq(weight, torch.eye(200, dtype=torch.float64), Gptq(4, group))
-        assert torch.equal(found, rounded(weight, 4, group))
+        hessian = torch.eye(200, dtype=torch.float64)
+        assert torch.equal(gptq(weight, hessian, Gptq(4, group)), rounded(weight, 4, group, hessian.diagonal()))
 
 
 @settings(max_examples=25)
@@ -82,7 +99,7 @@ def test_inputs_that_are_always_zero() -> None:
     weight, hessian = case(4, 32)
     hessian[5], hessian[:, 5] = 0, 0
     found = gptq(weight, hessian, Gptq(4, 32, act_order=True))
-    assert torch.equal(found[:, 5], rounded(weight, 4, 32)[:, 5])
+    assert torch.equal(found[:, 5], rounded(weight, 4, 32, hessian.diagonal())[:, 5])
     assert torch.equal(gptq(weight, torch.zeros(32, 32, dtype=torch.float64), Gptq()), rounded(weight, 4, 128))
 
 
