@@ -1,11 +1,12 @@
 """What compression without training costs in accuracy, against bytes: every method at what a bundle really stores.
 
-    nice -n 10 .venv/bin/python -m benchmarks.accuracy [--models smollm2 minilm] [--quick] [--json build/accuracy.json]
+    nice -n 10 .venv/bin/python -m benchmarks.accuracy [--models smollm2 minilm] [--tokens 61440] [--quick] [--json build/accuracy.json]
 
-Calibration is on Shakespeare's plays (``sh tools/fetch_shakespeare.sh``), the score on the modern prose that ships with edgekit
-and that no calibration sees: perplexity of SmolLM2-135M-Instruct (its weights are a dequantized Q4_1 file, so plain 4 bits
-look better than they are), mean cosine of MiniLM's sentence embeddings to those of the float model. Weights are rounded,
-activations are not. Bytes are those of the bundle's weights, scales, padding and low-rank branches included: embeddings and head at
+Calibration is on windows drawn at random from Shakespeare's plays without Hamlet (``sh tools/fetch_shakespeare.sh``). SmolLM2-135M-Instruct
+(its weights are a dequantized Q4_1 file, so plain 4 bits look better than they are) is scored on four texts of different kinds, equal numbers of
+tokens of each, of which calibration sees none: an encyclopaedia, Python's documentation, Python code, Hamlet. ``perplexity``, its ratio to float's
+with the standard error ``se`` of the ratio's logarithm (paired, over windows), and ``kl``, mean Kullback-Leibler divergence from the float model in
+nats. MiniLM: mean cosine of sentence embeddings to those of the float model, ``se`` over sentences. Weights are rounded, activations are not. Bytes are those of the bundle's weights, scales, padding and low-rank branches included: embeddings and head at
 8 bits in every row but fp32. ``bits_per_weight`` is for the linear layers of the blocks alone.
 
 Each way of rounding stands alone, with a plain decomposition and with EoRA beside it at two ranks (int8), and rows of plain
@@ -16,18 +17,23 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import inspect
 import json
 import math
+import pydoc_data.topics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
 
 from benchmarks.compress.accuracy_plot import draw
 from benchmarks.compress.backslash_models import PLAYS
@@ -38,8 +44,17 @@ from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import CODECS
 from edgekit.methods.calibrate import Batch, groups_of
 from edgekit.methods.eora import Compensation
-from edgekit.methods.example_files import sentences, tokens
-from edgekit.methods.examples import EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
+from edgekit.methods.example_files import sentences
+from edgekit.methods.examples import (
+    EMBEDDINGS,
+    LANGUAGE,
+    REFERENCE,
+    Examples,
+    Objective,
+    embeddings,
+    outputs,
+    with_reference,
+)
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method, compress_layers
 from edgekit.methods.sensitivity import CANDIDATES, choose, scan
@@ -48,12 +63,15 @@ from tools.demo_models import minilm, smollm2
 
 LENGTH, BATCH = 256, 8
 RANKS = (16, 64)
-PROSE = DATA / "prose.txt"
+PROSE, HAMLET, ENCYCLOPAEDIA = DATA / "prose.txt", PLAYS / "hamlet_gut.txt", PLAYS.parent / "encyclopaedia.txt"
 
 
 @dataclass(frozen=True)
 class Row:
     """One method on one model. ``perplexity`` for decoders, ``accuracy`` (mean cosine) for encoders.
+
+    ``kl`` (nats) is to the float model, ``se`` that of log(perplexity / float's), or of ``accuracy``; both over ``tokens``.
+    ``peer`` is the tool that rounded, where it was not edgekit.
 
     ``output_error`` is the mean over groups of layers of the share of output energy that is lost, ``below_svd`` the share of
     groups in which the low-rank branch leaves at most what a plain decomposition of its rank does.
@@ -70,7 +88,22 @@ class Row:
     output_error: float | None
     below_svd: float | None
     seconds: float
+    kl: float | None
+    se: float
+    tokens: int
+    peer: str = ""
     seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a row says of a model's answers."""
+
+    perplexity: float | None
+    accuracy: float | None
+    kl: float | None
+    se: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -87,10 +120,34 @@ class Subject:
         some = Examples(self.calibration.select(slice(0, count)))
         return [self.objective.inputs(batch) for batch in some.batches(BATCH)]
 
-    def score(self, module: nn.Module) -> tuple[float | None, float | None]:
-        size = 2 if self.objective is LANGUAGE else BATCH  # logits over a large vocabulary
-        found = self.objective.evaluate(module, self.evaluation, size)
-        return (math.exp(found["loss"]), None) if self.objective is LANGUAGE else (None, found["cosine"])
+    def score(self, module: nn.Module) -> Score:
+        return self._predictions(module) if self.objective is LANGUAGE else self._cosines(module)
+
+    @torch.no_grad()
+    def _predictions(self, module: nn.Module) -> Score:
+        """Both models on the same windows, one after the other: logits over a large vocabulary are kept for one only."""
+        losses, excess, divergence = [], [], 0.0
+        for batch in self.evaluation.batches(1):
+            ids = batch["input_ids"]
+            whole, part = (log_softmax(outputs(m, batch)[0, :-1].float(), -1) for m in (self.module, module))
+            ours, theirs = (-float(p.gather(1, ids[0, 1:, None]).mean()) for p in (part, whole))
+            losses.append(ours)
+            excess.append(ours - theirs)
+            divergence += float((whole.exp() * (whole - part)).sum(-1).mean())
+        count = len(self.evaluation)
+        return Score(math.exp(mean(losses)), None, divergence / count, error_of_mean(excess), count * (LENGTH - 1))
+
+    @torch.no_grad()
+    def _cosines(self, module: nn.Module) -> Score:
+        found: list[float] = []
+        for batch in self.evaluation.batches(BATCH):
+            found += torch.cosine_similarity(embeddings(module, batch), batch[REFERENCE], dim=1).tolist()
+        return Score(None, mean(found), None, error_of_mean(found), int(self.evaluation.arrays["attention_mask"].sum()))
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of a mean, as far as the values are independent of each other; 0 for a single one."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def main() -> None:
@@ -101,15 +158,21 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="MiniLM's first two layers, few sentences: a test of the script"
     )
+    parser.add_argument("--tokens", type=int, default=61440, help="that SmolLM2 is scored on, a quarter of each text")
     parser.add_argument("--only", nargs="+", help="only methods with these names")
     parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
     options = parser.parse_args()
-    if not PLAYS.is_dir():
-        raise SystemExit(f"{PLAYS}: no texts to calibrate with; run sh tools/fetch_shakespeare.sh")
+    for needed in (HAMLET, ENCYCLOPAEDIA):
+        if not needed.is_file():
+            raise SystemExit(f"{needed}: not there; run sh tools/fetch_shakespeare.sh")
     torch.set_num_threads(1)
     rows: list[Row] = []
     for name in ["minilm"] if options.quick else options.models:
-        subject = language(options.examples) if name == "smollm2" else encoder(options.examples, options.quick)
+        subject = (
+            language(options.examples, options.tokens)
+            if name == "smollm2"
+            else encoder(options.examples, options.quick)
+        )
         for row in measured(subject, options.examples, options.quick, options.only):
             rows.append(row)
             print(line(row), flush=True)
@@ -124,18 +187,38 @@ def write(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def language(examples: int) -> Subject:
-    """SmolLM2; the calibration text is cut short, or tokenizing it would take longer than calibrating."""
+def language(examples: int, tokens_in_all: int) -> Subject:
+    """SmolLM2, ``examples`` windows to calibrate with and four texts to be scored on."""
     directory = smollm2()
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text[: 8 * LENGTH * examples], add_special_tokens=False).ids
+    def windows(texts: Sequence[str], most: int) -> Tensor:
+        """At most so many windows, drawn at random with a fixed seed: int64 [n, 256]."""
+        ids = torch.cat(
+            [torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64) for text in texts]
+        )
+        whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:most]]
 
-    module = loaded(directory)
-    plays = tokens(sorted(PLAYS.glob("*.txt"))[:4], encode, LENGTH)
-    prose = tokens([PROSE], lambda text: tokenizer.encode(text, add_special_tokens=False).ids, LENGTH)
-    return Subject("SmolLM2-135M (from Q4_1)", module, plays, prose, LANGUAGE)
+    plays = [play.read_text("utf-8", "replace") for play in sorted(PLAYS.glob("*_gut.txt")) if play != HAMLET]
+    # The rest of a play is left out, or tokenizing would take longer than calibrating.
+    calibration = windows([play[20_000 : 20_000 + 64 * examples] for play in plays], examples)
+    scored = torch.cat([windows([text], -(-tokens_in_all // (LENGTH * 4))) for text in evaluation_texts()])
+    return Subject(
+        "SmolLM2-135M (from Q4_1)",
+        loaded(directory),
+        Examples({"input_ids": calibration}),
+        Examples({"input_ids": scored}),
+        LANGUAGE,
+    )
+
+
+def evaluation_texts() -> tuple[str, ...]:
+    """An encyclopaedia of 1911, Python's documentation, Python code (its standard library), a play."""
+    topics = pydoc_data.topics.topics
+    code = [inspect.getsource(module) for module in (argparse, inspect, json.decoder, dataclasses)]
+    article, play = (path.read_text("utf-8", "replace") for path in (ENCYCLOPAEDIA, HAMLET))
+    return article, "\n".join(topics[name] for name in sorted(topics)), "\n".join(code), play
 
 
 def encoder(examples: int, quick: bool) -> Subject:
@@ -222,11 +305,11 @@ def method_row(
     compared = compensation is not None and compensation.method == "eora"
     better = [row["compensated"] <= row["svd"] for row in found] if compared else []
     left = [row["error"] if row["compensated"] is None else row["compensated"] for row in found]
-    perplexity, accuracy = subject.score(module)
+    score = subject.score(module)
     return Row(
         subject.name, name, compensation.method if compensation else "none", compensation.rank if compensation else 0,
-        8 * size / sum(layer.weight.numel() for layer in inside), size + others, perplexity, accuracy,
-        sum(left) / len(left), sum(better) / len(better) if better else None, seconds,
+        8 * size / sum(layer.weight.numel() for layer in inside), size + others, score.perplexity, score.accuracy,
+        sum(left) / len(left), sum(better) / len(better) if better else None, seconds, score.kl, score.se, score.tokens,
     )  # fmt: skip
 
 
@@ -247,10 +330,11 @@ def plain_row(subject: Subject, name: str, options: dict[str, tuple[str, int]], 
             weight.data = torch.from_numpy(CODECS[kind].dequantize(packed).copy())
             size, count = size + packed.nbytes, count + weight.numel()
     seconds = time.perf_counter() - began
-    perplexity, accuracy = subject.score(module)
+    score = subject.score(module)
     return Row(
-        subject.name, name, "none", 0, 8 * size / count, size + others, perplexity, accuracy, None, None, seconds
-    )
+        subject.name, name, "none", 0, 8 * size / count, size + others, score.perplexity, score.accuracy, None, None, seconds,
+        score.kl, score.se, score.tokens,
+    )  # fmt: skip
 
 
 def chosen(subject: Subject, groups: Sequence[dict[str, nn.Linear]], others: int, quick: bool) -> Iterator[Row]:
@@ -275,6 +359,7 @@ def other_bytes(module: nn.Module, inside: Sequence[nn.Linear], wide: bool = Fal
 def line(row: Row) -> str:
     """For people."""
     score = f"perplexity {row.perplexity:8.3f}" if row.perplexity is not None else f"cosine {row.accuracy:.4f}"
+    score += f" (error {row.se:.4f})" + ("" if row.kl is None else f"  KL {row.kl:.4f}")
     error = "" if row.output_error is None else f"  output error {row.output_error:.4f}"
     side = f" + {row.compensation} r{row.rank}" if row.rank else ""
     return (
