@@ -1,4 +1,7 @@
-"""`int4` with its scales searched on real input: what is stored, what is said where nothing is known, and that it helps."""
+"""`int4` with its scales searched on real input: what is stored, and what is said where nothing is known.
+
+That it helps: tests/e2e/test_real_models.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgekit.bundle import Bundle
 from edgekit.exporter import export
 from edgekit.frontend.compressed import native_activations
 from edgekit.frontend.inputs import calibration, resolve
@@ -23,12 +25,10 @@ from edgekit.golden import packed_weights
 from edgekit.inspection import inspect
 from edgekit.lowbit.formats.integers import quantize_int4
 from edgekit.methods.calibrate import mean_squares
-from edgekit.parity import verify
 from edgekit.passes.lower_linears import NOT_CALIBRATED
 from edgekit.recipe import Recipe
 from tests.support.tiny_bundle import write_tokenizer
 from tests.support.tiny_decoders import build
-from tools.demo_models import smollm2
 
 INT4 = Recipe.load("int4")
 PLAIN = dataclasses.replace(INT4, calibrate=0)
@@ -114,14 +114,3 @@ def test_what_dead_units_would_have_read_is_left_out(tmp_path: Path) -> None:
     stored = packed_weights(bundle)[0]["2"]
     assert stored.shape == (16, 32)
     np.testing.assert_allclose(np.asarray(stored.scales), np.asarray(expected.scales), rtol=1e-5)
-
-
-def test_a_real_model_loses_less_than_with_its_largest_weights(tmp_path: Path) -> None:
-    """SmolLM2, mean KL to the original on text that calibration does not see: 0.25 nats before, 0.17 with searched scales."""
-
-    def loss(bundle: Bundle) -> float:
-        return {check.metric: check.value for check in verify(bundle, threads=2).accuracy.checks}["kl"]
-
-    searched, plain = (export(smollm2(), recipe, tmp_path / str(recipe.calibrate)) for recipe in (INT4, PLAIN))
-    assert searched.model_bytes == plain.model_bytes
-    assert loss(searched) < 0.8 * loss(plain)
