@@ -1,10 +1,13 @@
-"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``, ``Int8MatMul`` and ``SparseMatMul``.
+"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``, ``Int8MatMul``, ``SparseMatMul`` and ``Int4MatMul``.
 
 :func:`ternary_function` and :func:`int8_function` are what a bundle carries and a runtime without edgekit's library
 executes: one ``com.microsoft::MatMulNBits`` with 2 or 8 bits, block_size 128 and accuracy_level 4, which reads the very
 bytes of the operator's W. It rounds activations per block of 128, whatever ``activation_block_size`` says, so it equals the
 operator up to that rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins
 over the body.
+
+:func:`int4_function` is one such node too, in the operator's own blocks: with activations rounded in these blocks it
+computes the same but for the order of float sums.
 
 :func:`sparse_function` writes its weights out as 8-bit codes with standard operators and goes on in the same way. ONNX
 Runtime does that once, while it loads the model (constant folding): the model then runs at the speed and size of 8 bits.
@@ -23,9 +26,10 @@ from numpy.typing import NDArray
 
 from edgekit.lowbit.reference import SMALLEST
 from edgekit.spec.formats import NATIVE_BLOCK
-from edgekit.spec.names import EDGEKIT, INT8_MATMUL, MATMUL_NBITS, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
+from edgekit.spec.names import EDGEKIT, INT4_MATMUL, INT8_MATMUL, MATMUL_NBITS, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 INTS = ("K", "N", "activation_block_size")
+_NATIVE_BLOCKS = ir.AttrInt64("block_size", NATIVE_BLOCK)
 
 
 class _Body:
@@ -100,7 +104,20 @@ def sparse_function() -> ir.Function:
     return body.function(SPARSE_MATMUL, [x, w, scales, bias], y, (*INTS, "bits"))
 
 
-FUNCTIONS = {TERNARY_MATMUL: ternary_function, INT8_MATMUL: int8_function, SPARSE_MATMUL: sparse_function}
+def int4_function() -> ir.Function:
+    """``Int4MatMul(X, W, scales, bias?) -> Y``, attributes K, N, block_size, activation_block_size; scales [N, blocks]."""
+    x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
+    body = _Body()
+    y = _matmul(body, 4, x, w, scales, None, bias, ir.RefAttr("block_size", "block_size", ir.AttributeType.INT))
+    return body.function(INT4_MATMUL, [x, w, scales, bias], y, (*INTS, "block_size"))
+
+
+FUNCTIONS = {
+    TERNARY_MATMUL: ternary_function,
+    INT8_MATMUL: int8_function,
+    SPARSE_MATMUL: sparse_function,
+    INT4_MATMUL: int4_function,
+}
 """What makes the body of each operator."""
 
 
@@ -161,9 +178,16 @@ def _every_scale(body: _Body, w: ir.Value, scales: ir.Value) -> ir.Value:
 
 
 def _matmul(
-    body: _Body, bits: int, x: ir.Value, w: ir.Value, scales: ir.Value, zero: ir.Value | None, bias: ir.Value
+    body: _Body,
+    bits: int,
+    x: ir.Value,
+    w: ir.Value,
+    scales: ir.Value,
+    zero: ir.Value | None,
+    bias: ir.Value,
+    block_size: ir.Attr = _NATIVE_BLOCKS,
 ) -> ir.Value:
-    settings = [ir.AttrInt64("bits", bits), ir.AttrInt64("block_size", NATIVE_BLOCK), ir.AttrInt64("accuracy_level", 4)]
+    settings = [ir.AttrInt64("bits", bits), block_size, ir.AttrInt64("accuracy_level", 4)]
     sizes = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ("K", "N")]
     return body.op(MATMUL_NBITS, x, w, scales, zero, None, bias, domain=MICROSOFT, attributes=[*settings, *sizes])
 

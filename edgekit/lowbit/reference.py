@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.lowbit.formats import PackedTensor, block_count, unpack_sparse, unpack_t2
+from edgekit.lowbit.formats import PackedTensor, block_count, unpack_int4, unpack_sparse, unpack_t2
 from edgekit.spec.formats import NATIVE_BLOCK
 
 Floats = NDArray[np.float32]
@@ -58,14 +58,19 @@ def ternary_matmul(
 
 
 def _matmul(
-    x: Floats, weight: NDArray[np.int64], scales: Floats, bias: Floats | None, activation_block_size: int
+    x: Floats,
+    weight: NDArray[np.int64],
+    scales: Floats,
+    bias: Floats | None,
+    activation_block_size: int,
+    block: int = NATIVE_BLOCK,
 ) -> Floats:
-    """``x`` by integers [N, K] and their scales [1], [N] or [N, blocks of 128]."""
-    assert activation_block_size in (0, NATIVE_BLOCK)
+    """``x`` by integers [N, K] and their scales [1], [N] or [N, blocks of ``block``]."""
+    assert activation_block_size in (0, block)
     codes, steps = activation_codes(x, activation_block_size)
     columns = x.shape[1]
     grouped = scales.ndim == 2
-    piece = NATIVE_BLOCK if grouped or activation_block_size else max(1, columns)
+    piece = block if grouped or activation_block_size else max(1, columns)
     out = np.zeros((len(x), weight.shape[0]), np.float32)
     for index, start in enumerate(range(0, columns, piece)):
         part = slice(start, start + piece)
@@ -95,3 +100,14 @@ def sparse_matmul(
     """
     assert weight.scales is not None
     return _matmul(x, unpack_sparse(weight).astype(np.int64), weight.scales, bias, activation_block_size)
+
+
+def int4_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, activation_block_size: int = 0) -> Floats:
+    """``ai.edgekit::Int4MatMul``: float32 [M, K] by an int4 weight [N, K] in blocks of b -> float32 [M, N].
+
+    The rules are those of :func:`ternary_matmul` with scales [N, blocks of b] and (code - 8) for (code - 1);
+    ``activation_block_size`` is 0 or b.
+    """
+    assert weight.scales is not None
+    codes = unpack_int4(weight).astype(np.int64)
+    return _matmul(x, codes, weight.scales, bias, activation_block_size, weight.block_size)

@@ -26,7 +26,8 @@ MICROSOFT = "com.microsoft"
 TERNARY_MATMUL = "TernaryMatMul"
 INT8_MATMUL = "Int8MatMul"
 SPARSE_MATMUL = "SparseMatMul"
-NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL)
+INT4_MATMUL = "Int4MatMul"
+NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, INT4_MATMUL)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
 FUSED_MATMUL = "FusedMatMul"
 MATMUL_NBITS = "MatMulNBits"

@@ -58,7 +58,7 @@ def one_node(
 def native(
     op: str, x: np.ndarray, weight: PackedTensor, bias: np.ndarray | None, block: int
 ) -> onnxruntime.InferenceSession:
-    """``TernaryMatMul``, ``Int8MatMul`` or ``SparseMatMul`` of the operator library, for X like ``x``."""
+    """An operator of the operator library, for X like ``x``."""
     library = load_library()
     assert weight.scales is not None
     assert library is not None
@@ -70,7 +70,8 @@ def native(
 
 def _sizes(weight: PackedTensor) -> dict[str, Any]:
     bits = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
-    return {"K": weight.shape[1], "N": weight.shape[0], **bits}
+    blocks = {"block_size": weight.block_size} if weight.format == "int4" else {}
+    return {"K": weight.shape[1], "N": weight.shape[0], **bits, **blocks}
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:
@@ -81,7 +82,7 @@ def _constant(name: str, array: np.ndarray) -> ir.Value:
 def of_function(
     function: ir.Function, weight: PackedTensor, bias: np.ndarray | None, activation_block_size: int, rank: int = 2
 ) -> onnxruntime.InferenceSession:
-    """``TernaryMatMul``, ``Int8MatMul`` or ``SparseMatMul`` as ``function`` defines it."""
+    """An operator as ``function`` defines it."""
     assert weight.scales is not None
     inputs: list[Input] = [graph_input(ir.DataType.FLOAT, rank), ("W", weight.data), ("scales", weight.scales)]
     if bias is not None:

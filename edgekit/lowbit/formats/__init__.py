@@ -17,6 +17,7 @@ from edgekit.lowbit.formats.integers import (
     quantize_int4,
     quantize_int8,
     quantize_int8_channel,
+    unpack_int4,
 )
 from edgekit.lowbit.formats.packed import Floats, PackedTensor, block_count
 from edgekit.lowbit.formats.sparse import (
@@ -29,7 +30,8 @@ from edgekit.lowbit.formats.ternary import dequantize_t2, detect_ternary, pack_t
 from edgekit.lowbit.weights import Weight
 
 __all__ = [
-    "CODECS", "Codec", "PackedTensor", "block_count", "detect_ternary", "pack_t2", "sparse_facts", "unpack_sparse", "unpack_t2",
+    "CODECS", "Codec", "PackedTensor", "block_count", "detect_ternary", "pack_t2", "sparse_facts", "unpack_int4",
+    "unpack_sparse", "unpack_t2",
 ]  # fmt: skip
 
 

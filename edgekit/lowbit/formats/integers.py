@@ -100,7 +100,17 @@ def _int4_scales(blocks: Floats) -> Floats:
 
 
 def dequantize_int4(packed: PackedTensor) -> Floats:
+    return scaled(packed, _int4_codes(packed), 8)
+
+
+def unpack_int4(packed: PackedTensor) -> NDArray[np.int8]:
+    """Codes int8 [N, K] in -8..7 of an int4 tensor."""
+    return _int4_codes(packed).reshape(packed.shape[0], -1)[:, : packed.shape[1]].astype(np.int8) - np.int8(8)
+
+
+def _int4_codes(packed: PackedTensor) -> Codes:
+    """As stored, [N, blocks, b]."""
     data = np.asarray(packed.data, np.uint8)
     codes = np.empty((*data.shape[:-1], packed.block_size), np.uint8)
     codes[..., 0::2], codes[..., 1::2] = data & 15, data >> 4
-    return scaled(packed, codes, 8)
+    return codes
