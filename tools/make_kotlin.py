@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgekit.recipe import Limits
 from edgekit.spec import names
-from edgekit.spec.formats import FORMATS, NATIVE_FORMATS
+from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
 
 TARGET = Path(__file__).parent.parent / "android_demo/edgekit/src/main/kotlin/dev/edgekit/Spec.kt"
@@ -49,6 +49,7 @@ def _constants() -> str:
         f"const val SCHEMA_MINOR = {names.SCHEMA_MINOR}",
         f"val TASKS = {_texts(names.TASKS)}",
         f"val NATIVE_FORMATS = {_texts(NATIVE_FORMATS)}",
+        f"val NEEDED_FORMATS = {_texts(NEEDED_FORMATS)}",
         f"val TABLE_FORMATS = {_texts(row.name for row in FORMATS.values() if row.lookup)}",
         f'const val MANIFEST = "{names.MANIFEST}"',
         f'const val GRAPH = "{names.GRAPH}"',

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from edgekit.errors import BundleError
 from edgekit.recipe import Recipe
-from edgekit.spec.formats import FORMATS, NATIVE_FORMATS
+from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
 from edgekit.spec.names import DECODER_LIMITS, SCHEMA_MINOR, SCHEMA_VERSION, TASKS
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build, known, parse_json
@@ -40,11 +40,20 @@ class Manifest:
     @property
     def uses_operators(self) -> bool:
         """Some layer runs on edgekit's operator library; a table that is only looked up does not."""
+        return bool(self._native_formats())
+
+    @property
+    def needs_operators(self) -> bool:
+        """Some layer would be slower, or rounded in another way, without edgekit's operator library."""
+        return bool(self._native_formats() & set(NEEDED_FORMATS))
+
+    def _native_formats(self) -> set[str]:
         # Some formats are never a table, also where a manifest leaves out how activations are rounded.
-        return any(
-            layer.format in NATIVE_FORMATS and (layer.activation_block_size >= 0 or not FORMATS[layer.format].lookup)
+        return {
+            layer.format
             for layer in self.layers
-        )
+            if layer.format in NATIVE_FORMATS and (layer.activation_block_size >= 0 or not FORMATS[layer.format].lookup)
+        }
 
     def to_json(self) -> str:
         """The text of manifest.json."""

@@ -62,7 +62,8 @@ class Deployed:
 
     def job(self, threads: int, **more: object) -> Job:
         """A runner for the bundle, kept on ``cores``; ``more`` are settings of docs/runner.md."""
-        given = settings(self.directory, threads, self.library, f"run `edgekit devices setup {self.name}`", **more)
+        advice, needed = f"run `edgekit devices setup {self.name}`", self.bundle.manifest.needs_operators
+        given = settings(self.directory, threads, self.library, advice, library_needed=needed, **more)
         isa = os.environ.get("EDGEKIT_ISA", "")
         variables = "ORT_DISABLE_TELEMETRY=1" + (f" EDGEKIT_ISA={shlex.quote(isa)}" if isa else "")
         prefix = f"taskset {sum(1 << core for core in self.cores):x} " if self.cores else ""

@@ -36,7 +36,8 @@ class Local:
 
     def job(self, threads: int, **more: object) -> Job:
         """A runner in a process of its own."""
-        given = settings(self.name, threads, self.library, ADVICE, **more)
+        needed = self.bundle.manifest.needs_operators
+        given = settings(self.name, threads, self.library, ADVICE, library_needed=needed, **more)
         # The runner's folder holds modules of edgekit's, which are nobody else's.
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONSAFEPATH": "1"}
         return Job(self.name, [sys.executable, str(Path(runner.__file__)), given], environment=environment)
@@ -61,5 +62,6 @@ class Local:
 
 def open_local(bundle: Bundle) -> Local:
     """A bundle on this machine. Raises RuntimeUnavailable when it needs the operator library and that cannot be used."""
-    library = load_library() if bundle.manifest.uses_operators else None
+    manifest = bundle.manifest
+    library = load_library(manifest.needs_operators) if manifest.uses_operators else None
     return Local(bundle, str(library.path) if library is not None else "")

@@ -140,7 +140,7 @@ class Runner:
         except Exception as error:  # onnxruntime's exceptions share no base
             told = f"{self.graph}: ONNX Runtime {ort.__version__} refuses it: {_one_line(error)}"
             raise Refused("BundleError", told) from error
-        if self.library and self._nodes() <= before:
+        if self.library and self.settings.get("library_needed", True) and self._nodes() <= before:
             raise Refused(
                 "RuntimeUnavailable",
                 f"{self.graph}: {self.library} was registered, but ONNX Runtime {ort.__version__} runs the function "

@@ -69,8 +69,9 @@ def built_library(abi: str) -> Path:
     return path
 
 
-def load_library() -> Library | None:
-    """Loads the library and asks what it is; None when ``EDGEKIT_OPS_LIBRARY`` is ``none``.
+def load_library(needed: bool = True) -> Library | None:
+    """Loads the library and asks what it is; None when ``EDGEKIT_OPS_LIBRARY`` is ``none``, or where there is none for this
+    machine and it is not ``needed``.
 
     Raises RuntimeUnavailable when the file is missing or is no operator library, or when ``EDGEKIT_ISA`` names an
     instruction set that this processor does not have.
@@ -78,7 +79,12 @@ def load_library() -> Library | None:
     chosen = os.environ.get(CHOICE)
     if chosen == "none":
         return None
-    path = Path(chosen).resolve() if chosen else built_library(host_abi())
+    try:
+        path = Path(chosen).resolve() if chosen else built_library(host_abi())
+    except RuntimeUnavailable:
+        if needed:
+            raise
+        return None
     try:
         version = ctypes.CDLL(str(path)).EdgekitOpsVersion
     except (OSError, AttributeError) as error:
@@ -94,9 +100,9 @@ def load_library() -> Library | None:
     return Library(path, number, isa, tuple(supported), int(nodes))
 
 
-def register_library(options: Any) -> Library | None:
+def register_library(options: Any, needed: bool = True) -> Library | None:
     """Adds the operators of domain ``ai.edgekit`` to an ``onnxruntime.SessionOptions``; raises as :func:`load_library`."""
-    library = load_library()
+    library = load_library(needed)
     if library is not None:
         options.register_custom_ops_library(str(library.path))
     return library

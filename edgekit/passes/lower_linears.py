@@ -18,7 +18,7 @@ from edgekit.lowbit.reference import SMALLEST
 from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, MATMUL_NBITS, MICROSOFT, STORAGE
+from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, INT4_MATMUL, MATMUL_NBITS, MICROSOFT, STORAGE
 from edgekit.spec.records import Layer, Part, Surviving
 
 Calibrate = Callable[[Collection[str], int], Mapping[str, np.ndarray]]
@@ -297,6 +297,8 @@ class _Lowering:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}
+        if weight.kind.operator == INT4_MATMUL:
+            more = {"block_size": weight.block}
         return self._node(
             node,
             weight.kind.operator,

@@ -17,7 +17,7 @@ from edgekit.lowbit.initializers import WeightTensor, weight_of
 from edgekit.lowbit.weights import stacked
 from edgekit.passes.layers import add_constant, joined, producers, read_packed, weight_shape
 from edgekit.spec.facts import plan_of, set_plan
-from edgekit.spec.formats import NATIVE_FORMATS
+from edgekit.spec.formats import NEEDED_FORMATS
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Part
 
@@ -42,7 +42,7 @@ class MergeLinears(ir.passes.InPlacePass):
             if mergeable(node):
                 groups.setdefault(key_of(node), []).append(node)
         for members in groups.values():
-            if len(members) > 1 and plan_of(members[0]).format not in NATIVE_FORMATS:
+            if len(members) > 1 and plan_of(members[0]).format not in NEEDED_FORMATS:
                 _split(graph, members)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)

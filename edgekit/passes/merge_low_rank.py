@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgekit.passes.layers import producers, read_packed, weight_shape
 from edgekit.passes.merge_linears import Key, key_of, merge, mergeable, split_rows
 from edgekit.spec.facts import plan_of, set_plan
-from edgekit.spec.formats import NATIVE_FORMATS
+from edgekit.spec.formats import NEEDED_FORMATS
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Part
 
@@ -40,7 +40,7 @@ class MergeLowRank(ir.passes.InPlacePass):
         for node in graph:
             if id(node) in sums and all(mergeable(term) for term in sums[id(node)]):
                 terms = sums[id(node)]
-                if plan_of(terms[0]).format not in NATIVE_FORMATS:
+                if plan_of(terms[0]).format not in NEEDED_FORMATS:
                     groups.setdefault(tuple(key_of(term) for term in terms), []).append(node)
         for members in groups.values():
             if len(members) > 1:

@@ -70,5 +70,5 @@ def _settings(bundle: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]]
 
 
 def _shown(node: Any) -> str:
-    values = {a.name: a.i for a in node.attribute}
+    values = {a.name: a.i for a in node.attribute if not a.ref_attr_name}
     return ",".join(f"{short}={values[name]}" for name, short in SHOWN.items() if name in values)

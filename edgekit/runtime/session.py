@@ -46,8 +46,8 @@ class Stopped(Exception):
 class Session:
     """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``.
 
-    ``library`` is the native operator library that runs the low-bit layers; None when there are none, or when
-    ``EDGEKIT_OPS_LIBRARY=none`` asked for the function bodies in the model.
+    ``library`` is the native operator library that runs the low-bit layers; None when there are none, when
+    ``EDGEKIT_OPS_LIBRARY=none`` asked for the function bodies in the model, or when it is missing and the bundle needs it not.
     """
 
     def __init__(
@@ -89,14 +89,15 @@ class Session:
         if self._scratch is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self._scratch.name) / "profile")
-        self.library = register_library(options) if bundle.manifest.uses_operators else None
+        needed = bundle.manifest.needs_operators
+        self.library = register_library(options, needed) if bundle.manifest.uses_operators else None
         try:
             self.ort = _load(ort, bundle, options, extra_outputs)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise BundleError(
                 f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error)}"
             ) from error
-        if self.library is not None:
+        if self.library is not None and needed:
             _check_taken_over(bundle, self.library)
         self.inputs = [i.name for i in self.ort.get_inputs()]
         self.outputs = [o.name for o in self.ort.get_outputs()]

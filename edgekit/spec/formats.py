@@ -11,9 +11,11 @@ from typing import Literal
 
 from edgekit.spec.names import (
     FUSED_MATMUL,
+    INT4_MATMUL,
     INT8_MATMUL,
     MATMUL_NBITS,
     NATIVE_OPERATORS,
+    OPTIONAL_OPERATORS,
     SPARSE_MATMUL,
     TERNARY_MATMUL,
 )
@@ -57,7 +59,7 @@ class Format:
         """In which blocks the operator rounds its input, as Layer says it; ``own`` is how the model itself does."""
         if self.operator == MATMUL_NBITS:
             return block_size
-        return NATIVE_BLOCK if own < 0 and self.operator in NATIVE_OPERATORS else own
+        return (block_size or NATIVE_BLOCK) if own < 0 and self.operator in NATIVE_OPERATORS else own
 
 
 FORMATS: dict[str, Format] = {
@@ -67,7 +69,7 @@ FORMATS: dict[str, Format] = {
         Format("fp16", 16, "float16", "floats", "none", FUSED_MATMUL, "rows"),
         Format("int8", 8, "uint8", "blocks", "block", MATMUL_NBITS, "quantized", "", 64, STOCK_BLOCKS),
         Format("int8-channel", 8, "uint8", "blocks", "row", INT8_MATMUL, "scaled", "", NATIVE_BLOCK),
-        Format("int4", 4, "uint8", "blocks", "block", MATMUL_NBITS, "quantized", "", 64, STOCK_BLOCKS),
+        Format("int4", 4, "uint8", "blocks", "block", INT4_MATMUL, "quantized", "", 64, STOCK_BLOCKS),
         Format("t2", 2, "uint8", "blocks", "ternary", TERNARY_MATMUL, "", "int8", NATIVE_BLOCK, (NATIVE_BLOCK,)),
         Format("sparse-int4", 4, "uint8", "sparse", "row", SPARSE_MATMUL, "", "int4", NATIVE_BLOCK),
         Format("sparse-int8", 8, "uint8", "sparse", "row", SPARSE_MATMUL, "", "int8", NATIVE_BLOCK),
@@ -75,3 +77,5 @@ FORMATS: dict[str, Format] = {
 }
 NATIVE_FORMATS = tuple(row.name for row in FORMATS.values() if row.operator in NATIVE_OPERATORS)
 """Those whose layers run on edgekit's own operators."""
+NEEDED_FORMATS = tuple(name for name in NATIVE_FORMATS if FORMATS[name].operator not in OPTIONAL_OPERATORS)
+"""Those of them whose layers are slower, or rounded in another way, without edgekit's library."""

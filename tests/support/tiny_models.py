@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.bundle import Bundle
 from edgekit.lowbit.formats import CODECS
-from edgekit.lowbit.functions import ternary_function
-from edgekit.spec.names import MICROSOFT
+from edgekit.lowbit.functions import FUNCTIONS
+from edgekit.spec.formats import FORMATS
+from edgekit.spec.names import EDGEKIT, MICROSOFT, NATIVE_OPERATORS
 from edgekit.spec.records import Layer, VectorInfo
 from tests.support.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, write_bundle
 
@@ -36,23 +36,23 @@ def linear_bundle(
     g = GraphWriter()
     x = g.input("x", FLOAT, DIMS)
     packed = CODECS[format_name].quantize(weight(), 128)
-    settings: dict[str, Any]
     data = g.constant("w", packed.data)
-    functions = []
+    functions: list[ir.Function] = []
+    settings: dict[str, int] = {}
     if format_name == "fp32":
         (y,) = g.op("MatMul", x, g.op("Transpose", data, perm=[1, 0])[0])
-    elif format_name == "t2":
-        assert packed.scales is not None
-        scales = g.constant("scales", packed.scales)
-        settings = {"K": SIZE, "N": SIZE, "activation_block_size": 0}
-        (y,) = g.op("TernaryMatMul", x, data, scales, domain="ai.edgekit", **settings)
-        functions = [ternary_function()]
     else:
-        bits = {"int4": 4, "int8": 8}[format_name]
         assert packed.scales is not None
         scales = g.constant("scales", packed.scales)
-        settings = {"K": SIZE, "N": SIZE, "bits": bits, "block_size": 128, "accuracy_level": 4}
-        (y,) = g.op("MatMulNBits", x, data, scales, domain=MICROSOFT, **settings)
+        settings = {
+            "t2": {"activation_block_size": 0},
+            "int4": {"block_size": 128, "activation_block_size": 128},
+            "int8": {"bits": 8, "block_size": 128, "accuracy_level": 4},
+        }[format_name]
+        operator = FORMATS[format_name].operator
+        domain = EDGEKIT if operator in NATIVE_OPERATORS else MICROSOFT
+        functions = [FUNCTIONS[operator]()] if domain == EDGEKIT else []
+        (y,) = g.op(operator, x, data, scales, domain=domain, K=SIZE, N=SIZE, **settings)
     (tap,) = g.op("Identity", y, name="tap")
     (z,) = g.op("Mul", tap, g.constant("two", np.full(1, 2.0, np.float32)))
     model = g.model({"y": (z, DIMS)}, functions=functions)
@@ -62,8 +62,11 @@ def linear_bundle(
         exact = (inputs @ weight().T).astype(np.float32)
         answers = {f"{who}.y": 2 * exact + np.float32(shift) for who in ("original", "compressed")}
         vectors[f"vectors/sample-{index}.safetensors"] = {"input.x": inputs, "tap.linear": exact, **answers}
+    layer = Layer(
+        "linear", format_name, 128, 8.0, (SIZE, SIZE), activation_block_size=settings.get("activation_block_size", -1)
+    )
     found = manifest(
-        model, task, recipe(cosine=0.999), layers=(Layer("linear", format_name, 128, 8.0, (SIZE, SIZE)),),
+        model, task, recipe(cosine=0.999), layers=(layer,),
         taps={"linear": "tap"}, vectors=tuple(VectorInfo(name, kind) for name in vectors),
     )  # fmt: skip
     return write_bundle(path, model, found, vectors)

@@ -20,6 +20,7 @@ from edgekit.runtime import session as session_module
 from edgekit.runtime.kernels import Kernel, describe, from_nodes
 from edgekit.runtime.replay import feeds
 from edgekit.runtime.session import Session, onnxruntime
+from edgekit.spec.formats import FORMATS
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
 
@@ -61,7 +62,6 @@ def test_threads_must_make_sense(tmp_path: Path) -> None:
     ("format_name", "expected"),
     [
         ("fp32", "FusedMatMul×1"),
-        ("int4", "MatMulNBits(bits=4,block=128,acc=4)×1"),
         ("int8", "MatMulNBits(bits=8,block=128,acc=4)×1"),
     ],
 )
@@ -69,13 +69,30 @@ def test_says_which_kernel_ran(tmp_path: Path, format_name: str, expected: str) 
     assert kernels(linear_bundle(tmp_path / "b", format_name)) == expected
 
 
-def test_one_file_runs_with_and_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = linear_bundle(tmp_path / "b", "t2")
+@pytest.mark.parametrize(
+    ("format_name", "body"),
+    [
+        ("t2", "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"),
+        ("int4", "Int4MatMul: function body (MatMulNBits(bits=4,acc=4))×1"),
+    ],
+)
+def test_one_file_runs_with_and_without_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str, body: str
+) -> None:
+    bundle = linear_bundle(tmp_path / "b", format_name)
     for isa in ("scalar", "avx2") if platform.machine() == "x86_64" else ("scalar",):
         monkeypatch.setenv("EDGEKIT_ISA", isa)
-        assert kernels(bundle) == f"TernaryMatMul: native operator ({isa})×1"
+        assert kernels(bundle) == f"{FORMATS[format_name].operator}: native operator ({isa})×1"
     monkeypatch.setenv("EDGEKIT_OPS_LIBRARY", "none")
-    assert kernels(bundle) == "TernaryMatMul: function body (MatMulNBits(bits=2,block=128,acc=4))×1"
+    assert kernels(bundle) == body
+
+
+def test_int4_runs_where_no_library_is_and_ternary_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its body is as good: also where the library is an older one that lacks the operator."""
+    monkeypatch.setattr("edgekit.lowbit.library.NATIVE", tmp_path)
+    assert "function body" in kernels(linear_bundle(tmp_path / "b", "int4"))
+    with pytest.raises(RuntimeUnavailable, match="no operator library for"):
+        Session(linear_bundle(tmp_path / "t", "t2"))
 
 
 def test_sparse_layers_say_where_dense_ones_are_faster() -> None:

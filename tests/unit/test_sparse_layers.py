@@ -60,7 +60,7 @@ def test_sparse_only_from_where_it_is_faster_and_said_why(name: str, large: None
     expected = f"% zeros, {name} is faster than {dense} from {least:.0%}; stored as {dense}"
     assert found["mlp.1"].reason.endswith(expected)
     kinds = Counter(node.op_type for node in model.graph)
-    assert (kinds["SparseMatMul"], kinds["MatMulNBits"]) == (1, 1)
+    assert (kinds["SparseMatMul"], kinds[FORMATS[dense].operator]) == (1, 1)
 
 
 def test_what_a_cache_holds_stays_dense() -> None:

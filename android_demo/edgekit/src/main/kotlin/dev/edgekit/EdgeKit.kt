@@ -8,7 +8,7 @@ public object EdgeKit {
     /**
      * Opens the bundle in [directory]. Sizes of all files are checked always, their sha256 when [verify]; [progress] gets bytes, and an
      * exception that it raises ends the check and comes out. [threads] are the cores that a run uses. [library] is the operator library,
-     * on Android that of `BundleAssets.operators`; bundles without low-bit layers do not need it. Blocks for seconds.
+     * on Android that of `BundleAssets.operators`; bundles without low-bit layers do not use it, those of `int4` are faster with it. Blocks for seconds.
      *
      * Throws [BundleException] for a bundle that is missing, damaged or refused by ONNX Runtime, [RuntimeUnavailableException] when the
      * operator library is needed and missing, cannot be loaded or does not take over, [UsageException] for an impossible number of threads.
@@ -22,11 +22,11 @@ public object EdgeKit {
     ): Model {
         val bundle = Bundle.open(directory)
         if (verify) bundle.checkHashes(progress)
-        val needed = bundle.manifest.usesOperators
-        if (needed && library == null) {
+        val manifest = bundle.manifest
+        if (manifest.needsOperators && library == null) {
             throw RuntimeUnavailableException("$directory: its layers run on edgekit's operator library; give it as library")
         }
-        return Model(bundle, Session(bundle.graph, threads, if (needed) library else null))
+        return Model(bundle, Session(bundle.graph, threads, if (manifest.usesOperators) library else null, manifest.needsOperators))
     }
 
     /**

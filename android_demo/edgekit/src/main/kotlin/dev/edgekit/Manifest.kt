@@ -59,10 +59,14 @@ public class Manifest private constructor(fields: Fields) {
     }
 
     /** Whether some layer runs on edgekit's operator library; a table that is only looked up does not. */
-    public val usesOperators: Boolean
-        get() = layers.any {
-            it.format in Spec.NATIVE_FORMATS && (it.activationBlockSize >= 0 || it.format !in Spec.TABLE_FORMATS)
-        }
+    public val usesOperators: Boolean get() = nativeFormats().isNotEmpty()
+
+    /** Whether some layer would be slower, or rounded in another way, without edgekit's operator library. */
+    public val needsOperators: Boolean get() = nativeFormats().any { it in Spec.NEEDED_FORMATS }
+
+    private fun nativeFormats(): List<String> = layers.filter {
+        it.format in Spec.NATIVE_FORMATS && (it.activationBlockSize >= 0 || it.format !in Spec.TABLE_FORMATS)
+    }.map { it.format }
 
     public companion object {
         /** The newest manifest that is understood here; of a newer minor version, unknown keys are ignored. */

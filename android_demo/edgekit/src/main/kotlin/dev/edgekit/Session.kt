@@ -50,13 +50,19 @@ internal object Onnx {
 /**
  * An ONNX Runtime session of one graph, loaded by its path so that weights are mapped. Safe to use from several threads, one run at a time.
  *
- * [library] is registered when it is not null, and has to take over: ONNX Runtime falls back to function bodies without a word. With
- * [profile], the prefix of a file, every kernel is recorded until [endProfiling].
+ * [library] is registered when it is not null, and where it is [needed] has to take over: ONNX Runtime falls back to function bodies
+ * without a word. With [profile], the prefix of a file, every kernel is recorded until [endProfiling].
  *
  * Throws [BundleException] when ONNX Runtime refuses the graph, [UsageException] for an impossible number of threads,
  * [RuntimeUnavailableException] when the library cannot be loaded, has not the instruction set asked for, or does not take over.
  */
-internal class Session(private val graph: File, threads: Int, private val library: File?, profile: File? = null) : Closeable {
+internal class Session(
+    private val graph: File,
+    threads: Int,
+    private val library: File?,
+    needed: Boolean,
+    profile: File? = null,
+) : Closeable {
     private val environment = Onnx.environment
     private val lock = Any()
     private val options = OrtSession.SessionOptions()
@@ -83,7 +89,7 @@ internal class Session(private val graph: File, threads: Int, private val librar
             made = environment.createSession(graph.path, options)
             inputs = made.inputNames
             outputs = made.outputNames.toList()
-            if (library != null && nodes() <= before) {
+            if (library != null && needed && nodes() <= before) {
                 throw RuntimeUnavailableException(
                     "$graph: $library was registered, but ONNX Runtime ${environment.version} runs the function bodies instead of " +
                         "its operators; please report it",

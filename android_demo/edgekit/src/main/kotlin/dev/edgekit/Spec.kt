@@ -6,7 +6,8 @@ internal object Spec {
     const val SCHEMA_VERSION = 1
     const val SCHEMA_MINOR = 0
     val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
-    val NATIVE_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
+    val NATIVE_FORMATS = listOf("int8-channel", "int4", "t2", "sparse-int4", "sparse-int8")
+    val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
     val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")
     const val MANIFEST = "manifest.json"
     const val GRAPH = "model.onnx"

@@ -68,12 +68,18 @@ class ManifestTest {
 
     @Test
     fun onlyLayersOfTheOperatorsNeedThem() {
-        fun uses(format: String, more: String = ""): Boolean =
-            parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]").usesOperators
+        fun of(format: String, more: String): Manifest = parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]")
+        fun uses(format: String, more: String = ""): Boolean = of(format, more).usesOperators
+        fun needs(format: String, more: String = ""): Boolean = of(format, more).needsOperators
         assertTrue(uses("t2"))
         assertTrue(uses("int8-channel", ", \"activation_block_size\": 0"))
         assertFalse(uses("int8-channel"))
-        assertFalse(uses("int4", ", \"activation_block_size\": 0"))
+        assertFalse(uses("int8", ", \"activation_block_size\": 64"))
+        assertTrue(uses("int4", ", \"activation_block_size\": 64"))
+        assertFalse(uses("int4"))
+        assertTrue(needs("t2"))
+        assertTrue(needs("int8-channel", ", \"activation_block_size\": 0"))
+        assertFalse(needs("int4", ", \"activation_block_size\": 64"))
     }
 
     @Test

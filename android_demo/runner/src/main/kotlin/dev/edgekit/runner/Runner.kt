@@ -84,7 +84,7 @@ internal class Runner(settings: Request) : Closeable {
 
     private fun load() {
         unload()
-        session = Session(graph, threads, library).also { subject = subject(it, maxLength) }
+        session = Session(graph, threads, library, manifest.needsOperators).also { subject = subject(it, maxLength) }
     }
 
     private fun loaded(): Subject = subject ?: throw UsageException("request before load")
@@ -146,7 +146,7 @@ internal class Runner(settings: Request) : Closeable {
 
     /** A session of its own, run once: operator, name and microseconds of every node. */
     private fun profile(): List<Answer> {
-        val text = Session(graph, threads, library, File(scratch(), "edgekit-profile")).use { session ->
+        val text = Session(graph, threads, library, manifest.needsOperators, File(scratch(), "edgekit-profile")).use { session ->
             val info = manifest.decoder
             if (info != null) decoder(session, info, 1).feed(IntArray(1)) else subject(session, 1).first()
             val file = session.endProfiling()
