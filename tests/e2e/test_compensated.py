@@ -93,7 +93,7 @@ def test_gptq_of_an_encoder_with_eora(tmp_path: Path, encoder: Path) -> None:  #
     report = verify(bundle)
     assert report.parity.passed, "\n".join(report.lines())
     assert exact(bundle, tmp_path / "made") == 6 * 3 - 2  # the A of query, key and value is one node
-    assert operators(bundle)["MatMulNBits"] == 3 * 4  # q/k/v, output, intermediate and output, each with an A and a B
+    assert operators(bundle)["Int4MatMul"] == 3 * 4  # q/k/v, output, intermediate and output, each with an A and a B
 
 
 def test_an_adapter_beside_rounded_weights(tmp_path: Path) -> None:
