@@ -68,7 +68,9 @@ def _int4_case(
     bias = random.standard_normal(n).astype(np.float32) if with_bias else None
     packed = (data[:, 0::2] | data[:, 1::2] << 4).reshape(n, -1, block // 2)
     own = block if in_blocks else 0
-    y = int4_matmul(x.astype(np.float32), PackedTensor("int4", (n, k), block, packed, scales), bias, own).astype(x.dtype)
+    y = int4_matmul(x.astype(np.float32), PackedTensor("int4", (n, k), block, packed, scales), bias, own).astype(
+        x.dtype
+    )
     arrays = {"X": x, "W": packed, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
     name = f"{seed:03}-Int4MatMul-{block}-{m}x{n}x{k}-{own}{'-bias' * with_bias}{'-half' * half}"
     attributes = {"K": k, "N": n, "block_size": block, "activation_block_size": own}

@@ -34,7 +34,9 @@ def packed(codes: np.ndarray, block: int, scales: np.ndarray) -> PackedTensor:
     n, k = codes.shape
     padded = np.full((n, -(-k // block) * block), 8, np.uint8)
     padded[:, :k] = codes
-    return PackedTensor("int4", (n, k), block, (padded[:, 0::2] | padded[:, 1::2] << 4).reshape(n, -1, block // 2), scales)
+    return PackedTensor(
+        "int4", (n, k), block, (padded[:, 0::2] | padded[:, 1::2] << 4).reshape(n, -1, block // 2), scales
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -114,7 +116,9 @@ def test_leading_dimensions(isa: str, shape: tuple[int, ...]) -> None:
 def test_what_is_not_finite_is_refused(isa: str, value: float, own: int) -> None:
     x, weight, _ = case(20, 40, 300, 32, 5)
     x[-1, 299] = value
-    with pytest.raises(Exception, match="Int4MatMul: X holds NaN or infinity, which has no 8-bit code; look for the first layer"):
+    with pytest.raises(
+        Exception, match="Int4MatMul: X holds NaN or infinity, which has no 8-bit code; look for the first layer"
+    ):
         native(isa, "Int4MatMul")(x, weight, None, own)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
-from edgekit.lowbit.reference import int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.lowbit.formats import CODECS, PackedTensor, pack_t2, sparse_rows
+from edgekit.lowbit.reference import int4_matmul, int8_matmul, sparse_matmul, ternary_matmul
 from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT
 from tests.native.test_arm import FORCED
@@ -39,6 +39,7 @@ class Case:
     bias: bool
     half: bool = False
     bits: int = 8  # of SparseMatMul
+    b: int = 64  # of Int4MatMul
 
     def arrays(self, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray | None]:
         random = np.random.default_rng(seed)
@@ -54,13 +55,20 @@ class Case:
             codes[random.random((N, self.k)) < random.uniform(0, 1, (N, 1))] = 0
             name = f"sparse-int{self.bits}"
             return x, PackedTensor(name, (N, self.k), 128, sparse_rows.pack([codes], N, self.bits), scales), bias
+        if self.op == "Int4MatMul":
+            return x, CODECS["int4"].quantize(random.standard_normal((N, self.k)).astype(np.float32), self.b), bias
         data = np.full((N, blocks * 128), 128, np.uint8)
         data[:, : self.k] = random.integers(0, 256, (N, self.k))
         return x, PackedTensor("int8", (N, self.k), 128, data.reshape(N, blocks, 128), scales), bias
 
     def expected(self, seed: int) -> np.ndarray:
         x, weight, bias = self.arrays(seed)
-        reference = {"TernaryMatMul": ternary_matmul, "SparseMatMul": sparse_matmul}.get(self.op, int8_matmul)
+        reference = {
+            "TernaryMatMul": ternary_matmul,
+            "Int8MatMul": int8_matmul,
+            "SparseMatMul": sparse_matmul,
+            "Int4MatMul": int4_matmul,
+        }[self.op]
         return np.asarray(reference(x.astype(np.float32), weight, bias, self.block)).astype(x.dtype)
 
 
@@ -84,6 +92,11 @@ CASES = (
     Case("SparseMatMul", 1, 700, "row", 128, False, bits=8),
     Case("SparseMatMul", 20, 300, "tensor", 128, True, bits=4),
     Case("SparseMatMul", 5, 700, "row", 0, False, half=True, bits=8),
+    Case("Int4MatMul", 1, 700, "group", 64, True),
+    Case("Int4MatMul", 1, 300, "group", 0, False, b=16),
+    Case("Int4MatMul", 20, 300, "group", 32, True, b=32),
+    Case("Int4MatMul", 20, 700, "group", 256, False, b=256),
+    Case("Int4MatMul", 5, 700, "group", 128, True, half=True, b=128),
 )
 
 
@@ -106,6 +119,7 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
         constants += own
         attributes = {"K": case.k, "N": N, "activation_block_size": case.block}
         attributes |= {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
+        attributes |= {"block_size": weight.block_size} if case.op == "Int4MatMul" else {}
         integers = [ir.AttrInt64(name, number) for name, number in attributes.items()]
         nodes.append(ir.Node(EDGEKIT, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
         nodes[i].outputs[0].name = f"Y{i}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -38,7 +39,7 @@ def linear_bundle(
     packed = CODECS[format_name].quantize(weight(), 128)
     data = g.constant("w", packed.data)
     functions: list[ir.Function] = []
-    settings: dict[str, int] = {}
+    settings: dict[str, Any] = {}
     if format_name == "fp32":
         (y,) = g.op("MatMul", x, g.op("Transpose", data, perm=[1, 0])[0])
     else:
