@@ -18,6 +18,12 @@ from tests.support.tiny_bundle import FLOAT, GraphWriter, manifest, recipe, writ
 
 SIZE = 256
 DIMS: list[int | str] = ["batch", SIZE]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "t2": {"activation_block_size": 0},
+    "int4": {"block_size": 128, "activation_block_size": 128},
+    "int8": {"bits": 8, "block_size": 128, "accuracy_level": 4},
+}
+"""Attributes of the operator beside K and N, by format."""
 
 
 def weight() -> np.ndarray:
@@ -39,17 +45,12 @@ def linear_bundle(
     packed = CODECS[format_name].quantize(weight(), 128)
     data = g.constant("w", packed.data)
     functions: list[ir.Function] = []
-    settings: dict[str, Any] = {}
+    settings = SETTINGS.get(format_name, {})
     if format_name == "fp32":
         (y,) = g.op("MatMul", x, g.op("Transpose", data, perm=[1, 0])[0])
     else:
         assert packed.scales is not None
         scales = g.constant("scales", packed.scales)
-        settings = {
-            "t2": {"activation_block_size": 0},
-            "int4": {"block_size": 128, "activation_block_size": 128},
-            "int8": {"bits": 8, "block_size": 128, "accuracy_level": 4},
-        }[format_name]
         operator = FORMATS[format_name].operator
         domain = EDGEKIT if operator in NATIVE_OPERATORS else MICROSOFT
         functions = [FUNCTIONS[operator]()] if domain == EDGEKIT else []
