@@ -4,6 +4,11 @@
 namespace edgekit {
 namespace {
 
+typedef int32x4_t Int4Sum;
+inline Int4Sum int4_zero() { return vdupq_n_s32(0); }
+inline Int4Sum int4_add(Int4Sum sum, int8x16_t codes, int8x16_t x) { return vdotq_s32(sum, codes, x); }
+inline int32x4_t int4_total(Int4Sum sum) { return sum; }
+
 inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) { return vdotq_s32(sum, w, x); }
 
 // Planes 1 and 2 are multiplied where they stand, 4 and 16 times too large; the top one is moved down, as it would be
@@ -76,15 +81,20 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
 }
 
 // Four rows of 16 bytes -> four vectors, word g of every row in the g-th.
-inline void transpose(const uint8_t* const* rows, size_t offset, uint8x16_t* words) {
-  uint32x4_t v[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) v[i] = vreinterpretq_u32_u8(vld1q_u8(rows[i] + offset));
-  const uint32x4x2_t a = vtrnq_u32(v[0], v[1]), b = vtrnq_u32(v[2], v[3]);
+inline void transpose(const uint8x16_t* rows, uint8x16_t* words) {
+  const uint32x4x2_t a = vtrnq_u32(vreinterpretq_u32_u8(rows[0]), vreinterpretq_u32_u8(rows[1]));
+  const uint32x4x2_t b = vtrnq_u32(vreinterpretq_u32_u8(rows[2]), vreinterpretq_u32_u8(rows[3]));
   words[0] = vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(a.val[0]), vget_low_u32(b.val[0])));
   words[1] = vreinterpretq_u8_u32(vcombine_u32(vget_low_u32(a.val[1]), vget_low_u32(b.val[1])));
   words[2] = vreinterpretq_u8_u32(vcombine_u32(vget_high_u32(a.val[0]), vget_high_u32(b.val[0])));
   words[3] = vreinterpretq_u8_u32(vcombine_u32(vget_high_u32(a.val[1]), vget_high_u32(b.val[1])));
+}
+
+inline void transpose(const uint8_t* const* rows, size_t offset, uint8x16_t* words) {
+  uint8x16_t v[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) v[i] = vld1q_u8(rows[i] + offset);
+  transpose(v, words);
 }
 
 inline uint8x16_t plane(uint8x16_t words, int f) {

@@ -142,6 +142,7 @@ struct Kernels {
 
 // One table an instruction set, defined where the compiler's target has it.
 extern const Int4Kernels kScalarInt4;  // what an instruction set has that has no better
+extern const Int4Kernels kNeonDotprodInt4;
 extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi2, kNeon, kNeonDotprod, kNeonI8mm;
 
 }  // namespace edgekit

@@ -10,6 +10,7 @@ EK_TARGET_BEGIN(EK_ARM_NEON)
 
 #include "arm.h"
 #include "floats.h"
+#include "int4_quantize.h"
 
 namespace edgekit {
 namespace {
@@ -147,14 +148,25 @@ void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, s
   }
 }
 
+static_assert(kInt4Span / 8 * 15 * 127 <= kMostInt16, "a span of a row: 16 products in each lane");
+typedef int16x8_t Int4Sum;
+inline Int4Sum int4_zero() { return vdupq_n_s16(0); }
+inline Int4Sum int4_add(Int4Sum sum, int8x16_t codes, int8x16_t x) {
+  return add_products(sum, vreinterpretq_u8_s8(codes), x);
+}
+inline int32x4_t int4_total(Int4Sum sum) { return vpaddlq_s16(sum); }
+
 }  // namespace
 }  // namespace edgekit
 
+#include "int4_arm.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
 
-const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kScalarInt4};
+const Int4Kernels kNeonInt4 = {kInt4Group, quantize_int4, int4_few};
+
+const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4};
 
 }  // namespace edgekit
 

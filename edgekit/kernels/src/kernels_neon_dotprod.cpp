@@ -9,6 +9,8 @@ EK_TARGET_BEGIN(EK_ARM_DOTPROD)
 
 #include "arm_dot.h"
 #include "floats.h"
+#include "int4_quantize.h"
+#include "int4_arm.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
@@ -85,10 +87,61 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
   for (; tokens; --tokens, x += stride, sums += kRows) tile_tokens<1>(panel, x, stride, blocks, add, sums);
 }
 
+// In every 16 bytes of a row four words of low codes, then four of high ones, each of all rows.
+void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
+  const bool whole = end - begin >= 16;
+  for (size_t at = begin; at < end; at += 16, panel += 32 * kRows) {
+#pragma GCC unroll 2
+    for (size_t half = 0; half < 2; ++half) {
+      uint8x16_t v[4], words[4];
+#pragma GCC unroll 4
+      for (size_t i = 0; i < 4; ++i) v[i] = int4_load(rows[4 * half + i] + at, whole);
+      transpose(v, words);
+#pragma GCC unroll 4
+      for (size_t g = 0; g < 4; ++g) {
+        vst1q_u8(panel + 4 * kRows * g + 16 * half, vandq_u8(words[g], vdupq_n_u8(15)));
+        vst1q_u8(panel + 4 * kRows * (4 + g) + 16 * half, vshrq_n_u8(words[g], 4));
+      }
+    }
+  }
+}
+
+inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin, size_t end, int32x4_t (*sum)[2]) {
+  constexpr size_t kTokens = 8;
+#pragma GCC unroll 8
+  for (size_t t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
+  for (size_t at = begin; at < end; at += 16) {
+#pragma GCC unroll 2
+    for (size_t odd = 0; odd < 2; ++odd, panel += 16 * kRows) {
+      int8x16_t q[kTokens];
+#pragma GCC unroll 8
+      for (size_t t = 0; t < kTokens; ++t) q[t] = vld1q_s8(int4_even(x[t], at) + odd * kInt4Half);
+      step<kTokens, 0>(panel, q, sum);
+      step<kTokens, 1>(panel, q, sum);
+      step<kTokens, 2>(panel, q, sum);
+      step<kTokens, 3>(panel, q, sum);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace edgekit
+
+#include "int4_arm_tiles.h"
+
+namespace edgekit {
+namespace {
+
+void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
+  const size_t tiled = int4_tiled(p, first, rows, from, tokens, y);
+  int4_few(p, first, rows, from + tiled, tokens - tiled, y + tiled * kInt4Rows);
+}
+
 }  // namespace
 
+const Int4Kernels kNeonDotprodInt4 = {kInt4TileRows, quantize_int4, multiply_int4};
 const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,    gemv,
-                              pack,           tile,  finish, sparse, expand, &kScalarInt4};
+                              pack,           tile,  finish, sparse, expand, &kNeonDotprodInt4};
 
 }  // namespace edgekit
 

@@ -9,6 +9,7 @@ EK_TARGET_BEGIN(EK_ARM_I8MM)
 
 #include "arm_dot.h"
 #include "floats.h"
+#include "int4_arm.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
@@ -40,7 +41,17 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
   }
 }
 
-// Lanes of a sum: row 0 token 0, row 0 token 1, row 1 token 0, row 1 token 1.
+// Sums of 8 rows, two in each of `sum`, and two tokens to [token][row]. Lanes of a sum: row 0 token 0, row 0 token 1,
+// row 1 token 0, row 1 token 1.
+inline void by_token(const int32x4_t* sum, int32x4_t (*tokens)[2]) {
+#pragma GCC unroll 2
+  for (size_t h = 0; h < 2; ++h) {
+    const int32x4x2_t both = vuzpq_s32(sum[2 * h], sum[2 * h + 1]);
+    tokens[0][h] = both.val[0];
+    tokens[1][h] = both.val[1];
+  }
+}
+
 template <size_t P>
 void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks, size_t count, bool add,
                 int32_t* sums) {
@@ -63,12 +74,14 @@ void tile_pairs(const uint8_t* panel, const int8_t* const* tokens, size_t blocks
   }
 #pragma GCC unroll 4
   for (size_t p = 0; p < P; ++p) {
+    const int32x4_t own[4] = {sum[0][p], sum[1][p], sum[2][p], sum[3][p]};
+    int32x4_t tokens[2][2];
+    by_token(own, tokens);
+    for (size_t t = 0; t < 2 && 2 * p + t < count; ++t) {
 #pragma GCC unroll 2
-    for (size_t h = 0; h < 2; ++h) {
-      const int32x4x2_t by_token = vuzpq_s32(sum[2 * h][p], sum[2 * h + 1][p]);
-      for (size_t t = 0; t < 2 && 2 * p + t < count; ++t) {
+      for (size_t h = 0; h < 2; ++h) {
         int32_t* out = sums + (2 * p + t) * kRows + 4 * h;
-        vst1q_s32(out, add ? vaddq_s32(vld1q_s32(out), by_token.val[t]) : by_token.val[t]);
+        vst1q_s32(out, add ? vaddq_s32(vld1q_s32(out), tokens[t][h]) : tokens[t][h]);
       }
     }
   }
@@ -92,10 +105,74 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
   }
 }
 
+// In every 16 bytes of a row four times 8 codes of each row: low ones, then high ones.
+void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
+  const bool whole = end - begin >= 16;
+  for (size_t at = begin; at < end; at += 16, panel += 32 * kRows) {
+    for (size_t r = 0; r < kRows; ++r) {
+      const uint8x16_t v = int4_load(rows[r] + at, whole);
+      const uint8x16_t low = vandq_u8(v, vdupq_n_u8(15)), high = vshrq_n_u8(v, 4);
+      vst1_u8(panel + 8 * r, vget_low_u8(low));
+      vst1_u8(panel + 8 * (kRows + r), vget_high_u8(low));
+      vst1_u8(panel + 8 * (2 * kRows + r), vget_low_u8(high));
+      vst1_u8(panel + 8 * (3 * kRows + r), vget_high_u8(high));
+    }
+  }
+}
+
+inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin, size_t end, int32x4_t (*sums)[2]) {
+  constexpr size_t kPairs = kTokens / 2;
+  int32x4_t sum[kPairs][4];
+#pragma GCC unroll 4
+  for (auto& of_pair : sum) {
+#pragma GCC unroll 4
+    for (auto& of_rows : of_pair) of_rows = vdupq_n_s32(0);
+  }
+  for (size_t at = begin; at < end; at += 16) {
+#pragma GCC unroll 4
+    for (size_t part = 0; part < 4; ++part, panel += 8 * kRows) {
+      int8x16_t q[kPairs];
+#pragma GCC unroll 4
+      for (size_t p = 0; p < kPairs; ++p) {
+        const size_t offset = part / 2 * kInt4Half + part % 2 * 8;
+        q[p] = vcombine_s8(vld1_s8(int4_even(x[2 * p], at) + offset), vld1_s8(int4_even(x[2 * p + 1], at) + offset));
+      }
+#pragma GCC unroll 4
+      for (size_t i = 0; i < 4; ++i) {
+        const int8x16_t w = as_signed(vld1q_u8(panel + 16 * i));
+#pragma GCC unroll 4
+        for (size_t p = 0; p < kPairs; ++p) sum[p][i] = vmmlaq_s32(sum[p][i], w, q[p]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (size_t p = 0; p < kPairs; ++p) by_token(sum[p], sums + 2 * p);
+}
+
+}  // namespace
+}  // namespace edgekit
+
+#include "int4_arm_tiles.h"
+
+namespace edgekit {
+namespace {
+
+// Tokens that fill no tile have nothing to gain: SMMLA would multiply half for nothing.
+void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
+  const size_t tiled = int4_tiled(p, first, rows, from, tokens, y), left = tokens - tiled;
+  if (left != 0) kNeonDotprodInt4.multiply(p, first, rows, from + tiled, left, y + tiled * kInt4Rows);
+}
+
+bool quantize_as_dotprod(const float* x, size_t count, size_t block, bool steps_each, int8_t* codes, float* steps,
+                         int32_t* corrections) {
+  return kNeonDotprodInt4.quantize(x, count, block, steps_each, codes, steps, corrections);
+}
+
 }  // namespace
 
+const Int4Kernels kOwnInt4 = {kInt4TileRows, quantize_as_dotprod, multiply_int4};
 const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4,      0,      0,      quantize,    gemv,
-                           pack,        tile,  finish, sparse, expand, &kScalarInt4};
+                           pack,        tile,  finish, sparse, expand, &kOwnInt4};
 
 }  // namespace edgekit
 
