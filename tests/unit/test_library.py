@@ -15,6 +15,7 @@ from edgekit.exporter import export
 from edgekit.lowbit import library
 from edgekit.lowbit.library import ABIS, SHIPPED, built_library, host_abi, load_library, register_library
 from edgekit.runtime.session import _check_taken_over
+from tools.check_kernels import LIMITS
 
 
 def test_the_library_says_what_it_is() -> None:
@@ -95,8 +96,8 @@ def test_a_system_it_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_shipped_library_is_built() -> None:
     assert set(SHIPPED) < set(ABIS)
     for abi in ABIS:
-        limit = 96 if abi.startswith("macos") else 80  # KiB; macOS pads segments to 16
-        assert 0 < built_library(abi).stat().st_size <= limit << 10
+        limit = LIMITS["macho" if abi.startswith("macos") else "elf"]
+        assert 0 < built_library(abi).stat().st_size <= limit
 
 
 def test_a_session_that_fell_back_is_refused() -> None:
