@@ -15,7 +15,6 @@ from edgekit.passes.layers import experts_of, layers_of, weight_shape
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import plan_of, set_plan
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import MATMUL_NBITS
 
 BREAK_EVEN = 0.4
 """From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from
@@ -80,7 +79,7 @@ class ChooseFormats(ir.passes.InPlacePass):
             used.add(rule)
         if FORMATS[name].layout == "floats" and name != "fp32":
             name, reason = "fp32", f"experts are read in place; {name} would be widened whole"
-        elif FORMATS[name].layout != "floats" and FORMATS[name].operator != MATMUL_NBITS:
+        elif FORMATS[name].layout != "floats" and FORMATS[name].lookup != "quantized":
             stand_in = FORMATS[name].stand_in or "int8"
             name, block, reason = (
                 stand_in,
