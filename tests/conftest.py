@@ -17,7 +17,7 @@ settings.register_profile("edgekit", derandomize=True, deadline=None, print_blob
 settings.load_profile("edgekit")
 
 
-LACKING = ("this processor has no ", "no AVX512-VNNI")
+LACKING = ("this processor has no ", "no AVX512-VNNI", "no CUDA device")
 """What no package brings: beginnings of the reasons for which CI may skip a test."""
 
 

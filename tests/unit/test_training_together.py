@@ -29,8 +29,6 @@ from tests.support.tiny_bundle import write_tokenizer
 from tests.support.tiny_decoders import build
 from tests.support.train_together import HERE, STOPPED_AT, points, quadrant
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 METHODS = {
     "backslash": "rate: {steps: 40, strength: 3}\n",
     "bitnet": "bitnet: {ramp: 10}\n",
@@ -161,6 +159,14 @@ def test_a_batch_in_parts_is_the_same_batch() -> None:
         run(accumulate=5)
 
 
+def test_weight_decay_spares_norms_and_biases() -> None:
+    plain, decayed = quadrant()[0], quadrant()[0]
+    run(plain, steps=1).go()
+    run(decayed, steps=1, weight_decay=5.0).go()
+    for (name, one), two in zip(plain.named_parameters(), decayed.parameters(), strict=True):
+        assert torch.equal(one, two) == (one.ndim < 2 or name.startswith("unused")), name
+
+
 def test_bfloat16_computes_coarser_and_keeps_float_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = quadrant()[0]
     coarse, fine = run(model, mixed_precision="bf16").go().losses, run().go().losses
@@ -274,7 +280,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: training on it")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device to train on")
 def test_a_gpu_trains_and_resumes(tmp_path: Path) -> None:
     assert processes().device.type == "cuda"
     whole, checkpoint = run(checkpoint_every=6).go().losses, Checkpoint(tmp_path / "state", {})
