@@ -16,7 +16,6 @@ from edgekit.passes.fuse_skip_norm import FuseSkipNorm
 from edgekit.passes.lower_experts import LowerExperts
 from edgekit.passes.lower_linears import Calibrate, LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
-from edgekit.passes.merge_low_rank import MergeLowRank
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.passes.stock_layers import ListStockLayers
 from edgekit.recipe import Recipe
@@ -39,7 +38,6 @@ def pipeline(
         RemoveDeadRows(recipe.unused_embedding_rows == "drop"),  # likewise
         ChooseFormats(recipe, abis),  # before anything merges: rules see the layers as the user knows them
         FoldRope(),  # before merging: attention then reads the linear layers directly
-        MergeLowRank(),  # before merging: a layer merges together with its branches
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerExperts(),  # after the choice

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgekit.passes.dead_units.channels import integers
+from edgekit.passes.layers import put_in_place, rewrite_each
 
 FIRST, LAST = -(2**63), 2**63 - 1
 
@@ -17,11 +18,7 @@ class FoldKeyTranspose(ir.passes.InPlacePass):
     """Exact: the sizes are checked to be those of the tensor itself. What computed them is left for removal."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in list(model.graph):
-            if node.domain == "" and node.op_type == "Reshape":
-                modified |= _fold(model.graph, node)
-        return ir.passes.PassResult(model, modified=modified)
+        return rewrite_each(model, {("", "Reshape"): _fold})
 
 
 def _fold(graph: ir.Graph, last: ir.Node) -> bool:
@@ -32,26 +29,16 @@ def _fold(graph: ir.Graph, last: ir.Node) -> bool:
     if first is None or first.op_type != "Reshape" or tuple(turn.attributes["perm"].as_ints()) != (0, 2, 1):
         return False
     keys = first.inputs[0]
-    if (
-        keys is None
-        or keys.shape is None
-        or len(keys.shape) != 4
-        or any(len(n.outputs[0].uses()) != 1 for n in (first, turn))
-    ):
+    shared = any(len(n.outputs[0].uses()) != 1 for n in (first, turn))
+    if keys is None or keys.shape is None or len(keys.shape) != 4 or shared:
         return False
     length, size, lead = (-2, -1), (-1, LAST), (FIRST, -2)
     if _parts(first.inputs[1], keys) != [None, length, size] or _parts(last.inputs[1], keys) != [lead, size, length]:
         return False
-    new = ir.Node(
-        "", "Transpose", [keys], [ir.AttrInt64s("perm", (0, 1, 3, 2))], num_outputs=1, name=f"{last.name}.turn"
-    )
-    old, shape = last.outputs[0], list(keys.shape)
+    old, shape, order = last.outputs[0], list(keys.shape), ir.AttrInt64s("perm", (0, 1, 3, 2))
+    new = ir.Node("", "Transpose", [keys], [order], num_outputs=1, name=f"{last.name}.turn")
     new.outputs[0].type, new.outputs[0].shape = old.type, ir.Shape([*shape[:2], shape[3], shape[2]])
-    graph.insert_after(last, new)
-    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
-    name = old.name
-    graph.remove([last, turn, first], safe=True)
-    new.outputs[0].name = name
+    put_in_place(graph, new, [last, turn, first])
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgekit.passes.layers import rewrite_each
 from edgekit.spec.names import MICROSOFT
 
 
@@ -16,16 +17,11 @@ class FoldRope(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in list(model.graph):
-            if node.domain == MICROSOFT and node.op_type == "GroupQueryAttention":
-                modified |= _fold(node)
-        return ir.passes.PassResult(model, modified=modified)
+        return rewrite_each(model, {(MICROSOFT, "GroupQueryAttention"): _fold})
 
 
-def _fold(attention: ir.Node) -> bool:
-    ropes = [value.producer() if value is not None else None for value in attention.inputs[:2]]
-    q, k = ropes
+def _fold(graph: ir.Graph, attention: ir.Node) -> bool:
+    q, k = (value.producer() if value is not None else None for value in attention.inputs[:2])
     if q is None or k is None or any(r.op_type != "RotaryEmbedding" or r.domain != MICROSOFT for r in (q, k)):
         return False
     if q.inputs[1:4] != k.inputs[1:4] or q.attributes["interleaved"].value != k.attributes["interleaved"].value:
@@ -38,11 +34,9 @@ def _fold(attention: ir.Node) -> bool:
     attention.resize_inputs(max(9, len(attention.inputs)))
     attention.replace_input_with(7, cos)
     attention.replace_input_with(8, sin)
-    attention.attributes["do_rotary"] = ir.AttrInt64("do_rotary", 1)
-    attention.attributes["rotary_interleaved"] = ir.AttrInt64(
-        "rotary_interleaved", q.attributes["interleaved"].as_int()
-    )
+    for name, number in (("do_rotary", 1), ("rotary_interleaved", q.attributes["interleaved"].as_int())):
+        attention.attributes[name] = ir.AttrInt64(name, number)
     for rope in {id(q): q, id(k): k}.values():
         if not rope.outputs[0].uses():
-            rope.graph.remove(rope, safe=True)  # type: ignore[union-attr]
+            graph.remove(rope, safe=True)
     return True

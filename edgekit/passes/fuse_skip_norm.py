@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgekit.passes.layers import rewrite_each
 from edgekit.spec.names import MICROSOFT
 
 FUSED = {
@@ -19,11 +20,7 @@ class FuseSkipNorm(ir.passes.InPlacePass):
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in list(model.graph):
-            if node.op_type in FUSED and node.domain == "":
-                modified |= _fuse(model.graph, node)
-        return ir.passes.PassResult(model, modified=modified)
+        return rewrite_each(model, {("", norm): _fuse for norm in FUSED})
 
 
 def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:
@@ -36,18 +33,11 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:
     a, b = add.inputs
     if a is None or b is None or not _same_activations(a, b):
         return False
-    outputs = [norm.outputs[0], ir.Value(name=""), ir.Value(name="")]
     fused_sum = ir.Value(name=f"{total.name}.sum", type=total.type, shape=total.shape)
     result = ir.Value(name=norm.outputs[0].name, type=norm.outputs[0].type, shape=norm.outputs[0].shape)
     outputs = [result, ir.Value(name=""), ir.Value(name=""), fused_sum]
-    fused = ir.Node(
-        MICROSOFT,
-        FUSED[norm.op_type],
-        [a, b, *norm.inputs[1:]],
-        [norm.attributes["epsilon"]],
-        outputs=outputs,
-        name=norm.name,
-    )
+    inputs, epsilon = [a, b, *norm.inputs[1:]], norm.attributes["epsilon"]
+    fused = ir.Node(MICROSOFT, FUSED[norm.op_type], inputs, [epsilon], outputs=outputs, name=norm.name)
     graph.insert_after(norm, fused)
     ir.convenience.replace_all_uses_with(norm.outputs[0], result, replace_graph_outputs=True)
     name = total.name

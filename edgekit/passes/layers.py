@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edgekit.spec.names import EDGEKIT
+
+Rewrite = Callable[[ir.Graph, ir.Node], bool]
+"""Changes the graph around one node; whether it did."""
+
+
+def rewrite_each(model: ir.Model, rewrites: Mapping[tuple[str, str], Rewrite]) -> ir.passes.PassResult:
+    """Rewrites by domain and operator, for each node of the main graph."""
+    modified = False
+    for node in list(model.graph):
+        rewrite = rewrites.get((node.domain, node.op_type))
+        modified |= rewrite is not None and rewrite(model.graph, node)
+    return ir.passes.PassResult(model, modified=modified)
+
+
+def put_in_place(graph: ir.Graph, new: ir.Node, gone: Sequence[ir.Node]) -> None:
+    """Inserts ``new`` for the nodes ``gone``, last to first; its output gets the name and readers of the last one's."""
+    old = gone[0].outputs[0]
+    name = old.name
+    graph.insert_after(gone[0], new)
+    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
+    graph.remove(gone, safe=True)
+    new.outputs[0].name = name
 
 
 def layers_of(graph: ir.Graph) -> list[ir.Node]:
@@ -30,17 +52,6 @@ def joined(names: Sequence[str]) -> str:
     """a.b.gate_proj, a.b.up_proj -> a.b.gate_proj+up_proj."""
     stem = names[0].rpartition(".")[0]
     return ".".join(filter(None, [stem, "+".join(n.rpartition(".")[2] for n in names)]))
-
-
-def producers(values: Sequence[ir.Value | None]) -> list[ir.Node | None]:
-    """The node that computes each value; None for inputs and constants."""
-    return [value.producer() if value is not None else None for value in values]
-
-
-def read_packed(attention: ir.Node, qkv: ir.Value | None) -> None:
-    """Makes attention read query, key and value out of one tensor, side by side."""
-    for index, value in enumerate((qkv, None, None)):
-        attention.replace_input_with(index, value)
 
 
 def add_constant(graph: ir.Graph, name: str, content: np.ndarray | ir.TensorProtocol) -> ir.Value:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
-from edgekit.passes.layers import add_constant
+from edgekit.passes.layers import add_constant, put_in_place, rewrite_each
 from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Plan
@@ -25,19 +25,10 @@ class NormalizeLinear(ir.passes.InPlacePass):
     """Rewrites linear and embedding layers of a generic graph; weights keep their [N, K] orientation unread."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph, modified = model.graph, False
-        for node in list(graph):
-            if node.domain != "":
-                continue
-            if node.op_type == "MatMul":
-                modified |= _matmul(graph, node)
-            elif node.op_type == "Gemm":
-                modified |= _gemm(graph, node)
-            elif node.op_type == "Gather":
-                modified |= _gather(graph, node)
-        if modified:
+        result = rewrite_each(model, {("", "MatMul"): _matmul, ("", "Gemm"): _gemm, ("", "Gather"): _gather})
+        if result.modified:
             model.opset_imports.setdefault(EDGEKIT, 1)
-        return ir.passes.PassResult(model, modified=modified)
+        return result
 
 
 def _matmul(graph: ir.Graph, node: ir.Node) -> bool:
@@ -57,13 +48,8 @@ def _matmul(graph: ir.Graph, node: ir.Node) -> bool:
 def _gemm(graph: ir.Graph, node: ir.Node) -> bool:
     x, w = node.inputs[0], node.inputs[1]
     given = {a.name: a.value for a in node.attributes.values()}
-    if (
-        x is None
-        or w is None
-        or given.get("transA", 0)
-        or given.get("alpha", 1.0) != 1.0
-        or given.get("beta", 1.0) != 1.0
-    ):
+    scaled = given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0
+    if x is None or w is None or given.get("transA", 0) or scaled:
         return False
     if _constant(w) is None or _rank(w) != 2 or _constant(x) is not None:
         return False
@@ -130,8 +116,7 @@ def _transposed(graph: ir.Graph, weight: ir.Value) -> ir.Value:
     name, tensor = f"{weight.name}.transposed", weight.const_value
     assert tensor is not None
     if name not in graph.initializers:
-        columns: int = int(tensor.shape[0])  # type: ignore[arg-type]
-        rows: int = int(tensor.shape[1])  # type: ignore[arg-type]
+        columns, rows = (int(size) for size in tensor.shape)  # type: ignore[arg-type]
         turned = RowWeight(
             (rows, columns),
             lambda start, stop: np.ascontiguousarray(tensor.numpy()[:, start:stop].T),
@@ -149,11 +134,7 @@ def _replace(
     new = ir.Node(EDGEKIT, op, inputs, attributes, num_outputs=1, name=f"node:{old.name}.{op}")
     new.outputs[0].type, new.outputs[0].shape = old.type, old.shape
     set_plan(new, Plan(layer_name(first, str(weight.name))))
-    graph.insert_after(last, new)
-    name = old.name
-    ir.convenience.replace_all_uses_with(old, new.outputs[0], replace_graph_outputs=True)
-    graph.remove([last] if first is last else [last, first], safe=True)
-    new.outputs[0].name = name
+    put_in_place(graph, new, [last] if first is last else [last, first])
 
 
 def layer_name(node: ir.Node, weight: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,18 +30,14 @@ def quantize_static(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     kinds = {"int8": q.QuantType.QInt8, "uint8": q.QuantType.QUInt8}
-    methods = {
-        "minmax": q.CalibrationMethod.MinMax,
-        "percentile": q.CalibrationMethod.Percentile,
-        "entropy": q.CalibrationMethod.Entropy,
-    }
+    methods = q.CalibrationMethod
+    method = {"minmax": methods.MinMax, "percentile": methods.Percentile, "entropy": methods.Entropy}[settings.method]
     with tempfile.TemporaryDirectory() as scratch, _silent():
         plain, ready, done = (Path(scratch) / name for name in ("plain.onnx", "ready.onnx", "done.onnx"))
         ir.save(model, plain)
         try:
-            quant_pre_process(
-                plain, ready, skip_symbolic_shape=True
-            )  # folds batch norms into convolutions and infers shapes
+            # Folds batch norms into convolutions and infers shapes.
+            quant_pre_process(plain, ready, skip_symbolic_shape=True)
             q.quantize_static(
                 ready,
                 done,
@@ -50,7 +47,7 @@ def quantize_static(
                 activation_type=kinds[settings.activations],
                 weight_type=kinds[settings.weights],
                 reduce_range=settings.activations == "uint8",
-                calibrate_method=methods[settings.method],
+                calibrate_method=method,
             )
         except Exception as error:  # the quantizer raises plain Exception
             raise UnsupportedError(f"calibrated quantization failed: {' '.join(str(error).split())[:200]}") from error
@@ -73,11 +70,11 @@ class _Reader:
         return dict(sample) if sample is not None else None
 
 
-class _silent:
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     """The quantizer logs advice about steps that were taken here."""
-
-    def __enter__(self) -> None:
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
         logging.disable(logging.NOTSET)

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.dead_units.channels import Attention, Channels, Flow, Rule, varying
-from edgekit.passes.dead_units.constants import Floats
+from edgekit.passes.dead_units.channels import Attention, Channels, Flow, Rule, of_first, varying
+from edgekit.passes.dead_units.constants import Floats, whole
 from edgekit.passes.dead_units.cuts import CountCut
 from edgekit.passes.dead_units.weights import Ints
 from edgekit.spec.names import MICROSOFT
@@ -21,12 +21,10 @@ def split_heads(x: Channels, start: int, stop: int) -> tuple[Ints, Floats]:
     return ids[:, start:stop].reshape(-1), constant[:, start:stop].reshape(-1)
 
 
-def rotary(flow: Flow, node: ir.Node) -> None:
+@of_first
+def rotary(flow: Flow, node: ir.Node, x: Channels) -> None:
     """Turns the channels of each head among themselves."""
-    x = flow.input(node)
-    if x is None:
-        return
-    heads = node.attributes["num_heads"].as_int() if "num_heads" in node.attributes else 0
+    heads = whole(node, "num_heads", 0)
     if x.inner is None and (x.axis != -1 or heads < 1 or len(x.ids) % heads):
         return flow.opaque(node)
     size = len(x.ids) // heads if x.inner is None else x.size
@@ -55,7 +53,7 @@ def group_query(flow: Flow, node: ir.Node) -> None:
     _cache(flow, node, keys[::size])
     # A query head answers with a mean of its value head's rows: of equal ones, that row.
     result = np.repeat(constant.reshape(groups, size), heads // groups, axis=0).reshape(-1)
-    if "smooth_softmax" in node.attributes and node.attributes["smooth_softmax"].as_int() > 0:
+    if whole(node, "smooth_softmax", 0) > 0:
         result = np.where(result == 0, 0.0, np.nan)  # its weights sum to less than 1
     flow.give(node.outputs[0], Channels(queries, result, -1, 3))
 

@@ -43,6 +43,10 @@ class Channels:
         """One of the numbers for each position on ``axis``."""
         return self.ids[:: self.size]
 
+    def from_end(self, axis: int) -> int:
+        """An axis counted from the last, where the rank is known."""
+        return axis - self.rank if axis >= 0 and self.rank is not None else axis
+
 
 class Cut(Protocol):
     """Something beside products that has to shrink with its channels."""
@@ -141,11 +145,6 @@ class Flow:
                     self.values[value].ids, why or f"read by {called(node)}, through which channels are not followed"
                 )
 
-    def input(self, node: ir.Node) -> Channels | None:
-        """The channels of a node's first input, where they were followed."""
-        value = node.inputs[0] if node.inputs else None
-        return self.values.get(value) if value is not None else None
-
     def known(self, value: ir.Value, count: int, axis: int, rank: int | None) -> Channels:
         """The ``count`` channels of a value on ``axis``; pinned ones where they were not followed."""
         followed = self.values.get(value)
@@ -172,6 +171,17 @@ class Flow:
             while not np.array_equal(parent, parent[parent]):
                 parent = parent[parent]
         return parent
+
+
+def of_first(rule: Callable[[Flow, ir.Node, Channels], None]) -> Rule:
+    """A rule about a node's first input, for where its channels were followed."""
+
+    def apply(flow: Flow, node: ir.Node) -> None:
+        value = node.inputs[0] if node.inputs else None
+        if value is not None and value in flow.values:
+            rule(flow, node, flow.values[value])
+
+    return apply
 
 
 def varying(count: int) -> Floats:

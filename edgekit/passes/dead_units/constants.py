@@ -30,6 +30,12 @@ def text(node: ir.Node, name: str, default: str) -> str:
     return node.attributes[name].as_string() if name in node.attributes else default
 
 
+def is_padded(node: ir.Node) -> bool:
+    """Whether a convolution or pooling pads its input."""
+    pads = node.attributes["pads"].as_ints() if "pads" in node.attributes else ()
+    return any(pads) or text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+
+
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.dead_units.channels import Flow, Keep, constant_of
+from edgekit.passes.dead_units.constants import whole
 from edgekit.passes.dead_units.weights import Ints, taken
 from edgekit.passes.layers import add_constant
 
@@ -92,11 +93,9 @@ class TargetCut:
         assert target is not None
         if mask.all():
             return
-        size, whole = int(mask.sum()), constant_of(target)
-        if whole is not None:
-            numbers = whole.numpy().copy()
-            numbers[self.position] = size
-            replace_constant(self.node, 1, ir.tensor(numbers, name=str(target.name)))
+        size = int(mask.sum())
+        if constant_of(target) is not None:
+            _set_number(self.node, 1, self.position, size, str(target.name))
             return
         parts = target.producer()  # a Concat, whose parts may belong to other Reshapes too
         assert parts is not None
@@ -105,12 +104,17 @@ class TargetCut:
         own.outputs[0].type, own.outputs[0].shape = target.type, target.shape
         self.node.graph.insert_before(self.node, own)  # type: ignore[union-attr]
         index, offset = part_at(parts, self.position)
-        constant = constant_of(parts.inputs[index])
-        assert constant is not None
-        numbers = constant.numpy().copy()
-        numbers[offset] = size
-        replace_constant(own, index, ir.tensor(numbers, name=f"{own.outputs[0].name}.{index}"))
+        _set_number(own, index, offset, size, f"{own.outputs[0].name}.{index}")
         self.node.replace_input_with(1, own.outputs[0])
+
+
+def _set_number(node: ir.Node, index: int, position: int, number: int, name: str) -> None:
+    """Puts another number into a constant vector that a node reads."""
+    tensor = constant_of(node.inputs[index])
+    assert tensor is not None
+    numbers = tensor.numpy().copy()
+    numbers[position] = number
+    replace_constant(node, index, ir.tensor(numbers, name=name))
 
 
 def part_at(concat: ir.Node, position: int) -> tuple[int, int]:
@@ -134,8 +138,7 @@ def vector_length(value: ir.Value | None) -> int | None:
         return value.shape[0]
     producer = value.producer()
     if producer is not None and producer.op_type == "Shape" and "end" in producer.attributes:
-        start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
-        length = producer.attributes["end"].as_int() - start
+        length = whole(producer, "end", 0) - whole(producer, "start", 0)
         return length if length > 0 else None
     return None
 

@@ -9,19 +9,27 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.dead_units.attention import ATTENTION
-from edgekit.passes.dead_units.channels import Channels, Flow, Rule, array_of, called, constant_of, size_at, varying
-from edgekit.passes.dead_units.constants import BINARY, UNARY, Floats, applied, number, text, whole
+from edgekit.passes.dead_units.channels import (
+    Channels,
+    Flow,
+    Rule,
+    array_of,
+    called,
+    constant_of,
+    of_first,
+    size_at,
+    varying,
+)
+from edgekit.passes.dead_units.constants import BINARY, UNARY, Floats, applied, is_padded, number, whole
 from edgekit.passes.dead_units.cuts import ParameterCut
 from edgekit.passes.dead_units.parts import PARTS
 from edgekit.passes.dead_units.products import PRODUCTS
 from edgekit.passes.dead_units.shapes import SHAPES
 
 
-def batch_norm(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
+@of_first
+def batch_norm(flow: Flow, node: ir.Node, x: Channels) -> None:
     arrays = [array_of(v) for v in node.inputs[1:5]]
-    if x is None:
-        return
     if any(a is None for a in arrays) or whole(node, "training_mode", 0) or x.inner is not None:
         return flow.opaque(node)
     scale, shift, mean, variance = (np.asarray(a) for a in arrays)
@@ -31,10 +39,8 @@ def batch_norm(flow: Flow, node: ir.Node) -> None:
     flow.give(node.outputs[0], replace(x, constant=constant, sums_to_one=False))
 
 
-def unary(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
+@of_first
+def unary(flow: Flow, node: ir.Node, x: Channels) -> None:
     if any(v is not None for v in node.inputs[1:]) and node.op_type != "Dropout":
         return flow.opaque(node)
     function = UNARY[node.domain, node.op_type](node)
@@ -49,20 +55,17 @@ def _on_known(function: Callable[[Floats], Floats], constant: Floats) -> Floats:
     return result
 
 
-def clip(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
-    low, high = number(node, "min", -np.inf), number(node, "max", np.inf)
-    bounds = [array_of(v) if v is not None else None for v in (*node.inputs[1:], None, None)[:2]]
-    given = [v is not None for v in (*node.inputs[1:], None, None)[:2]]
-    if any(g and b is None for g, b in zip(given, bounds, strict=True)):
-        return flow.opaque(node)
-    low = float(bounds[0].reshape(-1)[0]) if bounds[0] is not None else low
-    high = float(bounds[1].reshape(-1)[0]) if bounds[1] is not None else high
-    flow.give(
-        node.outputs[0], replace(x, constant=applied(lambda c: np.clip(c, low, high), x.constant), sums_to_one=False)
-    )
+@of_first
+def clip(flow: Flow, node: ir.Node, x: Channels) -> None:
+    bounds = [number(node, "min", -np.inf), number(node, "max", np.inf)]
+    for index, value in enumerate(node.inputs[1:]):
+        if value is not None:
+            array = array_of(value)
+            if array is None:
+                return flow.opaque(node)
+            bounds[index] = float(array.reshape(-1)[0])
+    constant = applied(lambda c: np.clip(c, bounds[0], bounds[1]), x.constant)
+    flow.give(node.outputs[0], replace(x, constant=constant, sums_to_one=False))
 
 
 def binary(flow: Flow, node: ir.Node) -> None:
@@ -150,13 +153,10 @@ def _spread(value: ir.Value, x: Channels) -> bool:
     return shape is not None and size_at(shape, x.axis) == 1 and (x.inner is None or size_at(shape, x.inner) == 1)
 
 
-def norm(flow: Flow, node: ir.Node) -> None:
+@of_first
+def norm(flow: Flow, node: ir.Node, x: Channels) -> None:
     """Over the last axes; within a head it does not couple heads."""
-    x = flow.input(node)
-    if x is None:
-        return
-    first = whole(node, "axis", -1)
-    first = first - x.rank if first >= 0 and x.rank is not None else first
+    first = x.from_end(whole(node, "axis", -1))
     if first < 0 and x.axis < first and x.inner is not None and x.inner >= first:
         return flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids))))
     flow.pin(x.ids, f"normalized together in {called(node)}")
@@ -165,27 +165,20 @@ def norm(flow: Flow, node: ir.Node) -> None:
     flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids))))
 
 
-def softmax(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
-    axis = whole(node, "axis", -1)
-    axis = axis - x.rank if axis >= 0 and x.rank is not None else axis
+@of_first
+def softmax(flow: Flow, node: ir.Node, x: Channels) -> None:
+    axis = x.from_end(whole(node, "axis", -1))
     if axis >= 0 or axis in (x.axis, x.inner):
         return flow.opaque(node, f"compared with each other in {called(node)}")
     flow.give(node.outputs[0], replace(x, constant=varying(len(x.ids)), sums_to_one=axis == -1))
 
 
-def pool(flow: Flow, node: ir.Node) -> None:
+@of_first
+def pool(flow: Flow, node: ir.Node, x: Channels) -> None:
     """Over pixels; an average that counts zero padding is another number at the border."""
-    x = flow.input(node)
-    if x is None:
-        return
     if len(node.outputs) > 1 and node.outputs[1].uses():
         return flow.opaque(node)
-    pads = any(node.attributes["pads"].as_ints() if "pads" in node.attributes else ())
-    pads |= text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    counted = node.op_type == "AveragePool" and pads and whole(node, "count_include_pad", 0)
+    counted = node.op_type == "AveragePool" and is_padded(node) and whole(node, "count_include_pad", 0)
     constant = np.where(x.constant == 0, 0.0, np.nan) if counted else x.constant
     flow.give(node.outputs[0], replace(x, constant=constant))
 

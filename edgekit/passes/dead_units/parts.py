@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.passes.dead_units.attention import split_heads
-from edgekit.passes.dead_units.channels import Channels, Flow, Rule, integers
+from edgekit.passes.dead_units.channels import Channels, Flow, Rule, integers, of_first
 from edgekit.passes.dead_units.constants import whole
 from edgekit.passes.dead_units.cuts import SliceCut, SplitCut
 
@@ -19,8 +19,7 @@ def concat(flow: Flow, node: ir.Node) -> None:
     like = next((f for f in followed if f is not None), None)
     if like is None:
         return
-    axis = whole(node, "axis", 0)
-    axis = axis if axis < 0 or like.rank is None else axis - like.rank
+    axis = like.from_end(whole(node, "axis", 0))
     if axis == like.inner and all(f is not None for f in followed):
         return _concat_heads(flow, node, [f for f in followed if f is not None])
     if axis != like.axis or like.inner is not None or axis >= 0:
@@ -56,12 +55,9 @@ def _width(flow: Flow, value: ir.Value | None, axis: int) -> object:
     return value.shape[axis] if value is not None and value.shape is not None else None
 
 
-def split(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
-    axis = whole(node, "axis", 0)
-    axis = axis - x.rank if axis >= 0 and x.rank is not None else axis
+@of_first
+def split(flow: Flow, node: ir.Node, x: Channels) -> None:
+    axis = x.from_end(whole(node, "axis", 0))
     if axis not in (x.axis, x.inner) or (axis == x.axis and x.inner is not None):
         return flow.opaque(node)
     total = x.size if axis == x.inner else len(x.ids)
@@ -87,14 +83,12 @@ def _split_sizes(node: ir.Node, total: int) -> list[int] | None:
     return [min(size, total - i * size) for i in range(len(node.outputs))]
 
 
-def slices(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
+@of_first
+def slices(flow: Flow, node: ir.Node, x: Channels) -> None:
     starts, ends, axes, steps = (integers(v) for v in (*node.inputs[1:], None, None, None)[:4])
     if starts is None or ends is None or axes is None or len(axes) != 1 or steps not in (None, [1]):
         return flow.opaque(node)
-    axis = axes[0] - x.rank if axes[0] >= 0 and x.rank is not None else axes[0]
+    axis = x.from_end(axes[0])
     if axis >= 0 or (axis == x.axis and x.inner is not None):
         return flow.opaque(node)
     if axis not in (x.axis, x.inner):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgekit.passes.dead_units.attention import product_of_heads
 from edgekit.passes.dead_units.channels import Channels, Flow, Product, Rule, array_of, called, constant_of
-from edgekit.passes.dead_units.constants import applied, number, text, whole
+from edgekit.passes.dead_units.constants import applied, is_padded, number, whole
 from edgekit.passes.dead_units.cuts import CountCut, ParameterCut
 from edgekit.spec.facts import plan_of
 from edgekit.spec.names import EDGEKIT
@@ -86,9 +86,7 @@ def conv(flow: Flow, node: ir.Node) -> None:
     shape = [int(d) for d in weight.shape.numpy()]
     axis, rank = 1 - len(shape), len(shape)
     x = flow.known(node.inputs[0], shape[1] * groups, axis, rank)
-    padded = text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(
-        node.attributes["pads"].as_ints() if "pads" in node.attributes else ()
-    )
+    padded = is_padded(node)
     if groups == 1:
         why = "it pads with zeros, so a constant is another one at the border" if padded else ""
         return _product(flow, node, x, axis, rows_axis=0, unit="channel", unfoldable=why, rounds_input=False)

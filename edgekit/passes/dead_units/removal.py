@@ -46,11 +46,9 @@ def _with_shapes(model: ir.Model) -> ir.Model:
     """Where pixels are laid side by side and the graph does not say how many, their number is computed."""
     nodes = list(model.graph)
     silent = [n for n in nodes if n.op_type in ("Flatten", "Reshape") and n.inputs[0] and n.inputs[0].shape is None]
-    return (
-        ShapeInferencePass(check_type=False, strict_mode=False)(model).model
-        if silent and any(n.op_type == "Conv" for n in nodes)
-        else model
-    )
+    if silent and any(n.op_type == "Conv" for n in nodes):
+        return ShapeInferencePass(check_type=False, strict_mode=False)(model).model
+    return model
 
 
 def _summed(rows: list[DeadUnits]) -> list[DeadUnits]:

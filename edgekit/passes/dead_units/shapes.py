@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.passes.dead_units.channels import Channels, Flow, Rule, constant_of, integers
+from edgekit.passes.dead_units.channels import Channels, Flow, Rule, constant_of, integers, of_first
+from edgekit.passes.dead_units.constants import whole
 from edgekit.passes.dead_units.cuts import TargetCut, vector_length
 
 
-def transpose(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
+@of_first
+def transpose(flow: Flow, node: ir.Node, x: Channels) -> None:
     if "perm" not in node.attributes:
         return flow.opaque(node)
     order = list(node.attributes["perm"].as_ints())
@@ -25,11 +24,9 @@ def transpose(flow: Flow, node: ir.Node) -> None:
     flow.give(node.outputs[0], replace(x, axis=axis, inner=inner, rank=rank, sums_to_one=False))
 
 
-def reshape(flow: Flow, node: ir.Node) -> None:
+@of_first
+def reshape(flow: Flow, node: ir.Node, x: Channels) -> None:
     """Splits channels into heads, puts heads together again, or lays pixels beside channels (Flatten)."""
-    x = flow.input(node)
-    if x is None:
-        return
     given, output = _target(node), node.outputs[0]
     if given is None or x.rank is None:
         return flow.opaque(node)
@@ -37,13 +34,10 @@ def reshape(flow: Flow, node: ir.Node) -> None:
     _regroup(flow, node, x, dims, given)
 
 
-def flatten(flow: Flow, node: ir.Node) -> None:
-    x = flow.input(node)
-    if x is None:
-        return
+@of_first
+def flatten(flow: Flow, node: ir.Node, x: Channels) -> None:
     tail = _tail(node.inputs[0], x)
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    if axis != 1 or x.rank is None or x.rank + x.axis != 1 or tail is None:
+    if whole(node, "axis", 1) != 1 or x.rank is None or x.rank + x.axis != 1 or tail is None:
         return flow.opaque(node)
     _regroup(flow, node, x, [None, len(x.ids) * tail], None)
 
@@ -65,11 +59,7 @@ def _regroup(
     elif dims[-1] == total * tail and x.inner is None:
         place = rank - 1
         regrouped = Channels(np.repeat(x.ids, tail), np.repeat(x.constant, tail), -1, rank)
-    if (
-        regrouped is None
-        or place is None
-        or (x.inner is not None and regrouped.inner is not None and regrouped.size != x.size)
-    ):
+    if regrouped is None or place is None or (x.inner and regrouped.inner and regrouped.size != x.size):
         return flow.opaque(node)
     if given is not None:
         size = given[place]
@@ -110,18 +100,18 @@ def _tail(value: ir.Value | None, x: Channels) -> int | None:
 
 def _target(node: ir.Node) -> list[int | None] | None:
     """The sizes that a Reshape is given, None for computed ones; None altogether where even their number is unknown."""
-    whole = integers(node.inputs[1])
-    if whole is not None:
-        return list(whole)
+    numbers = integers(node.inputs[1])
+    if numbers is not None:
+        return list(numbers)
     source = node.inputs[1].producer() if node.inputs[1] is not None else None
     if source is None or source.op_type != "Concat":
         return None
     sizes: list[int | None] = []
     for part in source.inputs:
-        length, numbers = vector_length(part), integers(part)
+        length = vector_length(part)
         if length is None:
             return None
-        sizes += numbers if numbers is not None else [None] * length
+        sizes += integers(part) or [None] * length
     return sizes
 
 
@@ -130,20 +120,18 @@ def _known_size(value: ir.Value, index: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def squeeze(flow: Flow, node: ir.Node) -> None:
-    x, axes = flow.input(node), _axes(node)
-    if x is None:
-        return
+@of_first
+def squeeze(flow: Flow, node: ir.Node, x: Channels) -> None:
+    axes = _axes(node)
     if x.rank is None or axes is None:
         return flow.opaque(node)
     gone = {a % x.rank for a in axes}
     _renumber(flow, node, x, [i for i in range(x.rank) if i not in gone])
 
 
-def unsqueeze(flow: Flow, node: ir.Node) -> None:
-    x, axes = flow.input(node), _axes(node)
-    if x is None:
-        return
+@of_first
+def unsqueeze(flow: Flow, node: ir.Node, x: Channels) -> None:
+    axes = _axes(node)
     if x.rank is None or axes is None:
         return flow.opaque(node)
     rank = x.rank + len(axes)
@@ -151,15 +139,13 @@ def unsqueeze(flow: Flow, node: ir.Node) -> None:
     _renumber(flow, node, x, [-1 if i in new else next(old) for i in range(rank)])
 
 
-def reduce(flow: Flow, node: ir.Node) -> None:
+@of_first
+def reduce(flow: Flow, node: ir.Node, x: Channels) -> None:
     """A mean or maximum over other axes than the channels'."""
-    x, axes = flow.input(node), _axes(node)
-    if x is None:
-        return
+    axes = _axes(node)
     if x.rank is None or axes is None or {a % x.rank for a in axes} & {x.rank + x.axis, x.rank + (x.inner or x.axis)}:
         return flow.opaque(node)
-    keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
-    gone = set() if keep else {a % x.rank for a in axes}
+    gone = set() if whole(node, "keepdims", 1) else {a % x.rank for a in axes}
     _renumber(flow, node, x, [i for i in range(x.rank) if i not in gone])
 
 

@@ -76,25 +76,16 @@ def _limit(verdict: Verdict) -> None:
     """What the operators themselves demand; every step only makes more stay, so it ends."""
     flow, changed = verdict.flow, True
     for product in flow.products:
-        gone = ~verdict.keep(product.x.ids)
-        if (
-            gone.any()
-            and product.rows_axis == 0
-            and len(product.tensor.shape) == 2
-            and scaled_by_columns(product.tensor)
-        ):
+        gone, matrix = ~verdict.keep(product.x.ids), product.rows_axis == 0 and len(product.tensor.shape) == 2
+        if gone.any() and matrix and scaled_by_columns(product.tensor):
             verdict.revive(verdict.root[product.x.ids[gone]], BLOCKS)
     while changed:
         changed = False
         for attention in flow.attentions:
             changed |= _limit_heads(verdict, attention)
         if not changed:  # only then: at first every key-value head counts as dead
-            for channels in flow.values.values():
-                changed |= _limit_width(verdict, channels.ids)
-
-
-def _limit_width(verdict: Verdict, ids: Ints) -> bool:
-    return len(ids) > 0 and not verdict.keep(ids).any() and verdict.revive(verdict.root[ids[:1]], LAST)
+            for ids in (channels.ids for channels in flow.values.values()):
+                changed |= len(ids) > 0 and not verdict.keep(ids).any() and verdict.revive(verdict.root[ids[:1]], LAST)
 
 
 def _limit_heads(verdict: Verdict, attention: Attention) -> bool:
@@ -120,9 +111,8 @@ def removed_rows(verdict: Verdict) -> Iterator[DeadUnits]:
         if root in makers:
             products = makers[root]
             unit, of = units.get(root, (products[0].unit, len(np.unique(verdict.root[products[0].y.ids]))))
-            counts[
-                _together([p.name for p in products]), unit, of, causes.get(root, "all its query heads are dead")
-            ] += 1
+            cause = causes.get(root, "all its query heads are dead")
+            counts[_together([p.name for p in products]), unit, of, cause] += 1
     for (layer, unit, of, reason), count in counts.items():
         yield DeadUnits(layer, unit, count, of, True, reason)
 
@@ -180,13 +170,10 @@ def kept_rows(verdict: Verdict) -> Iterator[DeadUnits]:
             continue  # a vocabulary, read for nothing but this table
         if any(use.node.op_type == "Embedding" for use in product.node.inputs[1].uses()):  # type: ignore[union-attr]
             continue  # its rows are told with the embedding's
-        for kind, ids, alive in (
-            ("zero row", product.y.ids, product.alive.rows),
-            ("zero column", product.x.ids, product.alive.columns),
-        ):
-            reasons = Counter(
-                _reason(verdict, root, product, kind) for root in verdict.root[ids[~alive]].tolist() if root not in told
-            )
+        rows, columns = (product.y.ids, product.alive.rows), (product.x.ids, product.alive.columns)
+        for kind, (ids, alive) in {"zero row": rows, "zero column": columns}.items():
+            dead = [root for root in verdict.root[ids[~alive]].tolist() if root not in told]
+            reasons = Counter(_reason(verdict, root, product, kind) for root in dead)
             for reason, count in reasons.items():
                 yield DeadUnits(product.name, kind, count, len(ids), False, reason)
 
