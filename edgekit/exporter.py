@@ -49,10 +49,10 @@ def export(
     """Exports a model as a bundle and proves that it loads and computes what the compressed PyTorch model does.
 
     ``source`` is a Hugging Face directory or hub id, a .gguf, .pt2 or .onnx file, or ``package.module:factory``;
-    ``recipe`` a shipped recipe's name, a YAML path or a Recipe; ``output`` the bundle directory to make; ``samples`` the
-    user's own real input (a text, a directory of images, an .npz). ``abis`` are the systems it is for
-    (edgekit.lowbit.library.ABIS): a bundle with ternary, int8-channel or sparse layers carries the native operator library
-    for each, and layers are sparse only where that is faster on all. Nothing is left at ``output`` on failure.
+    ``recipe`` a shipped recipe's name, a YAML path or a Recipe; ``output`` the bundle directory to make; ``samples``
+    the user's own real input (a text, a directory of images, an .npz). ``abis`` are the systems it is for
+    (edgekit.lowbit.library.ABIS): a bundle with ternary, int8-channel or sparse layers carries the native operator
+    library for each, and layers are sparse only where that is faster on all. Nothing is left at ``output`` on failure.
 
     Raises SourceError, RecipeError, UnsupportedError for what cannot be exported; CheckFailed when the written model
     does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set, or

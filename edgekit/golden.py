@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from edgekit.bundle import Bundle, Manifest
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.frontend.compressed import compressed, native_activations
 from edgekit.frontend.decoder import decoder_layers
@@ -86,7 +86,7 @@ def _originals(source: Source, bundle: Bundle, origin: str, batches: Sequence[Ar
         names = [output.name for output in session.get_outputs()]
         return [dict(zip(names, session.run(None, feeds), strict=True)) for feeds in batches]
     except Exception as error:  # ONNX Runtime raises its own kinds
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error)
         raise SourceError(f"{source.path}: ONNX Runtime does not run it on {origin} ({words})") from error
 
 

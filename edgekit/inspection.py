@@ -12,6 +12,7 @@ from edgekit.bundle import Bundle, BundleLike
 from edgekit.bundle.tensors import read_graph
 from edgekit.spec.names import REAL_INPUT
 from edgekit.spec.records import DeadUnits
+from edgekit.strict import ranges
 
 MEGA = 1e6
 
@@ -32,9 +33,8 @@ class Inspection:
     def bits_per_weight(self) -> float:
         """Over all listed layers, each weight tensor counted once."""
         # A tied embedding and head have names of their own for one tensor, but share the scales.
-        seen = {
-            (layer.scales or layer.tensor or layer.name, layer.rows): layer for layer in self.bundle.manifest.layers
-        }
+        layers = self.bundle.manifest.layers
+        seen = {(layer.scales or layer.tensor or layer.name, layer.rows): layer for layer in layers}
         weights = sum(layer.weights for layer in seen.values())
         return sum(layer.bits_per_weight * layer.weights for layer in seen.values()) / weights if weights else 0.0
 
@@ -88,9 +88,8 @@ class Inspection:
         yield "  operators: " + ", ".join(f"{op} {count}" for op, count in self.operators.items())
         groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for layer in self.bundle.manifest.layers:
-            groups[
-                (_kind(layer.name), layer.format, layer.block_size, layer.bits_per_weight, layer.shape, layer.reason)
-            ].append(layer.name)
+            alike = layer.format, layer.block_size, layer.bits_per_weight, layer.shape, layer.reason
+            groups[(_kind(layer.name), *alike)].append(layer.name)
         kinds = Counter(key[0] for key in groups)
         labels = {key: key[0] if kinds[key[0]] == 1 < len(m) else _together(key[0], m) for key, m in groups.items()}
         width = max(map(len, labels.values()), default=0)
@@ -132,18 +131,7 @@ def _together(kind: str, names: list[str]) -> str:
     columns = [set(parts) for parts in zip(*(name.split(".") for name in names), strict=True)]
     if sum(len(column) > 1 for column in columns) > 1:
         return kind
-    return ".".join(c.pop() if len(c) == 1 else f"{{{_ranges([int(n) for n in c])}}}" for c in columns)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """0, 1, 2, 3, 7 -> 0-3,7."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ".".join(c.pop() if len(c) == 1 else f"{{{ranges(map(int, c))}}}" for c in columns)
 
 
 def inspect(bundle: BundleLike) -> Inspection:

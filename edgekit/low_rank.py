@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.strict import parse_json
 
 FILE = "side_paths.safetensors"
@@ -145,9 +145,7 @@ def read_branches(model: nn.Module, directory: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         shared = parse_json(header.get("shared", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise SourceError(
-            f"{path}: damaged ({' '.join(str(error).split())[:120]}); compress the model again"
-        ) from error
+        raise SourceError(f"{path}: damaged ({one_line(error, 120)}); compress the model again") from error
     if header.get("edgekit") != VERSION or not isinstance(shared, dict):
         raise SourceError(
             f"{path}: version {header.get('edgekit')!r}, expected {VERSION!r}; it was made by another edgekit"

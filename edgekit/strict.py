@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, one_line
 
 LARGEST_JSON = 64 << 20
 LARGEST_YAML = 1 << 20  # bytes; its parser takes some ten seconds for them
@@ -93,12 +93,20 @@ def read_json(path: Path, error: type[EdgekitError], advice: str, *, kind: type 
     try:
         data = parse_json(_content(path, LARGEST_JSON, "JSON"), infinite)
     except (OSError, ValueError) as cause:
-        reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())[:120]
+        reason = getattr(cause, "strerror", None) or one_line(cause, 120)
         raise error(f"{path}: not readable as JSON ({reason}); {advice}") from None
     if not isinstance(data, kind):
         expected = "object" if kind is dict else kind.__name__
         raise error(f"{path}: holds a {type(data).__name__}, expected a JSON {expected}; {advice}")
     return data
+
+
+def read_text(path: Path, error: type[EdgekitError], expected: str) -> str:
+    """A file's UTF-8 text. Raises ``error``, which says what is ``expected``, when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{path}: not a readable UTF-8 text ({type(cause).__name__}); {expected}") from cause
 
 
 def read_yaml(path: Path, error: type[EdgekitError], expected: str = "a YAML file") -> Any:
@@ -112,7 +120,7 @@ def read_yaml(path: Path, error: type[EdgekitError], expected: str = "a YAML fil
         raise error(f"{path}: cannot be read ({cause.strerror}); give {expected}") from cause
     # yaml.YAMLError, and what Python says of a text that is no number, such as !!int abc.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as cause:
-        raise error(f"{path}: not valid YAML: {' '.join(str(cause).split())[:300]}") from cause
+        raise error(f"{path}: not valid YAML: {one_line(cause, 300)}") from cause
 
 
 def _content(path: Path, largest: int, kind: str) -> bytes:
@@ -199,6 +207,17 @@ def suggest(value: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" or nothing."""
     close = difflib.get_close_matches(value, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[4, 5, 6, 7, 9] as "4-7,9"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _expect(data: Any, kind: Any, words: str, where: str, error: type[EdgekitError]) -> Any:

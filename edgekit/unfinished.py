@@ -26,8 +26,8 @@ STOPPED_BY = ("SIGTERM", "SIGHUP", "SIGBREAK")
 class Claim:
     """Holds ``path``, a file or directory, until :meth:`close` or the end of the process, however that comes.
 
-    The system's file lock says so to all processes, also of other containers, where a process's number says nothing. A file
-    system without locks leaves ``path`` unclaimed. Raises BlockingIOError when somebody else holds it.
+    The system's file lock says so to all processes, also of other containers, where a process's number says nothing. A
+    file system without locks leaves ``path`` unclaimed. Raises BlockingIOError when somebody else holds it.
     """
 
     def __init__(self, path: Path, tries: int = 10) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
@@ -35,7 +34,7 @@ class Machine:
 def describe() -> Machine:
     """This machine, now."""
     name, features = processor_features()
-    battery = _optional("sensors_battery")
+    battery, frequency = _optional("sensors_battery"), _optional("cpu_freq")
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=name,
@@ -43,7 +42,7 @@ def describe() -> Machine:
         features=features,
         memory_mb=psutil.virtual_memory().total >> 20,
         governor=_text(CPU / "cpu0/cpufreq/scaling_governor"),
-        max_mhz=_max_mhz(),
+        max_mhz=None if frequency is None else frequency.max or None,  # type: ignore[attr-defined]
         on_battery=None if battery is None else not battery.power_plugged,  # type: ignore[attr-defined]
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
@@ -61,13 +60,6 @@ class Disturbance:
     others: float  # cores that other processes kept busy
     stolen: float  # share of the machine that the hypervisor gave to others
     throttled: int  # thermal or power events counted by the system
-
-
-class Watching(Protocol):
-    """What counts a machine's other work from its creation."""
-
-    def disturbance(self) -> Disturbance:
-        """What happened since."""
 
 
 class Watch:
@@ -110,18 +102,12 @@ def _number(text: str, base: int) -> int:
         return 0
 
 
-def _max_mhz() -> float | None:
-    frequency = _optional("cpu_freq")
-    return (frequency.max or None) if frequency is not None else None  # type: ignore[attr-defined]
-
-
 def _optional(name: str) -> object | None:
     """What psutil says about something that not every system has."""
     try:
-        found: object | None = getattr(psutil, name)()
+        return getattr(psutil, name)()  # type: ignore[no-any-return]
     except (AttributeError, NotImplementedError, OSError, RuntimeError):
         return None
-    return found
 
 
 def _text(path: Path) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from edgekit.benchmark.machine import Disturbance, Watch, Watching
+from edgekit.benchmark.machine import Disturbance, Watch
 from edgekit.benchmark.statistics import percentile
+from edgekit.benchmark.watch import DeviceWatch
 from edgekit.bundle import Bundle
 from edgekit.devices.job import Job, isa_of
 from edgekit.runtime.kernels import describe, from_nodes
@@ -82,12 +83,12 @@ def measure(
     processes: Sequence[TimedProcess],
     rounds: int,
     progress: Progress,
-    watch_over: Callable[[Sequence[int]], Watching] = Watch,
+    watch_over: Callable[[Sequence[int]], Watch | DeviceWatch] = Watch,
 ) -> tuple[list[Series], Disturbance]:
     """Loads, warms up and measures; the order of the processes is reversed in every other round (A B, B A, ...).
 
-    ``watch_over`` begins to watch the machine of the processes that it is given. Returns one series for each process, in
-    their order, and what else the machine did during the rounds.
+    ``watch_over`` begins to watch the machine of the processes that it is given. Returns one series for each process,
+    in their order, and what else the machine did during the rounds.
     """
     series = [_started(process) for process in processes]
     for process in processes:
@@ -97,14 +98,13 @@ def measure(
     pairs = list(zip(processes, series, strict=True))
     for index in range(rounds):
         progress("measure", index / rounds)
-        for process, found in pairs if index % 2 == 0 else reversed(pairs):
-            found.add(process.ask("round")["times"])
+        for process, one in pairs if index % 2 == 0 else reversed(pairs):
+            one.add(process.ask("round")["times"])
     disturbance = watch.disturbance()
-    for process, found in pairs:
+    for process, one in pairs:
         answer = process.ask("finish")
-        found.peak_mb = answer["memory"]["peak"] or 0.0
-        found.private_mb, found.file_mb = answer["memory"]["private"], answer["memory"]["file"]
-        found.kernel = answer["kernel"]
+        memory, one.kernel = answer["memory"], answer["kernel"]
+        one.peak_mb, one.private_mb, one.file_mb = memory["peak"] or 0.0, memory["private"], memory["file"]
     return series, disturbance
 
 

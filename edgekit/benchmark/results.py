@@ -13,8 +13,36 @@ from edgekit.devices.probe import Facts
 SCHEMA_VERSION = 1
 
 
-TEXTS = ("cores", "governor")
-"""What a row on this machine leaves empty."""
+@dataclass(frozen=True)
+class Conditions:
+    """Of a device while it measured; empty on this machine."""
+
+    cores: str = ""  # those that its runner was kept on
+    temperature_before: float | None = None  # degrees Celsius, hottest zone of a device
+    temperature_after: float | None = None
+    governor: str = ""
+    # Of the whole measurement that the row is part of, all bundles and phases; where the device counts them.
+    battery_before: int | None = None  # percent
+    battery_after: int | None = None
+    charge_used_mah: float | None = None  # milliampere hours, negative while it is charged
+    energy_j: float | None = None  # joules
+
+    def __str__(self) -> str:
+        facts = [f"cores {self.cores}"] if self.cores else []
+        if self.temperature_before is not None and self.temperature_after is not None:
+            facts.append(f"{self.temperature_before:.0f} to {self.temperature_after:.0f} °C")
+        if self.governor:
+            facts.append(self.governor)
+        if self.battery_before is not None and self.battery_after is not None:
+            facts.append(f"battery {self.battery_before} to {self.battery_after} %")
+        if self.charge_used_mah is not None:
+            facts.append(f"{self.charge_used_mah:.1f} mAh")
+        if self.energy_j is not None:
+            facts.append(f"{self.energy_j:.1f} J")
+        return f"  [{', '.join(facts)}]" if facts else ""
+
+
+NONE = Conditions()
 
 
 @dataclass(frozen=True)
@@ -41,19 +69,13 @@ class BenchRow:
     rss_peak_mb: float
     rss_anon_mb: float | None  # after the last round; None where the system does not tell
     rss_file_mb: float | None
-    cores: str = ""  # those that it was kept on, on a device
-    temperature_before: float | None = None  # degrees Celsius, hottest zone of a device
-    temperature_after: float | None = None
-    governor: str = ""
-    # Of the whole measurement that the row is part of, all bundles and phases; where the device counts them.
-    battery_before: int | None = None  # percent
-    battery_after: int | None = None
-    charge_used_mah: float | None = None  # milliampere hours, negative while it is charged
-    energy_j: float | None = None  # joules
+    conditions: Conditions = NONE
 
     def to_json(self) -> dict[str, Any]:
-        """What does not apply is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None and (key not in TEXTS or value)}
+        """What does not apply is left out; the conditions stand beside the rest."""
+        own = asdict(self)
+        conditions = {key: value for key, value in own.pop("conditions").items() if value != ""}
+        return {key: value for key, value in {**own, **conditions}.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -115,10 +137,8 @@ class BenchResult:
         if self.rows:
             yield from self._table()
         for ratio in self.ratios:
-            threads = f"{ratio.threads} thread{'s' if ratio.threads > 1 else ''}"
             times = f"{ratio.times_as_fast:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) times as fast"
-            where = "" if ratio.target == LOCAL else f" on {ratio.target}"
-            yield f"{ratio.phase}, {threads}{where}: {ratio.bundle} is {times} as {ratio.than}"
+            yield f"{_place(ratio)}: {ratio.bundle} is {times} as {ratio.than}"
         yield from self._not_compared()
 
     def _not_compared(self) -> Iterator[str]:
@@ -126,19 +146,18 @@ class BenchResult:
         groups: dict[tuple[str, int, str], list[BenchRow]] = {}
         for row in self.rows:
             groups.setdefault((row.target, row.threads, row.phase), []).append(row)
-        for (target, threads, phase), (first, *others) in groups.items():
+        for first, *others in groups.values():
             for other in others:
                 if not (first.valid and other.valid):
-                    where = "" if target == LOCAL else f" on {target}"
-                    yield f"{phase}, {threads} thread{'s' if threads > 1 else ''}{where}: {first.bundle} and {other.bundle} are not compared, a row is INVALID"
+                    yield f"{_place(first)}: {first.bundle} and {other.bundle} are not compared, a row is INVALID"
 
     def _table(self) -> Iterator[str]:
         several = {row.target for row in self.rows} != {LOCAL}
         place = max(len(row.target) for row in self.rows) if several else 0
         width = max(len(row.bundle) for row in self.rows)
         yield (
-            f"{'target' if several else '':<{place}}{'  ' if several else ''}{'bundle':<{width}}  {'phase':<8} {'threads':>7} {'tok/s':>8} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} "
-            f"{'load ms':>8} {'peak MB':>8}  kernel"
+            f"{'target' if several else '':<{place}}{'  ' if several else ''}{'bundle':<{width}}  {'phase':<8} "
+            f"{'threads':>7} {'tok/s':>8} {'p50 ms':>9} {'p90 ms':>9} {'p99 ms':>9} {'load ms':>8} {'peak MB':>8}  kernel"
         )
         for row in self.rows:
             speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}"
@@ -146,23 +165,13 @@ class BenchResult:
                 f"{row.target if several else '':<{place}}{'  ' if several else ''}"
                 f"{row.bundle:<{width}}  {row.phase:<8} {row.threads:>7} {speed:>8} "
                 f"{row.p50_ms:>9.3f} {row.p90_ms:>9.3f} {row.p99_ms:>9.3f} "
-                f"{row.load_ms:>8.0f} {row.rss_peak_mb:>8.0f}  {row.kernel}{_conditions(row)}"
+                f"{row.load_ms:>8.0f} {row.rss_peak_mb:>8.0f}  {row.kernel}{row.conditions}"
             )
             if not row.valid:
                 yield f"{'':<{width}}  INVALID: {row.invalid_reason}"
 
 
-def _conditions(row: BenchRow) -> str:
-    """Where and how warm, of a device."""
-    facts = [f"cores {row.cores}"] if row.cores else []
-    if row.temperature_before is not None and row.temperature_after is not None:
-        facts.append(f"{row.temperature_before:.0f} to {row.temperature_after:.0f} °C")
-    if row.governor:
-        facts.append(row.governor)
-    if row.battery_before is not None and row.battery_after is not None:
-        facts.append(f"battery {row.battery_before} to {row.battery_after} %")
-    if row.charge_used_mah is not None:
-        facts.append(f"{row.charge_used_mah:.1f} mAh")
-    if row.energy_j is not None:
-        facts.append(f"{row.energy_j:.1f} J")
-    return f"  [{', '.join(facts)}]" if facts else ""
+def _place(of: BenchRow | Ratio) -> str:
+    """What was measured, and where."""
+    where = "" if of.target == LOCAL else f" on {of.target}"
+    return f"{of.phase}, {of.threads} thread{'s' if of.threads > 1 else ''}{where}"

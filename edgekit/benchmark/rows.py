@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgekit.benchmark.machine import Disturbance
 from edgekit.benchmark.protocol import Series
-from edgekit.benchmark.results import BenchRow, Ratio
+from edgekit.benchmark.results import NONE, BenchRow, Conditions, Ratio
 from edgekit.benchmark.statistics import percentile, ratio, spread
 from edgekit.devices import LOCAL
 from edgekit.spec.names import ROUNDS
@@ -24,27 +24,17 @@ class Where:
 
     target: str
     cores: int  # that it has
-    pinned: str = ""  # cores that the runner was kept on
-    temperature_before: float | None = None
-    temperature_after: float | None = None
     reasons: tuple[str, ...] = ()  # why nothing measured there may be quoted
-    governor: str = ""
-    battery_before: int | None = None
-    battery_after: int | None = None
-    charge_used_mah: float | None = None
-    energy_j: float | None = None
+    conditions: Conditions = NONE
+
+
+HERE = Where(LOCAL, os.cpu_count() or 1)
 
 
 def row(
-    series: Series,
-    phase: str,
-    threads: int,
-    prompt_tokens: int,
-    disturbance: Disturbance,
-    where: Where | None = None,
+    series: Series, phase: str, threads: int, prompt_tokens: int, disturbance: Disturbance, where: Where = HERE
 ) -> BenchRow:
-    """The statistics of one phase; ``where`` is this machine by default."""
-    where = where or Where(LOCAL, os.cpu_count() or 1)
+    """The statistics of one phase."""
     samples, medians = series.samples(phase), series.medians(phase)
     middle = percentile(samples, 0.5)
     tokens = {"prefill": prompt_tokens, "decode": 1}.get(phase)
@@ -70,14 +60,7 @@ def row(
         rss_peak_mb=series.peak_mb,
         rss_anon_mb=series.private_mb,
         rss_file_mb=series.file_mb,
-        cores=where.pinned,
-        temperature_before=where.temperature_before,
-        temperature_after=where.temperature_after,
-        governor=where.governor,
-        battery_before=where.battery_before,
-        battery_after=where.battery_after,
-        charge_used_mah=where.charge_used_mah,
-        energy_j=where.energy_j,
+        conditions=where.conditions,
     )
 
 
@@ -103,12 +86,9 @@ def invalid_reasons(
 
 def compare(series: Sequence[Series], threads: int, target: str = LOCAL) -> list[Ratio]:
     """The first series against each other one, phase by phase."""
-    found = []
-    for other in series[1:]:
-        for phase in series[0].rounds:
-            if phase in other.rounds:
-                times = ratio(other.medians(phase), series[0].medians(phase))
-                found.append(
-                    Ratio(series[0].name, other.name, phase, threads, times.value, times.low, times.high, target)
-                )
-    return found
+    ratios = []
+    for first, other in ((series[0], other) for other in series[1:]):
+        for phase in (phase for phase in first.rounds if phase in other.rounds):
+            times = ratio(other.medians(phase), first.medians(phase))
+            ratios.append(Ratio(first.name, other.name, phase, threads, times.value, times.low, times.high, target))
+    return ratios

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from edgekit.benchmark.machine import describe, usable_cores
 from edgekit.benchmark.results import BenchResult
 from edgekit.benchmark.targets import DeviceHost, LocalHost, Plan, TargetResult, measure_on
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.devices import LOCAL, Target, open_connection
+from edgekit.devices.backend import on_each
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.spec.names import BENCH_NEW, BENCH_PROMPT, ROUNDS
 from edgekit.spec.progress import Progress
@@ -35,8 +34,8 @@ def bench(
     and whether the machine was quiet enough for the numbers to mean anything; with several bundles, ratios compare the
     first with each other one. See docs/benchmarking.md for the rules.
 
-    Devices among ``targets`` measure side by side after this machine, their runners kept on their fastest cores; what is
-    INVALID there is measured once more. An emulated device's rows are always INVALID.
+    Devices among ``targets`` measure side by side after this machine, their runners kept on their fastest cores; what
+    is INVALID there is measured once more. An emulated device's rows are always INVALID.
 
     Raises UsageError for a call that cannot be measured, BundleError for a bundle that cannot be opened or run.
     """
@@ -44,9 +43,14 @@ def bench(
     parsed = [Target.parse(target) for target in targets]
     _check(opened, parsed, threads, prompt_tokens, new_tokens, rounds)
     plan = Plan(tuple(opened), tuple(threads), prompt_tokens, new_tokens, rounds)
+
+    def on_device(target: Target, say: Progress) -> TargetResult:
+        with open_connection(target) as connection:
+            return measure_on(DeviceHost(connection, plan, say), plan, say)
+
     local = [measure_on(LocalHost(plan), plan, progress)] if any(target.kind == LOCAL for target in parsed) else []
-    found = _on_devices([target for target in parsed if target.kind != LOCAL], plan, progress)
-    measured = [*local, *(result for result in found.values() if isinstance(result, TargetResult))]
+    results = on_each([target for target in parsed if target.kind != LOCAL], on_device, progress)
+    measured = [*local, *(result for result in results.values() if isinstance(result, TargetResult))]
     return BenchResult(
         rows=tuple(row for result in measured for row in result.rows),
         ratios=tuple(ratio for result in measured for ratio in result.ratios),
@@ -55,36 +59,12 @@ def bench(
         new_tokens=new_tokens,
         versions={"python": platform.python_version(), **({"onnxruntime": local[0].onnxruntime} if local else {})},
         devices=tuple(result.facts for result in measured if result.facts is not None),
-        failures={target: str(error) for target, error in found.items() if isinstance(error, EdgekitError)},
+        failures={target: str(error) for target, error in results.items() if isinstance(error, EdgekitError)},
     )
 
 
-def _on_devices(targets: Sequence[Target], plan: Plan, progress: Progress) -> dict[str, TargetResult | EdgekitError]:
-    """Measures all devices at once, each by itself; a device that fails stops no other."""
-    lock = threading.Lock()
-
-    def one(target: Target) -> TargetResult | EdgekitError:
-        def say(what: str, share: float) -> None:
-            with lock:
-                progress(what if target.text in what else f"{what} on {target.text}", share)
-
-        try:
-            with open_connection(target) as connection:
-                return measure_on(DeviceHost(connection, plan, say), plan, say)
-        except EdgekitError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, len(targets))) as pool:
-        return dict(zip((target.text for target in targets), pool.map(one, targets), strict=True))
-
-
 def _check(
-    bundles: Sequence[Bundle],
-    targets: Sequence[Target],
-    threads: Sequence[int],
-    prompt: int,
-    new: int,
-    rounds: int,
+    bundles: Sequence[Bundle], targets: Sequence[Target], threads: Sequence[int], prompt: int, new: int, rounds: int
 ) -> None:
     if not bundles:
         raise UsageError("bundles: none given")

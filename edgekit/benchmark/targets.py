@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-from edgekit.benchmark.machine import Watch, Watching
+from edgekit.benchmark.machine import Watch
 from edgekit.benchmark.protocol import BundleProcess, Series, measure
-from edgekit.benchmark.results import BenchRow, Ratio
-from edgekit.benchmark.rows import Where, compare, row
+from edgekit.benchmark.results import BenchRow, Conditions, Ratio
+from edgekit.benchmark.rows import HERE, Where, compare, row
 from edgekit.benchmark.watch import DeviceWatch, energy_joules
 from edgekit.bundle import Bundle
 from edgekit.devices import LOCAL, Connection
@@ -21,6 +19,7 @@ from edgekit.devices.local import open_local
 from edgekit.devices.probe import Core, Facts, probe
 from edgekit.errors import UsageError
 from edgekit.spec.progress import Progress
+from edgekit.strict import ranges
 
 ATTEMPTS = 2
 """How often a device is measured that did not keep quiet."""
@@ -47,47 +46,26 @@ class TargetResult:
     facts: Facts | None
 
 
-class Host(Protocol):
-    """A machine that measures."""
-
-    name: str
-    attempts: int
-
-    @property
-    def facts(self) -> Facts | None:
-        """Of a device."""
-
-    def backends(self, threads: int) -> Sequence[Backend]:
-        """The plan's bundles there, for so many threads."""
-
-    def watch(self, pids: Sequence[int]) -> Watching:
-        """Begins to watch what the machine does besides the runners ``pids``."""
-
-    def where(self, threads: int) -> Where:
-        """What rows say about the machine, after a measurement."""
-
-
 class LocalHost:
     """This machine."""
 
-    name, attempts = LOCAL, 1
-    facts: Facts | None = None
+    name, attempts, facts = LOCAL, 1, None
 
     def __init__(self, plan: Plan) -> None:
         """Raises RuntimeUnavailable when the operator library is needed and cannot be used."""
         self._backends = [open_local(bundle) for bundle in plan.bundles]
 
     def backends(self, threads: int) -> Sequence[Backend]:
-        """See :class:`Host`."""
+        """The plan's bundles there, for so many threads."""
         return self._backends
 
-    def watch(self, pids: Sequence[int]) -> Watching:
-        """See :class:`Host`."""
+    def watch(self, pids: Sequence[int]) -> Watch:
+        """Begins to watch what the machine does besides the runners ``pids``."""
         return Watch(pids)
 
     def where(self, threads: int) -> Where:
-        """See :class:`Host`."""
-        return Where(LOCAL, os.cpu_count() or 1)
+        """What rows say about the machine, after a measurement."""
+        return HERE
 
 
 class DeviceHost:
@@ -106,23 +84,23 @@ class DeviceHost:
         self._pins = connection.run("command -v taskset").code == 0
 
     def backends(self, threads: int) -> Sequence[Backend]:
-        """See :class:`Host`."""
+        """See :class:`LocalHost`."""
         return [replace(deployed, cores=tuple(self._fast(threads))) for deployed in self._deployed]
 
-    def watch(self, pids: Sequence[int]) -> Watching:
-        """See :class:`Host`."""
+    def watch(self, pids: Sequence[int]) -> DeviceWatch:
+        """See :class:`LocalHost`."""
         self._watch = DeviceWatch(self._connection, pids, self._cores)
         return self._watch
 
     def where(self, threads: int) -> Where:
-        """See :class:`Host`."""
-        return where(self.name, self.facts, spelled(self._fast(threads)), self._watch)
+        """See :class:`LocalHost`."""
+        return where(self.name, self.facts, ranges(self._fast(threads)), self._watch)
 
     def _fast(self, threads: int) -> list[int]:
         return fast_cores(self.facts.cores, threads) if self._pins else []
 
 
-def measure_on(host: Host, plan: Plan, progress: Progress) -> TargetResult:
+def measure_on(host: LocalHost | DeviceHost, plan: Plan, progress: Progress) -> TargetResult:
     """Measures a plan's bundles side by side; rows that are INVALID are compared with nothing."""
     result = TargetResult([], [], "", host.facts)
     for threads in plan.threads:
@@ -136,7 +114,9 @@ def measure_on(host: Host, plan: Plan, progress: Progress) -> TargetResult:
     return result
 
 
-def _measured(host: Host, threads: int, plan: Plan, progress: Progress) -> tuple[list[Series], list[BenchRow], str]:
+def _measured(
+    host: LocalHost | DeviceHost, threads: int, plan: Plan, progress: Progress
+) -> tuple[list[Series], list[BenchRow], str]:
     """What the runners answered, rows made of it, and the version of ONNX Runtime."""
     tokens = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}
     with ExitStack() as stack:
@@ -161,17 +141,6 @@ def fast_cores(cores: Sequence[Core], threads: int) -> list[int]:
     return sorted(chosen)
 
 
-def spelled(cores: Sequence[int]) -> str:
-    """[4, 5, 6, 7] as "4-7"."""
-    parts: list[list[int]] = []
-    for core in sorted(cores):
-        if parts and core == parts[-1][-1] + 1:
-            parts[-1].append(core)
-        else:
-            parts.append([core])
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
-
-
 def where(name: str, facts: Facts, cores: str, watch: DeviceWatch) -> Where:
     """What rows say about a device."""
     before, after = watch.before, watch.after
@@ -181,7 +150,8 @@ def where(name: str, facts: Facts, cores: str, watch: DeviceWatch) -> Where:
     charge = None
     if before.charge_uah is not None and after.charge_uah is not None:
         charge = (before.charge_uah - after.charge_uah) / 1000
-    return Where(
-        name, len(facts.cores) or 1, cores, before.temperature, after.temperature, tuple(reasons), after.governor,
-        before.battery, after.battery, charge, energy_joules(before, after),
+    conditions = Conditions(
+        cores, before.temperature, after.temperature, after.governor, before.battery, after.battery, charge,
+        energy_joules(before, after),
     )  # fmt: skip
+    return Where(name, len(facts.cores) or 1, tuple(reasons), conditions)

@@ -102,9 +102,9 @@ def parse(text: str, clock: float) -> State:
     own = sum(int(f[11]) + int(f[12]) for f in (line.rpartition(")")[2].split() for line in lines[1:]) if len(f) > 12)
     zones = [int(line) / 1000 for line in temperatures.split() if re.fullmatch(r"\d{4,6}", line)]
     flags = [int(e, 16) for e in events.split() if re.fullmatch(r"0x[0-9a-fA-F]+", e)]
-    found: dict[str, int] = {}
+    counted: dict[str, int] = {}
     for name, value in re.findall(r"^(\w+) (\d{1,18})$", counters, flags=re.MULTILINE):
-        found.setdefault(name, int(value))
+        counted.setdefault(name, int(value))
     return State(
         clock=clock,
         busy=(sum(total) - total[3] - total[4] - total[7]) / hertz,
@@ -114,5 +114,5 @@ def parse(text: str, clock: float) -> State:
         throttle_events=sum(int(e) for e in events.split() if e.isdigit()),
         throttle_flags=sum(1 for flag in flags if flag & 0xF),
         governor=", ".join(governors.split()),
-        counters=found,
+        counters=counted,
     )

@@ -75,8 +75,8 @@ def group() -> None:
     \b
     Completion: eval "$(_EDGEKIT_COMPLETE=bash_source edgekit)" in ~/.bashrc (zsh_source, fish_source likewise)
 
-    Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done,
-    1 a check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted, 141 nobody reads the output.
+    Results go to stdout (with --json one JSON document and nothing else), progress to stderr. Exit codes: 0 done, 1 a
+    check failed, 2 the call or the input is wrong, 70 a bug in edgekit, 130 interrupted, 141 nobody reads the output.
     """
 
 

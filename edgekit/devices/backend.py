@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
 
 from edgekit.bundle import Bundle
 from edgekit.devices.connection import open_connection
-from edgekit.devices.deploy import deploy
-from edgekit.devices.job import Job
-from edgekit.devices.local import open_local
+from edgekit.devices.deploy import Deployed, deploy
+from edgekit.devices.local import Local, open_local
 from edgekit.devices.target import LOCAL, Target
+from edgekit.errors import EdgekitError
 from edgekit.spec.progress import Progress
 
-
-class Backend(Protocol):
-    """A bundle that is ready to run somewhere."""
-
-    @property
-    def name(self) -> str:
-        """The target, or the bundle's directory on this machine: how messages begin."""
-
-    @property
-    def bundle(self) -> Bundle:
-        """What runs."""
-
-    def job(self, threads: int, **more: object) -> Job:
-        """A runner for the bundle; ``more`` are settings of docs/runner.md."""
-
-    def graph(self, graph: bytes) -> AbstractContextManager[str]:
-        """Another graph on the bundle's weights: its name for the setting ``graph``."""
-
-    def versions(self, job: Job) -> dict[str, str]:
-        """What runs there, for reports."""
+Backend = Local | Deployed
+"""A bundle that is ready to run somewhere."""
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -47,3 +32,26 @@ def open_backend(target: Target, bundle: Bundle, progress: Progress) -> Iterator
         return
     with open_connection(target) as connection:
         yield deploy(connection, bundle, progress)
+
+
+def on_each(
+    targets: Sequence[Target], work: Callable[[Target, Progress], Result], progress: Progress
+) -> dict[str, Result | EdgekitError]:
+    """What ``work`` gives for each target, or its error: this machine first and alone, then all devices at once."""
+    lock = threading.Lock()
+
+    def one(target: Target) -> Result | EdgekitError:
+        def say(what: str, share: float) -> None:
+            with lock:
+                progress(what if target.text in what else f"{what} on {target.text}", share)
+
+        try:
+            return work(target, say)
+        except EdgekitError as error:
+            return error
+
+    results = {target.text: one(target) for target in targets if target.kind == LOCAL}
+    devices = [target for target in targets if target.kind != LOCAL]
+    with ThreadPoolExecutor(max(1, len(devices))) as pool:
+        results.update(zip((target.text for target in devices), pool.map(one, devices), strict=True))
+    return {target.text: results[target.text] for target in targets}

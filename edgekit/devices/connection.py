@@ -14,7 +14,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from edgekit.devices.target import LOCAL, Target
 from edgekit.errors import RuntimeUnavailable, UsageError
@@ -58,24 +57,18 @@ class Connection:
     def close(self) -> None:
         """Ends the connection."""
 
-    def run(self, script: str, *, stdin: bytes | None = None, timeout: float = TIMEOUT) -> Done:
+    def run(self, script: str, *, stdin: bytes = b"", timeout: float = TIMEOUT) -> Done:
         """Runs a script to its end, whatever its exit code. Raises RuntimeUnavailable when the device is out of reach."""
         try:
-            done = subprocess.run(
-                self.argv(script),
-                input=b"" if stdin is None else stdin,
-                capture_output=True,
-                timeout=timeout,
-                check=False,
-            )
+            ran = subprocess.run(self.argv(script), input=stdin, capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             raise RuntimeUnavailable(
                 f"{self.name}: did not answer within {timeout:g} s; is it busy, asleep or out of reach?"
             ) from None
-        found = Done(done.returncode, done.stdout, done.stderr.decode("utf-8", "replace"))
-        if reason := self.lost(found):
+        done = Done(ran.returncode, ran.stdout, ran.stderr.decode("utf-8", "replace"))
+        if reason := self.lost(done):
             raise RuntimeUnavailable(f"{self.name}: {reason}")
-        return found
+        return done
 
     def text(self, script: str, *, timeout: float = TIMEOUT) -> str:
         """A script's output. Raises RuntimeUnavailable when it fails, with its own last words."""
@@ -87,10 +80,13 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def last_line(text: str, silent: str = "no message") -> str:
+    """The last line of what a command wrote, cut where it is long."""
+    return (text.strip().splitlines() or [silent])[-1][:300]
 
 
 def last_words(done: Done) -> str:
@@ -128,8 +124,8 @@ class Ssh(Connection):
             self._master = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
         while not socket.exists():
             if self._master.poll() is not None:
-                words = messages.read_text(errors="replace").strip().splitlines() or ["no message"]
-                raise RuntimeUnavailable(f"{self.name}: ssh could not connect: {words[-1][:300]}")
+                words = last_line(messages.read_text(errors="replace"))
+                raise RuntimeUnavailable(f"{self.name}: ssh could not connect: {words}")
             time.sleep(0.05)
 
     def argv(self, script: str) -> list[str]:
@@ -138,10 +134,8 @@ class Ssh(Connection):
         return [self._ssh, *self._options, *_QUIET, *shared, "-T", self.target.host, f"sh -c {shlex.quote(script)}"]
 
     def lost(self, done: Done) -> str:
-        if done.code != 255:
-            return ""
-        words = done.stderr.strip().splitlines() or ["the device closed it without a word"]
-        return f"ssh lost the connection: {words[-1][:300]}"
+        words = last_line(done.stderr, "the device closed it without a word")
+        return f"ssh lost the connection: {words}" if done.code == 255 else ""
 
     def close(self) -> None:
         if self._master is not None:
@@ -163,14 +157,13 @@ class Adb(Connection):
         return [self._adb, "-s", self.target.host, "shell", "-T", script]
 
     def lost(self, done: Done) -> str:
-        words = done.stderr.strip().splitlines()
-        found = next((w for w in words if w.startswith(("adb: ", "error: "))), "")
-        if done.code != 1 or not found:  # adb's own exit code; a script's messages may look alike
+        complaint = next((w for w in done.stderr.strip().splitlines() if w.startswith(("adb: ", "error: "))), "")
+        if done.code != 1 or not complaint:  # adb's own exit code; a script's messages may look alike
             return ""
         for word, advice in _ADB_ADVICE.items():
-            if word in found:
-                return f"{found.split(': ', 1)[1]}; {advice}"
-        return found
+            if word in complaint:
+                return f"{complaint.split(': ', 1)[1]}; {advice}"
+        return complaint
 
 
 _ADB_ADVICE = {
@@ -200,14 +193,13 @@ def attached_phones() -> list[tuple[str, str]]:
     except subprocess.TimeoutExpired:
         raise RuntimeUnavailable("adb devices: no answer; `adb kill-server` and try again") from None
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeUnavailable(f"adb devices: exit code {done.returncode}: {words[:300]}")
+        raise RuntimeUnavailable(f"adb devices: exit code {done.returncode}: {last_line(done.stderr)}")
     fields = (line.split() for line in done.stdout.splitlines()[1:])
-    return [(found[0], found[1]) for found in fields if len(found) >= 2]
+    return [(words[0], words[1]) for words in fields if len(words) >= 2]
 
 
 def _program(name: str, what: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise RuntimeUnavailable(f"{name} is not installed; {name}: targets need {what} in PATH")
-    return found
+    return path

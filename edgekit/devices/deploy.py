@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from edgekit.bundle import Bundle
 from edgekit.devices import linux, phone
@@ -26,22 +25,7 @@ HASHING_SECONDS = 1800.0
 """A slow card reads a large bundle for minutes."""
 
 
-class System(Protocol):
-    """What kind of system runs on a device, and how a runner is started there."""
-
-    @property
-    def machine(self) -> str:
-        """As ``uname -m`` calls its processor."""
-
-    @property
-    def abi(self) -> str:
-        """The operator library's name for it."""
-
-    def runner_files(self) -> list[Item]:
-        """The runner itself."""
-
-    def command(self, directory: str, variables: str, prefix: str, settings: str) -> str:
-        """The script that becomes a runner."""
+System = linux.Linux | phone.Android
 
 
 @dataclass(frozen=True)
@@ -63,11 +47,11 @@ class Deployed:
     def job(self, threads: int, **more: object) -> Job:
         """A runner for the bundle, kept on ``cores``; ``more`` are settings of docs/runner.md."""
         advice, needed = f"run `edgekit devices setup {self.name}`", self.bundle.manifest.needs_operators
-        given = settings(self.directory, threads, self.library, advice, library_needed=needed, **more)
+        asked = settings(self.directory, threads, self.library, advice, library_needed=needed, **more)
         isa = os.environ.get("EDGEKIT_ISA", "")
         variables = "ORT_DISABLE_TELEMETRY=1" + (f" EDGEKIT_ISA={shlex.quote(isa)}" if isa else "")
         prefix = f"taskset {sum(1 << core for core in self.cores):x} " if self.cores else ""
-        script = self.system.command(self.connection.directory, variables, prefix, shlex.quote(given))
+        script = self.system.command(self.connection.directory, variables, prefix, shlex.quote(asked))
         return device_job(self.connection, script)
 
     @contextmanager
@@ -99,8 +83,8 @@ def device_job(connection: Connection, script: str) -> Job:
 def deploy(connection: Connection, bundle: Bundle, progress: Progress) -> Deployed:
     """Pushes what the device does not have, and checks every file's hash there.
 
-    Raises UnsupportedError for a device that cannot run bundles, RuntimeUnavailable when it is not set up, has no room or
-    is out of reach, BundleError when a file on it is not the bundle's.
+    Raises UnsupportedError for a device that cannot run bundles, RuntimeUnavailable when it is not set up, has no room
+    or is out of reach, BundleError when a file on it is not the bundle's.
     """
     system: System
     if connection.target.kind == "adb":

@@ -30,8 +30,8 @@ def generate_on(
 ) -> Generation:
     """As :func:`edgekit.runtime.generation.generate`, the likeliest token each time, computed by a runner.
 
-    Raises UsageError and UnsupportedError as that does; RuntimeUnavailable, also within the iteration, when the target is
-    out of reach or not set up.
+    Raises UsageError and UnsupportedError as that does; RuntimeUnavailable, also within the iteration, when the target
+    is out of reach or not set up.
     """
     info = decoder_info(bundle)
     asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length)

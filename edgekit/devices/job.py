@@ -9,13 +9,12 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edgekit import errors
-from edgekit.devices.connection import Done
+from edgekit.devices.connection import Done, last_line
 from edgekit.errors import RuntimeUnavailable
 from edgekit.spec import names
 
@@ -60,7 +59,7 @@ class Job:
         try:
             self.facts = self.line()
         except BaseException as error:
-            self.__exit__(type(error), error, None)
+            self.__exit__(error)
             raise
 
     def ask(self, what: str, **more: object) -> dict[str, Any]:
@@ -126,22 +125,19 @@ class Job:
         words = self._messages.read().decode("utf-8", "replace")
         if lost := self._lost(Done(code, b"", words)):
             return lost
-        last = (words.strip().splitlines() or ["without a word"])[-1][:300]
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"the runner ended at {self._asked!r} ({how}: {last}); {self._died}"
+        return f"the runner ended at {self._asked!r} ({how}: {last_line(words, 'without a word')}); {self._died}"
 
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()  # the runner ends with its stdin
         self._process.stdin = None
         try:
-            self._process.communicate(timeout=PATIENCE if kind is None else 0)
+            self._process.communicate(timeout=0 if any(error) else PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()

@@ -1,4 +1,5 @@
-"""Linux devices over ssh. ONNX Runtime lives in a virtual environment below edgekit's directory, made of the host's wheels.
+"""Linux devices over ssh. ONNX Runtime lives in a virtual environment below edgekit's directory, made of the host's
+wheels.
 
 The device needs no network, no pip and no compiler: only Python with its venv module.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.devices import runner
-from edgekit.devices.connection import Connection
+from edgekit.devices.connection import Connection, last_line
 from edgekit.devices.transfer import Item, item_of, push
 from edgekit.errors import RuntimeUnavailable, UnsupportedError
 from edgekit.spec.progress import Progress
@@ -90,11 +91,11 @@ def setup_linux(connection: Connection, wheels: Path | None, progress: Progress)
     device = inspect_linux(connection)
     with tempfile.TemporaryDirectory(prefix="edgekit-wheels-") as scratch:
         progress("download wheels", 0.0)
-        found = _wheels(device, wheels or _download(device, Path(scratch)))
-        push(connection, [item_of(wheel, f"wheels/{wheel.name}") for wheel in found], progress)
+        files = _wheels(device, wheels or _download(device, Path(scratch)))
+        push(connection, [item_of(wheel, f"wheels/{wheel.name}") for wheel in files], progress)
     progress(f"install on {connection.name}", 0.0)
     packages = f"venv/lib/python{device.python[0]}.{device.python[1]}/site-packages"
-    unpack = " && ".join(f"python3 -m zipfile -e wheels/{shlex.quote(w.name)} {packages}" for w in found)
+    unpack = " && ".join(f"python3 -m zipfile -e wheels/{shlex.quote(w.name)} {packages}" for w in files)
     connection.text(
         f"cd {shlex.quote(connection.directory)} && rm -rf venv && python3 -m venv --without-pip venv && {unpack}",
         timeout=900,
@@ -115,9 +116,9 @@ def installed(connection: Connection) -> str:
             f"{connection.name}: ONNX Runtime is not set up there; run `edgekit devices setup {connection.name}` once"
         )
     if done.code != 0:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
         raise RuntimeUnavailable(
-            f"{connection.name}: ONNX Runtime does not run there ({words}); `edgekit devices setup {connection.name}` again"
+            f"{connection.name}: ONNX Runtime does not run there ({last_line(done.stderr)}); "
+            f"`edgekit devices setup {connection.name}` again"
         )
     return done.stdout.decode("utf-8", "replace").strip()
 
@@ -135,9 +136,8 @@ def _download(device: Linux, folder: Path) -> Path:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PIP_NO_INPUT": "1"})
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
         raise RuntimeUnavailable(
-            f"pip could not download ONNX Runtime {ONNXRUNTIME} for {device.machine} ({words}); "
+            f"pip could not download ONNX Runtime {ONNXRUNTIME} for {device.machine} ({last_line(done.stderr)}); "
             "without network give --wheels a directory that holds the wheels"
         )
     return folder
@@ -145,16 +145,16 @@ def _download(device: Linux, folder: Path) -> Path:
 
 def _wheels(device: Linux, folder: Path) -> list[Path]:
     """The two wheels in ``folder``."""
-    found = []
+    wheels = []
     for name in ("onnxruntime", "numpy"):
         tag = f"cp{device.python[0]}{device.python[1]}"
         fitting = sorted(p for p in folder.glob(f"{name}-*.whl") if tag in p.name and device.machine in p.name)
         if not fitting:
             raise RuntimeUnavailable(f"{folder}: no wheel of {name} for {tag} on {device.machine}")
-        found.append(fitting[-1])
-    return found
+        wheels.append(fitting[-1])
+    return wheels
 
 
 def _version(text: str) -> tuple[int, int]:
-    found = re.search(r"(\d+)[. ](\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    numbers = re.search(r"(\d+)[. ](\d+)", text)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)

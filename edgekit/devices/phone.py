@@ -74,8 +74,8 @@ def inspect_android(connection: Connection) -> Android:
 def setup_android(connection: Connection, package: Path | None, progress: Progress) -> str:
     """Pushes ONNX Runtime's libraries from its Android package; returns what runs there.
 
-    ``package`` is the .aar, or a directory that it was unpacked to. Raises UsageError for one that is none, UnsupportedError
-    as :func:`inspect_android`.
+    ``package`` is the .aar, or a directory that it was unpacked to. Raises UsageError for one that is none,
+    UnsupportedError as :func:`inspect_android`.
     """
     device = inspect_android(connection)
     if package is None:

@@ -113,16 +113,8 @@ def parse(target: str, text: str) -> Facts:
     machine, kernel, *_ = [*lines("uname"), "", ""]
     android = dict(line.partition("=")[::2] for line in lines("android"))
     maker, phone = android.get("ro.product.manufacturer", ""), android.get("ro.product.model", "")
-    cores = tuple(
-        sorted(
-            (
-                Core(int(name.removeprefix("core ")), _number(first(name), 1e-3))
-                for name in sections
-                if name.startswith("core ")
-            ),
-            key=lambda core: core.id,
-        )
-    )
+    numbers = sorted(int(name.removeprefix("core ")) for name in sections if name.startswith("core "))
+    cores = tuple(Core(number, _number(first(f"core {number}"), 1e-3)) for number in numbers)
     name, features = features_of(sections.get("cpuinfo", ""))
     release = android.get("ro.build.version.release") or android.get("ro.build.version.sdk", "")
     temperatures = [t for line in lines("temperature") if (t := _number(line, 1e-3)) is not None and 0 < t < HOTTEST]
@@ -170,8 +162,8 @@ def _battery(lines: list[str]) -> str:
 
 
 def _memory(line: str) -> int | None:
-    found = re.search(r"(\d+) kB", line)
-    return int(found[1]) >> 10 if found else None
+    size = re.search(r"(\d+) kB", line)
+    return int(size[1]) >> 10 if size else None
 
 
 def _number(text: str, scale: float) -> float | None:

@@ -1,7 +1,8 @@
 """Runs a bundle wherever there are Python, numpy and onnxruntime, as its host tells it to: docs/runner.md.
 
-This file travels: it imports nothing of edgekit and is started as ``python3 runner.py '{"bundle": DIR, ...}'``. It decides
-nothing and keeps nothing; what it shares with its host comes in the settings. On the host itself it is what ``local`` runs.
+This file travels: it imports nothing of edgekit and is started as ``python3 runner.py '{"bundle": DIR, ...}'``. It
+decides nothing and keeps nothing; what it shares with its host comes in the settings. On the host itself it is what
+``local`` runs.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Runner:
         """The lines that answer a request."""
         what = request.get("do")
         if what in ("load", "first"):
-            yield self._measured(self._load if what == "load" else self._first)
+            yield self._measured(self._load if what == "load" else self.subject.first)
         elif what == "round":
             yield {"times": self._round()}
         elif what == "finish":
@@ -94,7 +95,7 @@ class Runner:
             vector = {**self.vector(request["vector"]), **_unpacked(request.get("arrays", {}))}
             yield {"arrays": _packed(self.subject.replay(vector))}
         elif what == "run":
-            yield {"arrays": _packed(self._run(request))}
+            yield {"arrays": _packed(self.run(self.subject.session, _unpacked(request["arrays"]), request["outputs"]))}
         elif what == "generate":
             yield from self._generate(request)
         elif what == "profile":
@@ -185,9 +186,6 @@ class Runner:
     def _nodes(self) -> int:
         return int(self._operators().partition("; ")[2] or 0)
 
-    def _first(self) -> None:
-        self.subject.first()
-
     def _round(self) -> dict[str, list[float]]:
         gc.disable()  # collection pauses are no property of the model
         try:
@@ -200,9 +198,6 @@ class Runner:
         if file not in self.vectors:
             raise Refused("BundleError", f"{self.directory}: {file} is no golden vector of its manifest")
         return _safetensors(self.directory / file)
-
-    def _run(self, request: Json) -> Json:
-        return self.run(self.subject.session, _unpacked(request["arrays"]), request["outputs"])
 
     def _generate(self, request: Json) -> Iterator[Json]:
         if not isinstance(self.subject, Decoder):
@@ -385,12 +380,12 @@ def _safetensors(path: Path) -> Json:
     size = int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8 : 8 + size].tobytes())
     header.pop("__metadata__", None)
-    found = {}
+    arrays = {}
     for name, entry in header.items():
         start, stop = (8 + size + offset for offset in entry["data_offsets"])
         array = np.frombuffer(data[start:stop].tobytes(), DTYPES[entry["dtype"]])
-        found[name] = array.reshape(entry["shape"])
-    return found
+        arrays[name] = array.reshape(entry["shape"])
+    return arrays
 
 
 def _summary(logits: Any, targets: Any) -> Json:

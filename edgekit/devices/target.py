@@ -29,11 +29,11 @@ class Target:
         if text == LOCAL:
             return Target(text, LOCAL)
         kind, _, rest = text.partition(":")
-        if kind == "ssh" and (found := _SSH.fullmatch(rest)):
-            port = int(found["port"]) if found["port"] else None
+        if kind == "ssh" and (parts := _SSH.fullmatch(rest)):
+            port = int(parts["port"]) if parts["port"] else None
             if port is None or 1 <= port <= 65535:
-                host = found["host"].strip("[]")
-                return Target(text, "ssh", f"{found['user']}@{host}" if found["user"] else host, port)
+                host = parts["host"].strip("[]")
+                return Target(text, "ssh", f"{parts['user']}@{host}" if parts["user"] else host, port)
         if kind == "adb" and _SERIAL.fullmatch(rest):
             return Target(text, "adb", rest)
         raise UsageError(f"target {text!r}: is none of {FORMS}")

@@ -1,7 +1,7 @@
 """Files to a device: only what it does not have, from where a broken transfer stopped, proved by sha256.
 
-Everything lies under the connection's directory: ``files`` of it are listed in ``index`` (sha256, bytes, path), what is on
-its way is ``incoming/<sha256>``.
+Everything lies under the connection's directory: ``files`` of it are listed in ``index`` (sha256, bytes, path), what is
+on its way is ``incoming/<sha256>``.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def item_of(source: Path, path: str) -> Item:
 def push(connection: Connection, items: Sequence[Item], progress: Progress = lambda what, share: None) -> int:
     """Makes the device hold ``items``; returns the bytes that had to travel.
 
-    A broken link is tried again and goes on where it stopped. Raises RuntimeUnavailable when the device is out of reach,
-    has no room, or what arrived is not what was sent.
+    A broken link is tried again and goes on where it stopped. Raises RuntimeUnavailable when the device is out of
+    reach, has no room, or what arrived is not what was sent.
     """
     held = _index(connection)
     missing = [i for i in items if held.get(i.path) != (i.sha256, i.bytes)]
@@ -133,15 +133,12 @@ def _attempt(connection: Connection, item: Item, progress: Callable[[int], None]
 
 def _stream(connection: Connection, item: Item, progress: Callable[[int], None]) -> Done:
     """Appends to what already arrived, compares the hash and moves the file into its place."""
-    asked = connection.run(
-        f"{_enter(connection)} && mkdir -p incoming && stat -c %s incoming/{item.sha256} 2>/dev/null"
-    )
-    at = int(asked.stdout or 0)
+    size = f"mkdir -p incoming && stat -c %s incoming/{item.sha256} 2>/dev/null"
+    at = int(connection.run(f"{_enter(connection)} && {size}").stdout or 0)
     at = at if at <= item.bytes else 0
     script = f"{_enter(connection)} && {'cat >>' if at else 'cat >'} incoming/{item.sha256} && {_settle(item)}"
-    process = subprocess.Popen(
-        connection.argv(script), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(connection.argv(script), stdin=pipe, stdout=pipe, stderr=pipe)
     assert process.stdin is not None
     try:
         with item.source.open("rb") as file, contextlib.suppress(BrokenPipeError):

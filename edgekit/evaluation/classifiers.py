@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,8 @@ import numpy as np
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import UsageError
 from edgekit.inspection import inspect
-from edgekit.parity.labels import Classify, LabelledData, LabelScore, open_labelled, places, score
+from edgekit.parity.labels import Classify, LabelScore, classifier, open_labelled, places, score
 from edgekit.parity.original import Original
-from edgekit.runtime.session import Session
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.progress import Progress
 
@@ -39,10 +38,9 @@ def score_classifiers(
         data = [open_labelled(bundle, Path(file)) for file in files]
         progress(f"load {bundle.directory if index in bundles else model}", 0.0)
         facts, classify = _bundle(bundle, threads) if index in bundles else _module(guide, str(model))
-        found = [places(one, classify(one), progress, facts[0]) for one in data]
-        against = first or [None for _ in data]
-        results.append((facts, tuple(map(score, data, found, against))))
-        first = first or found
+        ranks = [places(one, classify, progress, facts[0]) for one in data]
+        results.append((facts, tuple(map(score, data, ranks, first or [None for _ in data]))))
+        first = first or ranks
     return results
 
 
@@ -51,20 +49,11 @@ def is_bundle(model: BundleLike) -> bool:
     return isinstance(model, Bundle) or (Path(model) / MANIFEST).is_file()
 
 
-def _bundle(bundle: Bundle, threads: int) -> tuple[Facts, Callable[[LabelledData], Classify]]:
-    session, path = Session(bundle, threads), bundle.directory
-    facts = path.name or str(path), str(bundle.manifest.recipe.get("name") or ""), bundle.model_bytes
-    return (
-        *facts,
-        inspect(bundle).bits_per_weight,
-    ), lambda data: lambda feeds: session.run(feeds, [data.output])[data.output]
+def _bundle(bundle: Bundle, threads: int) -> tuple[Facts, Classify]:
+    name, method = bundle.directory.name or str(bundle.directory), str(bundle.manifest.recipe.get("name") or "")
+    return (name, method, bundle.model_bytes, inspect(bundle).bits_per_weight), classifier(bundle, threads)
 
 
-def _module(guide: Bundle, model: str) -> tuple[Facts, Callable[[LabelledData], Classify]]:
+def _module(guide: Bundle, model: str) -> tuple[Facts, Classify]:
     original = Original(guide, model)
-    return (
-        original.name,
-        "PyTorch",
-        original.bytes,
-        None,
-    ), lambda data: lambda feeds: original.logits(feeds, data.output)
+    return (original.name, "PyTorch", original.bytes, None), original.logits

@@ -12,19 +12,16 @@ from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import RuntimeUnavailable, UsageError
 from edgekit.evaluation.classifiers import is_bundle, score_classifiers
 from edgekit.evaluation.scorers import BundleScorer, Scorer
-from edgekit.evaluation.tasks import (
-    ChoiceScore,
-    TextScore,
-    read_questions,
-    score_questions,
-    score_text,
-)
-from edgekit.parity.corpus import read_text
+from edgekit.evaluation.tasks import ChoiceScore, TextScore, read_questions, score_questions, score_text
+from edgekit.parity.corpus import EXPECTED
 from edgekit.parity.labels import LabelScore
 from edgekit.spec.names import TEXT_TOKENS, WINDOW
 from edgekit.spec.progress import Progress
+from edgekit.strict import read_text
 
 MEGA = 1e6
+HEAD = ("model", "method", "MB", "bits/weight")
+"""The first columns of a table."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,11 @@ class Row:
     tasks: dict[str, dict[str, float]]
     labels: tuple[LabelScore, ...] = ()
 
+    def cells(self) -> list[str]:
+        """What stands under ``HEAD``."""
+        bits = f"{self.bits_per_weight:.2f}" if self.bits_per_weight else "-"
+        return [self.model, self.method, f"{self.bytes / MEGA:.2f}", bits]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -53,35 +55,27 @@ class Evaluation:
 
     def measures(self) -> list[tuple[str, list[float]]]:
         """(heading, a number for each row) in the order of the columns."""
-        first = self.rows[0]
-        found = []
+        first, columns = self.rows[0], list[tuple[str, list[float]]]()
         for i, text in enumerate(first.texts):
-            found.append((f"perplexity {Path(text.file).name}", [row.texts[i].perplexity for row in self.rows]))
+            columns.append((f"perplexity {Path(text.file).name}", [row.texts[i].perplexity for row in self.rows]))
         for i, choice in enumerate(first.choices):
-            found.append((f"accuracy {Path(choice.file).name}", [row.choices[i].accuracy for row in self.rows]))
+            columns.append((f"accuracy {Path(choice.file).name}", [row.choices[i].accuracy for row in self.rows]))
         for i, label in enumerate(first.labels):
-            found.append((f"top-1 {Path(label.file).name}", [row.labels[i].top1 for row in self.rows]))
+            columns.append((f"top-1 {Path(label.file).name}", [row.labels[i].top1 for row in self.rows]))
         for i, label in enumerate(first.labels):
             if label.top5 is not None:
-                found.append((f"top-5 {Path(label.file).name}", [row.labels[i].top5 or math.nan for row in self.rows]))
+                columns.append(
+                    (f"top-5 {Path(label.file).name}", [row.labels[i].top5 or math.nan for row in self.rows])
+                )
         for task, metrics in first.tasks.items():
             for metric in metrics:
                 values = [row.tasks.get(task, {}).get(metric, math.nan) for row in self.rows]
-                found.append((f"{metric} {task}", values))
-        return found
+                columns.append((f"{metric} {task}", values))
+        return columns
 
     def lines(self) -> list[str]:
         """A table for people."""
-        head = ["model", "method", "MB", "bits/weight"]
-        body = [
-            [
-                row.model,
-                row.method,
-                f"{row.bytes / MEGA:.2f}",
-                f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "-",
-            ]
-            for row in self.rows
-        ]
+        head, body = list(HEAD), [row.cells() for row in self.rows]
         for heading, values in self.measures():
             head.append(heading)
             for cells, value in zip(body, values, strict=True):
@@ -142,21 +136,17 @@ def evaluate(
     if labels:
         scored = score_classifiers(models, labels, threads, progress)
         return Evaluation(tuple(Row(*facts, (), (), {}, scores) for facts, scores in scored))
-    read = [(file, read_text(file)) for file in map(Path, texts)]
+    read = [(file, read_text(file, UsageError, EXPECTED)) for file in map(Path, texts)]
     asked = [(file, read_questions(file, most_questions)) for file in map(Path, choices)]
     rows = []
     for model in models:
         progress(f"load {model.directory if isinstance(model, Bundle) else model}", 0.0)
         scorer = open_scorer(model, threads)
-        rows.append(
-            Row(
-                scorer.name, scorer.method, scorer.bytes,
-                None if math.isnan(scorer.bits_per_weight) else round(scorer.bits_per_weight, 4),
-                tuple(score_text(scorer, file, text, most_tokens, progress, window) for file, text in read),
-                tuple(score_questions(scorer, file, questions, progress) for file, questions in asked),
-                _tasks(scorer, tasks, most_questions),
-            )
-        )  # fmt: skip
+        bits = None if math.isnan(scorer.bits_per_weight) else round(scorer.bits_per_weight, 4)
+        scores = tuple(score_text(scorer, file, text, most_tokens, progress, window) for file, text in read)
+        answers = tuple(score_questions(scorer, file, questions, progress) for file, questions in asked)
+        more = _tasks(scorer, tasks, most_questions)
+        rows.append(Row(scorer.name, scorer.method, scorer.bytes, bits, scores, answers, more))
     return Evaluation(tuple(rows))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import CheckFailed, RuntimeUnavailable, UnsupportedError
+from edgekit.errors import CheckFailed, RuntimeUnavailable, UnsupportedError, one_line
 from edgekit.evaluation.scorers import Scorer
 from edgekit.evaluation.tasks import split
 
@@ -25,20 +25,14 @@ def run_tasks(scorer: Scorer, tasks: Sequence[str], most: int = 0) -> dict[str, 
         )
     # lm-eval and the hub behind it raise whatever they meet.
     except Exception as error:
-        raise CheckFailed(
-            f"lm-eval {', '.join(tasks)}: stopped ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        ) from error
-    return {
-        task: {
-            metric.partition(",")[0]: float(value)
-            for metric, value in values.items()
-            if isinstance(value, int | float)
-            and math.isfinite(value)
-            and "stderr" not in metric
-            and metric != "sample_len"
-        }
-        for task, values in report["results"].items()
-    }
+        raise CheckFailed(f"lm-eval {', '.join(tasks)}: stopped ({type(error).__name__}: {one_line(error)})") from error
+    return {task: _metrics(values) for task, values in report["results"].items()}
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
+    wanted = [name for name in numbers if "stderr" not in name and name != "sample_len"]
+    return {name.partition(",")[0]: float(numbers[name]) for name in wanted}
 
 
 def adapter(scorer: Scorer) -> Any:

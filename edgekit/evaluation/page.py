@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit.errors import CheckFailed, UsageError
-from edgekit.evaluation.evaluator import MEGA, Evaluation
+from edgekit.evaluation.evaluator import HEAD, MEGA, Evaluation
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 70, 30, 20, 50
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a", "#0a7ea4")
@@ -56,13 +56,12 @@ def page(evaluation: Evaluation) -> str:
 
 def _table(evaluation: Evaluation) -> str:
     measures = evaluation.measures()
-    head = ["model", "method", "MB", "bits/weight", *(heading for heading, _ in measures)]
+    head = [*HEAD, *(heading for heading, _ in measures)]
     lines = []
     for place, row in enumerate(evaluation.rows):
-        bits = f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "-"
-        cells = [row.model, row.method, f"{row.bytes / MEGA:.2f}", bits, *(_number(v[place]) for _, v in measures)]
+        cells = [*row.cells(), *(_number(v[place]) for _, v in measures)]
         errors = [choice.error for choice in row.choices] + [label.error for label in row.labels]
-        for i, error in enumerate(errors, len(row.texts) + 4):
+        for i, error in enumerate(errors, len(row.texts) + len(HEAD)):
             cells[i] += f" ± {error:.3f}"
         lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>{''.join(lines)}</table>"

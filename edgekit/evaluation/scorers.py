@@ -40,11 +40,9 @@ class Scorer(Protocol):
 
     def text(self, ids: Sequence[int]) -> np.ndarray:
         """Nats of each next token of at most ``limit`` ids: float32 [len(ids) - 1]."""
-        ...
 
     def continuations(self, context: Sequence[int], choices: Sequence[Sequence[int]]) -> list[Likelihood]:
         """How likely each of ``choices`` is after ``context``; context and the longest choice fit into ``limit``."""
-        ...
 
 
 class BundleScorer:
@@ -70,15 +68,15 @@ class BundleScorer:
         """See :class:`Scorer`; the context runs once."""
         self._decoder.reset()
         first = self._decoder.run(np.array([context], np.int64))[0]
-        found = []
+        likelihoods = []
         for choice in choices:
             logits = first
             if len(choice) > 1:
                 more = self._decoder.run(np.array([choice[:-1]], np.int64), keep=0)[0]
                 self._decoder.rewind(len(context))
                 logits = np.concatenate([first, more])
-            found.append(likelihood(logits, choice))
-        return found
+            likelihoods.append(likelihood(logits, choice))
+        return likelihoods
 
 
 def likelihood(logits: np.ndarray, choice: Sequence[int]) -> Likelihood:

@@ -131,21 +131,13 @@ def score_questions(scorer: Scorer, file: Path, questions: Sequence[Question], p
         cut += any(len(context) > room for context, _ in pairs)
         scores = score_pairs(scorer, [(context[-room:], ending) for context, ending in pairs])
         _check_finite(scorer, file, np.array(scores))
-        right += (
-            _best([s / len(choice.encode()) for s, choice in zip(scores, item.choices, strict=True)]) == item.answer
-        )
-        plain += _best(scores) == item.answer
+        by_length = [score / len(choice.encode()) for score, choice in zip(scores, item.choices, strict=True)]
+        right += int(np.argmax(by_length)) == item.answer
+        plain += int(np.argmax(scores)) == item.answer
     count = len(questions)
-    accuracy = right / count
-    return ChoiceScore(
-        str(file),
-        count,
-        accuracy,
-        plain / count,
-        math.sqrt(accuracy * (1 - accuracy) / count),
-        sum(1 / len(q.choices) for q in questions) / count,
-        cut,
-    )
+    accuracy, chance = right / count, sum(1 / len(q.choices) for q in questions) / count
+    error = math.sqrt(accuracy * (1 - accuracy) / count)
+    return ChoiceScore(str(file), count, accuracy, plain / count, error, chance, cut)
 
 
 def _check_finite(scorer: Scorer, file: Path, nats: np.ndarray) -> None:
@@ -197,7 +189,3 @@ def _start(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
         if len(token) == 1:
             return token[0]
     return ids[0]
-
-
-def _best(scores: Sequence[float]) -> int:
-    return int(np.argmax(scores))

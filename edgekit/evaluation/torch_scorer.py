@@ -43,10 +43,10 @@ class TorchScorer:
 
     def continuations(self, context: Sequence[int], choices: Sequence[Sequence[int]]) -> list[Likelihood]:
         """See ``Scorer``; each choice runs with the whole context."""
-        found = []
+        likelihoods = []
         for choice in choices:
             ids = torch.tensor([[*context, *choice]])
             with torch.no_grad(), native_activations(self._model):
                 logits = self._model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
-            found.append(likelihood(logits.float().numpy(), choice))
-        return found
+            likelihoods.append(likelihood(logits.float().numpy(), choice))
+        return likelihoods

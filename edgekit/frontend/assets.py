@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from edgekit.errors import one_line
+
 _NAMES = (
     "config.json",
     "tokenizer.json",
@@ -29,25 +31,20 @@ log = logging.getLogger(__name__)
 
 
 def collect(directory: Path, *, text: bool) -> tuple[tuple[Path, ...], Callable[[], None] | None]:
-    """Configuration, tokenizer and generation files of ``directory``.
+    """Configuration, tokenizer and generation files of ``directory``, and what deletes those that had to be made, or
+    None.
 
-    Args:
-        text: the model reads tokens; without a tokenizer.json one is then made from the older files.
-
-    Returns:
-        The files (existing ones only), and a function that deletes what had to be made, or None.
+    ``text``: the model reads tokens; without a tokenizer.json one is then made from the older files.
     """
     files = [directory / name for name in _NAMES if (directory / name).is_file()]
     files += sorted(p for p in directory.glob("chat_template*") if p.is_file())
-    if not text or (directory / "tokenizer.json").is_file():
-        return tuple(files), None
-    if not any((directory / name).is_file() for name in _SLOW):
-        log.warning("%s: no tokenizer files; the bundle will take token ids only", directory)
-        return tuple(files), None
-    made = _fast_tokenizer(directory)
-    if made is None:
-        return tuple(files), None
-    return (Path(made.name) / "tokenizer.json", *files), made.cleanup
+    made = None
+    if text and not (directory / "tokenizer.json").is_file():
+        if any((directory / name).is_file() for name in _SLOW):
+            made = _fast_tokenizer(directory)
+        else:
+            log.warning("%s: no tokenizer files; the bundle will take token ids only", directory)
+    return (tuple(files), None) if made is None else ((Path(made.name) / "tokenizer.json", *files), made.cleanup)
 
 
 def _fast_tokenizer(directory: Path) -> TemporaryDirectory[str] | None:
@@ -60,7 +57,7 @@ def _fast_tokenizer(directory: Path) -> TemporaryDirectory[str] | None:
         ).save_pretrained(scratch.name)
     # A tokenizer is not worth failing an export for, and its loaders raise whatever their libraries do.
     except Exception as error:
-        log.warning("%s: no tokenizer.json and none could be made (%s)", directory, " ".join(str(error).split())[:200])
+        log.warning("%s: no tokenizer.json and none could be made (%s)", directory, one_line(error))
     if (Path(scratch.name) / "tokenizer.json").is_file():
         return scratch
     scratch.cleanup()

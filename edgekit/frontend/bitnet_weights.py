@@ -1,8 +1,8 @@
 """BitNet checkpoints in the forms that transformers 5 knows, each turned into plain ``nn.Linear``.
 
 A quantized layer arrives as an ``nn.Linear`` whose weight is exactly code * scale in float32, codes in {-1, 0, 1}, one
-scale per tensor, and stays in the file (``streamed``), with the attribute ``activation_block_size = 0``: its input is to
-be quantized to int8 per token.
+scale per tensor, and stays in the file (``streamed``), with the attribute ``activation_block_size = 0``: its input is
+to be quantized to int8 per token.
 
 ========================  ===========================================  ===================================
 form                      stored weight                                weight here
@@ -49,8 +49,7 @@ from edgekit import absmean
 from edgekit.errors import SourceError
 from edgekit.frontend import streamed
 from edgekit.frontend.allocator import trim_heap
-from edgekit.frontend.checkpoint import Checkpoint
-from edgekit.frontend.weights import unpickled
+from edgekit.frontend.checkpoint import Checkpoint, unpickled
 from edgekit.lowbit.weights import RowWeight
 
 _PLAUSIBLE = 8.0  # Weights of mean |w| 8 would make a layer multiply its input by hundreds.
@@ -89,19 +88,12 @@ def missing_quantization_config(path: Path) -> str:
 def load(
     checkpoint: Checkpoint, quantization: dict[str, Any], skeleton: Any, common: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Load a BitNet checkpoint as a model of plain linear layers, whose weights stay in the file (``streamed``).
+    """A BitNet checkpoint as a model of plain linear layers, whose weights stay in the file (``streamed``), its other
+    weights as stored; and transformers' report on keys.
 
-    Args:
-        checkpoint: its checked weight files.
-        quantization: quantization_config of config.json.
-        skeleton: the model on the meta device, unquantized.
-        common: further arguments of ``from_pretrained``.
-
-    Returns:
-        The model, its other weights as stored, and transformers' report on keys.
-
-    Raises:
-        SourceError: a scale of the wrong convention, weights that are not in the declared form, missing tensors.
+    ``quantization`` is quantization_config of config.json, ``skeleton`` the model on the meta device, unquantized,
+    ``common`` further arguments of ``from_pretrained``. Raises SourceError for a scale of the wrong convention, weights
+    that are not in the declared form, or missing tensors.
     """
     model_class = type(skeleton)
     weights = streamed.streamable(checkpoint.tensors, skeleton)
@@ -243,7 +235,7 @@ def _linear(reader: _Reader, name: str, shape: tuple[int, int], form: str, direc
 def _codes(
     reader: _Reader, name: str, shape: tuple[int, int], form: str, directory: Path
 ) -> tuple[Callable[[int, int], torch.Tensor], Callable[[int], torch.Tensor], torch.Tensor | None]:
-    """Reads codes int8 of a layer's rows; its first columns; and, where codes are rounded from a master, the inverse of their scale."""
+    """Reads codes int8 of a layer's rows; its first columns; and, rounded from a master, the inverse of their scale."""
     columns = functools.partial(reader.columns, f"{name}.weight")
     stored, quarter = f"{name}.weight", (shape[0] + 3) // 4
     stored_shape, example = reader.shape(stored), reader.rows(stored, 0, 1)
@@ -281,10 +273,10 @@ def _codes(
 
 
 def _wrong_form(
-    directory: Path, name: str, dtype: torch.dtype, found: tuple[int, ...], shape: tuple[int, int], wanted: str
+    directory: Path, name: str, dtype: torch.dtype, stored: tuple[int, ...], shape: tuple[int, int], wanted: str
 ) -> SourceError:
     return SourceError(
-        f"{directory}: tensor '{name}.weight' is {dtype} {list(found)} for a layer of {list(shape)}; "
+        f"{directory}: tensor '{name}.weight' is {dtype} {list(stored)} for a layer of {list(shape)}; "
         f"quantization_config promises {wanted}; correct linear_class and quantization_mode in config.json"
     )
 
@@ -301,10 +293,7 @@ def _scale(stored: torch.Tensor, name: str, form: str, directory: Path) -> float
 
 
 def _check_convention(scales: list[float], form: str, directory: Path) -> None:
-    if form == "online" or not scales:
-        return
-    typical = median(scales)
-    if typical <= _PLAUSIBLE:
+    if form == "online" or not scales or (typical := median(scales)) <= _PLAUSIBLE:
         return
     other = "bitlinear" if form == "autobitlinear" else "autobitlinear"
     raise SourceError(

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face directory, checked before any loader touches them.
+"""The weight files of a Hugging Face directory, checked before any loader touches them; pickled ones never run code.
 
 A safetensors file is: header length (8 bytes, little-endian), header (JSON), data. Every size the header
 states is checked against the file here, so a damaged download is named as such and not as a parser's inner error.
@@ -8,11 +8,14 @@ Format: https://huggingface.co/docs/safetensors (README, "Format").
 from __future__ import annotations
 
 import struct
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from edgekit.errors import SourceError, UnsupportedError
 from edgekit.strict import parse_json, read_json
@@ -27,6 +30,8 @@ _BITS = {
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 AGAIN = "fetch the file again"
 _MAX_HEADER = 100_000_000  # the safetensors library refuses longer ones too
+# weights_only=True itself could be made to run code up to 2.9.1 (CVE-2025-32434, CVE-2026-24747).
+_FIRST_SAFE_TORCH = (2, 10)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,10 @@ class Checkpoint:
 
 
 def open_checkpoint(directory: Path, *, allow_pickle: bool) -> Checkpoint:
-    """Find and check the weight files of ``directory``: model.safetensors, its shards, or (if allowed) pickles.
+    """Finds and checks the weight files of ``directory``: model.safetensors, its shards, or (if allowed) pickles.
 
-    Raises:
-        SourceError: none found, one missing, damaged, or only pickles and they are not allowed.
-        UnsupportedError: an adapter, or weights in 8-bit floating point.
+    Raises SourceError when none is found, one is missing or damaged, or there are only pickles and they are not
+    allowed; UnsupportedError for an adapter, or weights in 8-bit floating point.
     """
     if (directory / "adapter_config.json").is_file():
         raise UnsupportedError(
@@ -91,8 +95,7 @@ def open_checkpoint(directory: Path, *, allow_pickle: bool) -> Checkpoint:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Tensors that a safetensors file holds, every stated size checked against the file.
 
-    Raises:
-        SourceError: truncated, or the header contradicts itself or the file; names file and tensor.
+    Raises SourceError, naming file and tensor, when it is truncated or its header contradicts itself or the file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -198,3 +201,41 @@ def _checked_tensors(directory: Path, files: Iterable[Path]) -> dict[str, Stored
                 f"{tensor.file}: tensor '{name}' is stored as {tensor.dtype}; convert the checkpoint to bfloat16 first"
             )
     return tensors
+
+
+def unpickled(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """The tensors of pickled state dicts, by ``torch.load(weights_only=True)`` and nothing else.
+
+    Raises SourceError for a file that is damaged or holds anything but named tensors, UnsupportedError for a torch
+    older than 2.10.
+    """
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < _FIRST_SAFE_TORCH:
+        raise UnsupportedError(
+            f"torch {torch.__version__}: reading pickles is not safe before 2.10; upgrade torch or use safetensors"
+        )
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state.update(_one(file))
+    return state
+
+
+def _one(file: Path) -> dict[str, torch.Tensor]:
+    is_zip = zipfile.is_zipfile(file)
+    if is_zip and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()):
+        raise SourceError(f"{file}: a TorchScript archive, not a state dict; save module.state_dict() as safetensors")
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    # Never a second try without weights_only: an error here is how an attack looks.
+    except Exception as error:
+        raise SourceError(
+            f"{file}: holds more than tensors, or is damaged (torch.load(weights_only=True): {type(error).__name__}); "
+            "edgekit never opens such a pickle; save module.state_dict() as safetensors"
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
+    ):
+        raise SourceError(
+            f"{file}: holds a {type(loaded).__name__} that is no table of named tensors; save module.state_dict()"
+        )
+    return dict(loaded)

@@ -159,8 +159,8 @@ def _conv1d(layer: nn.Module, packed: PackedTensor, block: int, left: Surviving 
 def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, left: Surviving | None = None) -> Tensor:
     """``x`` float [..., K], rounded in blocks of ``block``, times the packed weight [N, K]; float32 [..., N].
 
-    Where only some rows and columns are ``left``, ``x`` and the result have those of the whole layer: columns that are not
-    there are not read, rows that are not there are their bias.
+    Where only some rows and columns are ``left``, ``x`` and the result have those of the whole layer: columns that are
+    not there are not read, rows that are not there are their bias.
     """
     if left is not None:
         some = multiply(x[..., torch.tensor(left.columns)], packed, block, None)

@@ -1,9 +1,9 @@
-"""A checkpoint's config.json before transformers sees it: nothing in it loads code or other files, and its numbers have limits.
+"""A checkpoint's config.json before transformers sees it: nothing in it loads code or other files, numbers have limits.
 
-transformers 5 follows these keys, at any depth: ``_attn_implementation`` and its like name an attention kernel, which is fetched
-from the hub and imported where the package ``kernels`` is installed ("flash_attention_2" too); ``auto_map`` names modules of the
-repository or of another; ``transformers_weights`` names another file of weights than those that were checked; ``backbone`` and
-the timm model types make it ask the hub for a further configuration, or timm for code.
+transformers 5 follows these keys, at any depth: ``_attn_implementation`` and its like name an attention kernel, which
+is fetched from the hub and imported where the package ``kernels`` is installed ("flash_attention_2" too); ``auto_map``
+names modules of the repository or of another; ``transformers_weights`` names another file of weights than those that
+were checked; ``backbone`` and the timm model types make it ask the hub for a further configuration, or timm for code.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _ELSEWHERE = re.compile(r"[/\\:@]")
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration in ``path``, without the keys that say how attention is run or whose code runs it.
 
-    Raises SourceError when it is unreadable or asks for an impossible number of parts, UnsupportedError when a key names a
-    repository or file that would be loaded.
+    Raises SourceError when it is unreadable or asks for an impossible number of parts, UnsupportedError when a key
+    names a repository or file that would be loaded.
     """
     raw: dict[str, Any] = read_json(path, SourceError, AGAIN, infinite=True)
     for place, key, value in _entries(raw):

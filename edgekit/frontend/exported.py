@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.frontend.inputs import plain
 from edgekit.frontend.source import ExportedSource, ModelInput
 from edgekit.strict import parse_json
@@ -35,12 +35,10 @@ _NODES = (
 
 
 def load(path: Path, *, task: str | None = None) -> ExportedSource:
-    """Open an ExportedProgram.
+    """Opens an ExportedProgram; its inputs get the names of the exported forward's arguments.
 
-    Its inputs get the names of the exported forward's arguments; the batch is dynamic if it was exported so.
-
-    Raises:
-        SourceError: damaged, without sample inputs, of an older format, or holding more than a graph and tensors.
+    Raises SourceError when it is damaged, without sample inputs, of an older format, or holds more than a graph and
+    tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -52,8 +50,7 @@ def load(path: Path, *, task: str | None = None) -> ExportedSource:
         program = torch.export.load(path)
     except Exception as error:
         raise SourceError(
-            f"{path}: torch {torch.__version__} cannot load it ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); {_AGAIN}"
+            f"{path}: torch {torch.__version__} cannot load it ({type(error).__name__}: {one_line(error)}); {_AGAIN}"
         ) from error
     program._guards_code = []  # module() would exec them
     inputs = _example_inputs(path, program)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -14,25 +13,23 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.frontend.inputs import plain
 from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
+from edgekit.strict import suggest
 
 _EXPECTED = "return an nn.Module and its example inputs: (module, (tensor, ...)) or (module, {'name': tensor})"
 
 
 def load(spec: str, *, task: str | None = None) -> ModuleSource:
-    """Import ``module:factory`` and call the factory without arguments.
+    """Imports ``module:factory`` and calls the factory without arguments.
 
-    The current directory can be imported from, as with ``python -m``. The factory returns
-    ``(nn.Module, example_inputs)``, the inputs a tuple or a dict of tensors with a leading batch dimension; a
-    transformers causal language model may come alone, its inputs are known. After an @ may stand a .safetensors file, or
-    a directory with model.safetensors, whose tensors replace the module's own.
-
-    Raises:
-        SourceError: it cannot be imported or called, returns something else, does not run on its inputs, or the weights
-            given are not its own.
+    The current directory can be imported from, as with ``python -m``. The factory returns ``(nn.Module,
+    example_inputs)``, the inputs a tuple or a dict of tensors with a leading batch dimension; a transformers causal
+    language model may come alone, its inputs are known. After an @ may stand a .safetensors file, or a directory with
+    model.safetensors, whose tensors replace the module's own. Raises SourceError when it cannot be imported or called,
+    returns something else, does not run on its inputs, or the weights given are not its own.
     """
     spec, _, weights = spec.partition("@")
     result = call(spec)
@@ -63,11 +60,6 @@ def load(spec: str, *, task: str | None = None) -> ModuleSource:
     )
 
 
-def call(spec: str) -> Any:
-    """What the function ``module:function`` returns. Raises SourceError when it cannot be imported or called."""
-    return _call(spec, _find(spec))
-
-
 def _put_weights(module: nn.Module, path: Path) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     try:
@@ -75,7 +67,7 @@ def _put_weights(module: nn.Module, path: Path) -> None:
     # The file's own faults come as SafetensorError or OSError, tensors that do not fit as RuntimeError.
     except Exception as error:
         raise SourceError(
-            f"{file}: does not hold the weights of {type(module).__name__} ({_one_line(error)}); give the safetensors file "
+            f"{file}: does not hold the weights of {type(module).__name__} ({_words(error)}); give the safetensors file "
             "that was saved from it"
         ) from error
     if path.is_dir():
@@ -96,17 +88,17 @@ def _find(spec: str) -> Any:
         raise SourceError(f"{spec}: importing '{module_name}' needs module '{error.name}'; install it") from error
     # The user's file may fail in any way while it is imported.
     except Exception as error:
-        raise SourceError(f"{spec}: importing '{module_name}' failed: {_one_line(error)}") from error
+        raise SourceError(f"{spec}: importing '{module_name}' failed: {_words(error)}") from error
     for part in attribute.split("."):
         if not hasattr(target, part):
-            close = difflib.get_close_matches(part, dir(target), n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise SourceError(f"{spec}: '{module_name}' has no '{part}'{hint}")
+            raise SourceError(f"{spec}: '{module_name}' has no '{part}'{suggest(part, dir(target))}")
         target = getattr(target, part)
     return target
 
 
-def _call(spec: str, target: Any) -> Any:
+def call(spec: str) -> Any:
+    """What the function ``module:function`` returns. Raises SourceError when it cannot be imported or called."""
+    target = _find(spec)
     if isinstance(target, nn.Module):
         raise SourceError(f"{spec}: is a module, not a function that makes one; {_EXPECTED}")
     if not callable(target):
@@ -120,7 +112,7 @@ def _call(spec: str, target: Any) -> Any:
     try:
         return target()
     except Exception as error:
-        raise SourceError(f"{spec}: failed when called: {_one_line(error)}") from error
+        raise SourceError(f"{spec}: failed when called: {_words(error)}") from error
 
 
 def _named(spec: str, module: nn.Module, inputs: Any) -> dict[str, torch.Tensor]:
@@ -150,7 +142,7 @@ def _try(spec: str, module: nn.Module, inputs: dict[str, torch.Tensor]) -> None:
     except Exception as error:
         shapes = ", ".join(f"{name} {str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for name, v in inputs.items())
         raise SourceError(
-            f"{spec}: {type(module).__name__} does not run on its example inputs ({shapes}): {_one_line(error)}"
+            f"{spec}: {type(module).__name__} does not run on its example inputs ({shapes}): {_words(error)}"
         ) from error
 
 
@@ -159,5 +151,5 @@ def _describe(value: Any) -> str:
     return f"a {name} of {len(value)}" if isinstance(value, tuple | list) else f"a {name}"
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 300)}"

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import nn
 
-from edgekit.errors import SourceError, UnsupportedError
+from edgekit.errors import SourceError, UnsupportedError, one_line
 from edgekit.frontend import assets
 from edgekit.frontend.source import ModuleSource
 
@@ -21,11 +20,10 @@ NEEDED = ("gguf", "accelerate")
 
 
 def load(path: Path, *, task: str | None = None) -> ModuleSource:
-    """Load the language model in a GGUF file; weights become float32 in memory.
+    """Loads the language model in a GGUF file; weights become float32 in memory.
 
-    Raises:
-        SourceError: not a GGUF file, truncated, or of an architecture that transformers does not read from GGUF.
-        UnsupportedError: the packages that read GGUF are not installed, or ``task`` is no text generation.
+    Raises SourceError for what is no GGUF file, truncated, or of an architecture that transformers does not read from
+    GGUF; UnsupportedError where the packages that read GGUF are not installed, or ``task`` is no text generation.
     """
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
@@ -37,10 +35,11 @@ def load(path: Path, *, task: str | None = None) -> ModuleSource:
         raise UnsupportedError(f"{path}: a GGUF file holds a language model, task '{task}' cannot be made of it")
     from edgekit.frontend.huggingface import quiet
 
-    # Without it transformers keeps the mark "quantized" on a model that it has dequantized.
-    options: dict[str, Any] = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
+    options: dict[str, Any] = {}
+    if hasattr(
+        transformers, "GgufConfig"
+    ):  # without it transformers keeps the mark "quantized" on what it has dequantized
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     own: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     folder = Path(tempfile.mkdtemp(prefix="edgekit-gguf-"))
     try:
@@ -52,13 +51,12 @@ def load(path: Path, *, task: str | None = None) -> ModuleSource:
     except Exception as error:  # transformers and gguf raise many kinds
         shutil.rmtree(folder, ignore_errors=True)
         raise SourceError(
-            f"{path}: transformers {transformers.__version__} cannot read it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"{path}: transformers {transformers.__version__} cannot read it ({type(error).__name__}: {one_line(error)})"
         ) from error
-    module: nn.Module = model
-    module.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     files, _ = assets.collect(folder, text=True)
+    architecture = type(model).__name__
     return ModuleSource(
-        kind="gguf", name=path.stem, task="text-generation", architecture=type(model).__name__, module=model, config=model.config,
-        assets=files, directory=folder,
-    )  # fmt: skip
+        "gguf", path.stem, "text-generation", architecture, model, model.config, files, directory=folder
+    )

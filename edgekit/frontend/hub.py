@@ -17,8 +17,7 @@ log = logging.getLogger(__name__)
 def download(hub_id: str, *, allow_pickle: bool) -> Path:
     """Directory of the newest snapshot of ``hub_id``; what the local cache already has is not fetched again.
 
-    Raises:
-        SourceError: it cannot be fetched (offline, unknown, gated); the message says what to do instead.
+    Raises SourceError when it cannot be fetched (offline, unknown, gated).
     """
     import huggingface_hub
 

@@ -1,7 +1,8 @@
 """A Hugging Face directory -> ``ModuleSource``.
 
-transformers does the loading; a decoder's large weights stay in the files and are read by rows (``streamed``). What it only warns about is an error here: keys without weights, weights without keys, other shapes, a rope
-that is not the one in config.json. Code from a checkpoint is never run.
+transformers does the loading; a decoder's large weights stay in the files and are read by rows (``streamed``). What it
+only warns about is an error here: keys without weights, weights without keys, other shapes, a rope that is not the one
+in config.json. Code from a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 
-from edgekit.errors import SourceError, UnsupportedError
+from edgekit.errors import SourceError, UnsupportedError, one_line
 from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
-from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint
+from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, unpickled
 from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import ModuleSource
-from edgekit.frontend.weights import unpickled
 from edgekit.low_rank import read_branches
 
 _SUFFIX_TASKS = (
@@ -39,26 +39,19 @@ _AUTO = {
 }
 
 
-def load(
-    directory: Path, *, allow_pickle: bool = False, task: str | None = None, name: str = "", kind: str = "hf"
-) -> ModuleSource:
-    """Load the model in ``directory``.
+def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None, name: str = "") -> ModuleSource:
+    """Loads the model in ``directory``, which holds config.json and the weights; a sentence-transformers directory too.
 
-    Args:
-        directory: holds config.json and the weights; a sentence-transformers directory too.
-        allow_pickle: accept pytorch_model.bin, read with weights_only=True.
-        task: one of ``spec.names.TASKS``; None = from config.json and modules.json.
-        name: what to call it, if not the directory's name.
-        kind: "hf", or "gguf" for a directory made from one.
-
-    Raises:
-        SourceError: config or weights missing, damaged, ambiguous or not the model's; a rope that is misread.
-        UnsupportedError: a quantization method or kind of model that edgekit does not compile.
+    ``allow_pickle`` accepts pytorch_model.bin, read with weights_only=True; ``task`` None is told by config.json and
+    modules.json; ``name`` is what to call it, if not the directory's name. Raises SourceError for a config or weights
+    that are missing, damaged, ambiguous or not the model's, or a rope that is misread; UnsupportedError for a
+    quantization method or kind of model that edgekit does not compile.
     """
     sentence = pooling.sentence_modules(directory)
     files = directory / sentence[0][1] if sentence else directory
     raw = _read_config(files)
-    architecture = _architecture(raw)
+    architectures = raw.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
     config = _config(raw, files)
     checkpoint = open_checkpoint(files, allow_pickle=allow_pickle)
@@ -79,7 +72,7 @@ def load(
     if cleanup is not None:
         weakref.finalize(module, cleanup)
     return ModuleSource(
-        kind=kind,
+        kind="hf",
         name=name or directory.resolve().name,
         task=task,
         architecture=type(model).__name__,
@@ -118,11 +111,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return raw
 
 
-def _architecture(raw: dict[str, Any]) -> str:
-    names = raw.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else ""
-
-
 def _task_of(architecture: str, directory: Path) -> str:
     if not architecture:
         raise SourceError(
@@ -146,7 +134,7 @@ def _config(raw: dict[str, Any], directory: Path) -> Any:
     # Every configuration class validates in its own way.
     except Exception as error:
         raise SourceError(
-            f"{directory}/config.json: transformers {transformers.__version__} refuses it ({_one_line(error)}); "
+            f"{directory}/config.json: transformers {transformers.__version__} refuses it ({one_line(error, 300)}); "
             f"it was written by {raw.get('transformers_version', 'an unknown version')}"
         ) from error
 
@@ -168,14 +156,12 @@ def _load_model(
     checkpoint: Checkpoint, raw: dict[str, Any], config: Any, task: str, architecture: str
 ) -> tuple[Any, dict[str, Any]]:
     """The model, in the dtype in which most weights are stored, and transformers' report on keys."""
-    common = {
-        "config": config,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # reported with names by _check_keys instead of a page of text
-    }
+    # Mismatched sizes are reported with names by _check_keys instead of a page of text.
+    common = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     chosen = _model_class(task, architecture)
     try:
-        skeleton = _skeleton(chosen, config)
+        with torch.device("meta"):  # without weights
+            skeleton = chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
         _check_size(skeleton, checkpoint)
         if raw.get("quantization_config") is not None:
             return bitnet_weights.load(checkpoint, raw["quantization_config"], skeleton, common)
@@ -199,14 +185,8 @@ def _load_model(
     except Exception as error:
         raise SourceError(
             f"{checkpoint.directory}: transformers {transformers.__version__} cannot load it as {task} "
-            f"({type(error).__name__}: {_one_line(error)})"
+            f"({type(error).__name__}: {one_line(error, 300)})"
         ) from error
-
-
-def _skeleton(chosen: Any, config: Any) -> Any:
-    """The model without weights, on the meta device."""
-    with torch.device("meta"):
-        return chosen._from_config(config) if hasattr(chosen, "_from_config") else chosen.from_config(config)
 
 
 def _check_size(skeleton: Any, checkpoint: Checkpoint) -> None:
@@ -269,10 +249,6 @@ def _base(model: Any) -> Any:
 
 def _more(items: list[Any]) -> str:
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

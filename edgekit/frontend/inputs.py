@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.samples import (
     COLOURS,
@@ -336,7 +336,7 @@ def _try(source: Source, inputs: Inputs) -> None:
         with torch.no_grad():
             module(**{name: torch.from_numpy(array) for name, array in inputs.batches[0].items()})
     except Exception as error:  # a model fails on wrong input in any way
-        words = " ".join(str(error).split())[:200]
+        words = one_line(error)
         raise SourceError(f"{inputs.origin}: {source.name} does not run on it ({words})") from error
 
 

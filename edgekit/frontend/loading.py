@@ -1,8 +1,4 @@
-"""What the user named on the command line, opened.
-
-``load`` looks at the argument in a fixed order: an existing directory (Hugging Face layout), an existing
-file (by its suffix), ``package.module:factory``, and only then a Hugging Face hub id.
-"""
+"""What the user named on the command line, opened."""
 
 from __future__ import annotations
 
@@ -20,17 +16,12 @@ _FILE_SUFFIXES = (".gguf", ".onnx", ".pt2", ".safetensors", *_PICKLE_SUFFIXES)
 
 
 def load(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> Source:
-    """Open ``spec``: a directory, a file, ``package.module:factory[@weights.safetensors]`` or a Hugging Face hub id.
+    """Opens ``spec``: an existing directory (Hugging Face layout), else an existing file (by its suffix), else
+    ``package.module:factory[@weights.safetensors]``, and only then a Hugging Face hub id.
 
-    Args:
-        spec: what to open.
-        allow_pickle: also accept pickled weights (pytorch_model.bin), read with ``weights_only=True``.
-        task: one of ``spec.names.TASKS``; None = found out from the model.
-
-    Raises:
-        UsageError: ``task`` is not one of ``spec.names.TASKS``.
-        SourceError: nothing there, damaged, incomplete, or ambiguous; the message says what to do.
-        UnsupportedError: readable, but of a kind that edgekit does not compile.
+    ``allow_pickle`` also accepts pytorch_model.bin, read with ``weights_only=True``; ``task`` None is told by the
+    model. Raises UsageError for a ``task`` that is none, SourceError where nothing is there or it is damaged,
+    incomplete or ambiguous, UnsupportedError for what is readable, but of a kind that edgekit does not compile.
     """
     if task is not None and task not in TASKS:
         raise UsageError(f"task: '{task}' is not one of {', '.join(TASKS)}")

@@ -23,12 +23,10 @@ from edgekit.frontend.source import ModelInput, OnnxSource
 
 
 def load(path: Path, *, task: str | None = None) -> OnnxSource:
-    """Check an ONNX file; its weights are not read.
+    """Checks an ONNX file; its weights are not read.
 
-    A config.json beside it (as optimum writes) gives the architecture; tokenizer files beside it are assets.
-
-    Raises:
-        SourceError: not ONNX, or external data that is missing, truncated or outside the directory.
+    A config.json beside it (as optimum writes) gives the architecture; tokenizer files beside it are assets. Raises
+    SourceError for what is no ONNX, or external data that is missing, truncated or outside the directory.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -85,13 +83,8 @@ def _check_external(path: Path, tensor: Any) -> None:
     info = {entry.key: entry.value for entry in tensor.external_data}
     location = info.get("location", "")
     parts = PurePosixPath(location).parts
-    if (
-        not parts
-        or location.startswith(("/", "*"))
-        or ".." in parts
-        or "\\" in location
-        or PureWindowsPath(location).drive
-    ):
+    strange = location.startswith(("/", "*")) or "\\" in location or PureWindowsPath(location).drive
+    if not parts or ".." in parts or strange:
         raise SourceError(f"{where}: location '{location}' is not a path below {path.parent}; do not trust this file")
     current = path.parent
     for part in parts:

@@ -56,9 +56,8 @@ class TextEncoder(nn.Module):
 def declared_pooling(directory: Path) -> tuple[str | None, bool]:
     """Pooling and normalization that a sentence-transformers directory declares; (None, False) if it is none.
 
-    Raises:
-        SourceError: modules.json or the pooling config is unreadable.
-        UnsupportedError: a module other than Transformer, Pooling and Normalize, or an unknown pooling mode.
+    Raises SourceError when modules.json or the pooling config is unreadable, UnsupportedError for a module other than
+    Transformer, Pooling and Normalize, or an unknown pooling mode.
     """
     pooling: str | None = None
     normalize = False
@@ -66,9 +65,8 @@ def declared_pooling(directory: Path) -> tuple[str | None, bool]:
         if kind == "Pooling":
             config = read_json(directory / path / "config.json", SourceError, AGAIN)
             modes = [mode for key, mode in _MODES.items() if config.get(key)]
-            unknown = [
-                key for key, on in config.items() if key.startswith("pooling_mode") and on is True and key not in _MODES
-            ]
+            switched_on = [key for key, on in config.items() if key.startswith("pooling_mode") and on is True]
+            unknown = [key for key in switched_on if key not in _MODES]
             if len(modes) != 1 or unknown:
                 raise UnsupportedError(
                     f"{directory / path}/config.json: pooling {modes + unknown}; edgekit knows one of {', '.join(_MODES)}"
@@ -92,12 +90,8 @@ def sentence_modules(directory: Path) -> list[tuple[str, str]]:
     modules = []
     for entry in read_json(path, SourceError, AGAIN, kind=list):
         kind, place = (entry.get("type"), entry.get("path", "")) if isinstance(entry, dict) else (None, None)
-        if (
-            not isinstance(kind, str)
-            or not isinstance(place, str)
-            or ".." in Path(place).parts
-            or place.startswith(("/", "\\", "~"))
-        ):
+        plain = isinstance(place, str) and ".." not in Path(place).parts and not place.startswith(("/", "\\", "~"))
+        if not isinstance(kind, str) or not isinstance(place, str) or not plain:
             raise SourceError(f"{path}: {str(entry)[:80]!r} is no module with a type and a path below it; {AGAIN}")
         modules.append((kind.rsplit(".", 1)[-1], place))
     return modules

@@ -52,12 +52,7 @@ class Rope:
 
 
 def adapt(raw: dict[str, Any], major: int) -> dict[str, Any]:
-    """config.json as transformers of version ``major`` must be given it.
-
-    Args:
-        raw: config.json as parsed; not changed.
-        major: of the installed transformers.
-    """
+    """``raw``, a parsed config.json that is not changed, as transformers of version ``major`` must be given it."""
     parameters = raw.get("rope_parameters")
     if major >= 5 or not isinstance(parameters, dict):
         return raw
@@ -65,11 +60,8 @@ def adapt(raw: dict[str, Any], major: int) -> dict[str, Any]:
     full = nested.get("full_attention", parameters)
     adapted = {key: value for key, value in raw.items() if key != "rope_parameters"}
     names = _OLD_NAMES.get(str(raw.get("model_type")), _OLD_NAMES[""])
-    values = (
-        full.get("rope_theta"),
-        nested.get("sliding_attention", {}).get("rope_theta"),
-        full.get("partial_rotary_factor"),
-    )
+    sliding = nested.get("sliding_attention", {})
+    values = full.get("rope_theta"), sliding.get("rope_theta"), full.get("partial_rotary_factor")
     adapted.update({name: value for name, value in zip(names, values, strict=True) if value is not None})
     if full.get("rope_type", "default") != "default":
         adapted["rope_scaling"] = {k: v for k, v in full.items() if k not in ("rope_theta", "partial_rotary_factor")}
@@ -100,29 +92,20 @@ def declared(raw: dict[str, Any]) -> dict[str, Rope]:
 
 
 def check(raw: dict[str, Any], model: nn.Module, where: str, written_by: str, installed: str) -> None:
-    """Compare ``raw`` with what the loaded ``model`` computes.
+    """Compares ``raw``, config.json as it was in the checkpoint, with what the loaded ``model`` computes.
 
-    Args:
-        raw: config.json as it was in the checkpoint.
-        where: file (and field) for the message.
-        written_by: transformers version that wrote it, "" if unknown.
-        installed: transformers version that loaded it.
-
-    Raises:
-        SourceError: a value in ``raw`` is not the one in effect.
+    ``where`` begins the message; ``written_by`` and ``installed`` are transformers versions that wrote it ("" if
+    unknown) and loaded it. Raises SourceError when a value in ``raw`` is not the one in effect.
     """
-    effective = dict(_effective(model))
-    config = getattr(model, "config", None)
-    if not effective:
-        effective = dict(declared(_as_dict(config)))
+    effective = dict(_effective(model)) or declared(_as_dict(getattr(model, "config", None)))
     for layer, said in declared(raw).items():
-        for found_layer, shown in _concerned(layer, effective):
+        for effective_layer, shown in _concerned(layer, effective):
             for field in ("theta", "kind", "factor", "partial"):
                 want, have = getattr(said, field), getattr(shown, field)
                 if want is None or have is None or _equal(want, have):
                     continue
                 raise SourceError(
-                    f"{where}: rope {field} {_of(found_layer or layer)}is {want} (written by transformers "
+                    f"{where}: rope {field} {_of(effective_layer or layer)}is {want} (written by transformers "
                     f"{written_by or 'of unknown version'}), but transformers {installed} builds the model with "
                     f"{have}; install the transformers that wrote it, load it there and save it again"
                 )

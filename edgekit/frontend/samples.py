@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from edgekit.errors import SourceError
-from edgekit.strict import read_json
+from edgekit.errors import SourceError, one_line
+from edgekit.strict import read_json, read_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DATA = Path(__file__).parent / "data"
 SENTENCES = 128
@@ -18,9 +21,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {1: "L", 3: "RGB"}
 """How pictures are read, by the channels that a model takes."""
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 Batch = dict[str, np.ndarray]
 Piece = TypeVar("Piece")
 
@@ -28,10 +28,7 @@ Piece = TypeVar("Piece")
 def prose(samples: Path | None) -> str:
     """The user's text file, or the shipped prose. Raises SourceError when it cannot be read as text."""
     path = samples if samples is not None else DATA / "prose.txt"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: not a readable UTF-8 text ({type(error).__name__}); give a .txt file") from error
+    text = read_text(path, SourceError, "give a .txt file")
     if not text.strip():
         raise SourceError(f"{path}: is empty; --samples takes a text of a few thousand characters")
     return text
@@ -152,10 +149,8 @@ def _pixels(path: Path, colours: str, size: tuple[int, int]) -> np.ndarray:
         raise SourceError(f"{path}: not a readable picture ({str(error)[:80]})") from error
     if (image.height, image.width) != size:
         scale = max(height / image.height, width / image.width) * 256 / 224
-        image = image.resize(
-            (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
-            Image.Resampling.BILINEAR,
-        )
+        larger = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        image = image.resize(larger, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
     return np.asarray(image, np.float32).reshape(height, width, len(colours)) / 255
@@ -182,4 +177,4 @@ def arrays(path: Path) -> Batch:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise their own kinds for damaged files
-        raise SourceError(f"{path}: not a readable .npz ({' '.join(str(error).split())[:80]})") from error
+        raise SourceError(f"{path}: not a readable .npz ({one_line(error, 80)})") from error

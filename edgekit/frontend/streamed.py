@@ -1,9 +1,9 @@
 """Weights that stay in the checkpoint: a module's linear and embedding layers read a few rows of theirs at a time.
 
-A streamed layer's ``weight`` is a float32 placeholder of the right shape that takes four bytes; what it stands for is the
-layer's attribute ``stored_weight`` (:class:`edgekit.lowbit.weights.RowWeight`). Within :func:`streaming` the layers compute
-with that. The placeholder holds NaN, so that code which goes past ``torch.nn.functional`` gives no plausible numbers.
-Small tensors (norms, biases) and weights that are no linear or embedding layer's are ordinary float32.
+A streamed layer's ``weight`` is a float32 placeholder of the right shape that takes four bytes; what it stands for is
+the layer's attribute ``stored_weight`` (:class:`edgekit.lowbit.weights.RowWeight`). Within :func:`streaming` the layers
+compute with that. The placeholder holds NaN, so that code which goes past ``torch.nn.functional`` gives no plausible
+numbers. Small tensors (norms, biases) and weights that are no linear or embedding layer's are ordinary float32.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edgekit.errors import SourceError
+from edgekit.errors import SourceError, one_line
 from edgekit.methods.examples import Examples
 from edgekit.spec.names import LABELS
+from edgekit.strict import read_text
 
 TEXTS = (".txt", ".md")
 EXPECTED = "text files, a directory of them, one .npz, or one package.module:function"
@@ -77,13 +78,7 @@ def sentences(paths: Sequence[Path], tokenizer: Tokenizer, length: int, names: S
 
 
 def _read(paths: Sequence[Path]) -> Iterator[str]:
-    for file in text_files(paths):
-        try:
-            yield file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"{file}: not a readable UTF-8 text ({type(error).__name__}); data are {EXPECTED}"
-            ) from error
+    return (read_text(file, SourceError, f"data are {EXPECTED}") for file in text_files(paths))
 
 
 def arrays(path: Path, inputs: Sequence[str]) -> Examples:
@@ -92,9 +87,7 @@ def arrays(path: Path, inputs: Sequence[str]) -> Examples:
         with np.load(path, allow_pickle=False) as file:
             loaded = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(
-            f"{path}: not a readable .npz of plain arrays ({' '.join(str(error).split())[:120]})"
-        ) from error
+        raise SourceError(f"{path}: not a readable .npz of plain arrays ({one_line(error, 120)})") from error
     return named(loaded, inputs, str(path))
 
 

@@ -30,14 +30,12 @@ def bisect(
 ) -> tuple[LayerDistance, ...]:
     """Compares the output of every tapped layer, in the graph's order, on all vectors.
 
-    The graph's ``outputs`` come last; their distances are known already.
-
-    Values between nodes become outputs, which can keep ONNX Runtime from fusing across them. Returns nothing for a
-    bundle without taps.
+    The graph's ``outputs`` come last; their distances are known already. Values between nodes become outputs, which can
+    keep ONNX Runtime from fusing across them. Returns nothing for a bundle without taps.
     """
     distances = {
-        layer: _typical([vector[f"tap.{layer}"] for vector in vectors], found)
-        for layer, found in _tapped(vectors, replayer)
+        layer: _typical([vector[f"tap.{layer}"] for vector in vectors], answers)
+        for layer, answers in _tapped(vectors, replayer)
     }
     return _judged(replayer.backend.bundle, distances, outputs)
 
@@ -47,7 +45,7 @@ def bisect_between(
 ) -> tuple[LayerDistance, ...]:
     """As :func:`bisect`, the second backend against the first."""
     first = dict(_tapped(vectors, replayers[0]))
-    distances = {layer: _typical(first[layer], found) for layer, found in _tapped(vectors, replayers[1])}
+    distances = {layer: _typical(first[layer], answers) for layer, answers in _tapped(vectors, replayers[1])}
     return _judged(replayers[0].backend.bundle, distances, outputs)
 
 
@@ -96,10 +94,10 @@ def _judged(
     )
 
 
-def _typical(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[str, float]:
+def _typical(expected: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> dict[str, float]:
     """The median distance of rows (tokens or samples): the first token of a text is often a thousand times larger than
     the others and would hide them all."""
-    pairs = [(a, b.reshape(a.shape)) for a, b in zip(expected, found, strict=True)]
+    pairs = [(a, b.reshape(a.shape)) for a, b in zip(expected, answers, strict=True)]
     each = [tensor_distance(a[row], b[row]) for a, b in pairs for row in range(len(a))]
     return {name: float(np.median([distance[name] for distance in each])) for name in each[0]}
 
@@ -117,12 +115,12 @@ def first_diverging(sqnr_db: Sequence[float]) -> int | None:
 def _run(bundle: Bundle, run: Run, vector: Arrays, taps: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The layers' outputs for a vector, at the rows that the vector keeps."""
     if bundle.manifest.decoder is None:
-        found = run(feeds(vector), list(taps.values()))
-        return {layer: found[value] for layer, value in taps.items()}
+        values = run(feeds(vector), list(taps.values()))
+        return {layer: values[value] for layer, value in taps.items()}
     rows = vector["tap_rows"]
     ids = vector["input.input_ids"][:, : int(rows.max()) + 1]
-    found = run(_decoder_feeds(bundle, ids), list(taps.values()))
-    return {layer: found[value].reshape(ids.shape[1], -1)[rows] for layer, value in taps.items()}
+    values = run(_decoder_feeds(bundle, ids), list(taps.values()))
+    return {layer: values[value].reshape(ids.shape[1], -1)[rows] for layer, value in taps.items()}
 
 
 def _decoder_feeds(bundle: Bundle, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgekit.bundle import Bundle, BundleLike
-from edgekit.devices import LOCAL, Target
-from edgekit.devices.backend import open_backend
+from edgekit.devices import Target
+from edgekit.devices.backend import on_each, open_backend
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.metrics import Arrays
 from edgekit.parity.bisect import bisect_between
@@ -101,11 +99,7 @@ class Comparison:
 
 
 def verify_on(
-    bundle: BundleLike,
-    targets: Sequence[str],
-    *,
-    threads: int = 1,
-    progress: Progress = lambda what, share: None,
+    bundle: BundleLike, targets: Sequence[str], *, threads: int = 1, progress: Progress = lambda what, share: None
 ) -> Comparison:
     """Verifies a bundle on several machines, devices side by side, and compares their answers with the first target's.
 
@@ -120,11 +114,18 @@ def verify_on(
     opened.check_hashes()
     golden = Golden.of(opened)
     with contextlib.ExitStack() as stack:
-        runs = _run_all(stack, golden, parsed, threads, progress)
-        answered = [(t, run) for t, run in zip(parsed, runs, strict=True) if isinstance(run, _Answered)]
-        agreement = [_agreement(golden, answered[0], other, progress) for other in answered[1:] if answered]
-    failures = {t.text: str(run) for t, run in zip(parsed, runs, strict=True) if not isinstance(run, _Answered)}
-    return Comparison(tuple(run.report for _, run in answered), tuple(agreement), failures)
+
+        def answered(target: Target, say: Progress) -> _Answered:
+            own = contextlib.ExitStack()
+            stack.push(own)
+            replayer = Replayer(own.enter_context(open_backend(target, opened, say)), threads)
+            return _Answered(*judge_backend(golden, target, replayer, threads, say), replayer)
+
+        results = on_each(parsed, answered, progress)
+        runs = [run for run in results.values() if isinstance(run, _Answered)]
+        agreement = tuple(_agreement(golden, runs[0], other, progress) for other in runs[1:])
+    reports = tuple(run.report for run in runs)
+    return Comparison(reports, agreement, {t: str(run) for t, run in results.items() if isinstance(run, EdgekitError)})
 
 
 @dataclass(frozen=True)
@@ -133,46 +134,20 @@ class _Answered:
     answers: list[Arrays]
     replayer: Replayer
 
-
-def _run_all(
-    stack: contextlib.ExitStack, golden: Golden, targets: Sequence[Target], threads: int, progress: Progress
-) -> list[_Answered | EdgekitError]:
-    """This machine first and alone, then all devices at once."""
-    lock = threading.Lock()
-
-    def one(target: Target) -> _Answered | EdgekitError:
-        def say(what: str, share: float) -> None:
-            with lock:
-                progress(what if target.text in what else f"{what} on {target.text}", share)
-
-        own = contextlib.ExitStack()
-        with lock:
-            stack.push(own)
-        try:
-            replayer = Replayer(own.enter_context(open_backend(target, golden.bundle, say)), threads)
-            report, answers = judge_backend(golden, target, replayer, threads, say)
-        except EdgekitError as error:
-            return error
-        return _Answered(report, answers, replayer)
-
-    here = {target.text: one(target) for target in targets if target.kind == LOCAL}
-    devices = [target for target in targets if target.kind != LOCAL]
-    with ThreadPoolExecutor(max(1, len(devices))) as pool:
-        there = dict(zip((target.text for target in devices), pool.map(one, devices), strict=True))
-    return [{**here, **there}[target.text] for target in targets]
+    @property
+    def target(self) -> str:
+        return self.report.target
 
 
-def _agreement(
-    golden: Golden, first: tuple[Target, _Answered], other: tuple[Target, _Answered], progress: Progress
-) -> Agreement:
+def _agreement(golden: Golden, first: _Answered, other: _Answered, progress: Progress) -> Agreement:
     limits = golden.recipe.parity
-    measured = measure_between(golden.bundle, golden.vectors, first[1].answers, other[1].answers, limits.margin)
-    judged = section(first[0].text, measured, limits)
+    measured = measure_between(golden.bundle, golden.vectors, first.answers, other.answers, limits.margin)
+    judged = section(first.target, measured, limits)
     layers: tuple[LayerDistance, ...] = ()
     if not judged.passed:
-        progress(f"look for the first layer where {other[0].text} and {first[0].text} differ", 0.0)
-        layers = bisect_between(golden.vectors, (first[1].replayer, other[1].replayer), judged.outputs)
-    return Agreement(other[0].text, first[0].text, judged, layers)
+        progress(f"look for the first layer where {other.target} and {first.target} differ", 0.0)
+        layers = bisect_between(golden.vectors, (first.replayer, other.replayer), judged.outputs)
+    return Agreement(other.target, first.target, judged, layers)
 
 
 def _word(passed: bool) -> str:

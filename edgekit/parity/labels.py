@@ -24,8 +24,8 @@ BATCH = 32
 DTYPES = {"float": "float32", "double": "float64"}  # ONNX's names where numpy has others
 
 Feeds = Mapping[str, np.ndarray]
-Classify = Callable[[Feeds], np.ndarray]
-"""Logits float [n, classes] of a batch."""
+Classify = Callable[[Feeds, str], np.ndarray]
+"""A batch's logits float [n, classes], the graph output of the given name."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,17 @@ def open_labelled(bundle: Bundle, path: Path) -> LabelledData:
     Raises UsageError, naming what does not fit, UnsupportedError for a bundle that is no classifier.
     """
     output, classes = _logits(bundle)
-    if path.is_dir():
-        return _whole(_pictures(bundle, path, output, classes), bundle)
-    if path.suffix.lower() != ".npz":
+    if not path.is_dir() and path.suffix.lower() != ".npz":
         raise UsageError(
             f"{path}: no .npz and no directory; --labels takes an .npz with '{LABELS}', or a directory of class folders"
         )
-    return _whole(_arrays(bundle, path, output, classes), bundle)
+    fixed = [int(i.dims[0]) for i in bundle.manifest.inputs if i.dims and isinstance(i.dims[0], int)]
+    data = (_pictures if path.is_dir() else _arrays)(bundle, path, output, classes, (*fixed, BATCH)[0])
+    if fixed and len(data.labels) % data.step:
+        raise UsageError(
+            f"{path}: {len(data.labels)} samples are no whole batches of {data.step}, which the graph takes at a time"
+        )
+    return data
 
 
 def places(data: LabelledData, classify: Classify, progress: Progress, what: str) -> np.ndarray:
@@ -95,19 +99,17 @@ def places(data: LabelledData, classify: Classify, progress: Progress, what: str
 
     Raises CheckFailed for logits that are not finite.
     """
-    found: list[np.ndarray] = []
+    ranks: list[np.ndarray] = []
     for feeds in data.batches(progress, what):
-        logits = classify(feeds)
-        done = sum(map(len, found))
+        logits = classify(feeds, data.output)
+        done = sum(map(len, ranks))
         labels = data.labels[done : done + len(logits)]
         if not np.isfinite(logits).all():
             raise CheckFailed(f"{what}: its logits on {data.file} are not finite; check it with edgekit verify")
         own = np.take_along_axis(logits, labels[:, None], 1)
-        earlier = np.arange(logits.shape[1]) < labels[:, None]
-        found.append(
-            ((logits > own) | ((logits == own) & earlier)).sum(1)
-        )  # of equals the first counts, as argmax has it
-    return np.concatenate(found)
+        earlier = np.arange(logits.shape[1]) < labels[:, None]  # of equals the first counts, as argmax has it
+        ranks.append(((logits > own) | ((logits == own) & earlier)).sum(1))
+    return np.concatenate(ranks)
 
 
 def score(data: LabelledData, places: np.ndarray, reference: np.ndarray | None = None) -> LabelScore:
@@ -115,12 +117,12 @@ def score(data: LabelledData, places: np.ndarray, reference: np.ndarray | None =
     hits, count = places == 0, len(places)
     top1 = float(hits.mean())
     top5 = float((places < 5).mean()) if data.classes > 5 else None
-    found = LabelScore(data.file, count, top1, math.sqrt(top1 * (1 - top1) / count), top5)
+    alone = LabelScore(data.file, count, top1, math.sqrt(top1 * (1 - top1) / count), top5)
     if reference is None:
-        return found
+        return alone
     change = hits.astype(np.int64) - (reference == 0)
     return replace(
-        found, difference=float(change.mean()), difference_error=float(change.std() / math.sqrt(count)),
+        alone, difference=float(change.mean()), difference_error=float(change.std() / math.sqrt(count)),
         gained=int((change > 0).sum()), lost=int((change < 0).sum()),
     )  # fmt: skip
 
@@ -129,14 +131,16 @@ def label_accuracy(
     bundle: Bundle, data: LabelledData, threads: int, original: Original | None, progress: Progress
 ) -> LabelAccuracy:
     """A bundle's accuracy on this machine, beside the original's where it is given."""
-    reference = (
-        None if original is None else places(data, lambda f: original.logits(f, data.output), progress, "original")
-    )
+    reference = None if original is None else places(data, original.logits, progress, "original")
+    ours = places(data, classifier(bundle, threads), progress, bundle.directory.name)
+    theirs = None if reference is None else score(data, reference)
+    return LabelAccuracy(data.order, score(data, ours, reference), theirs)
+
+
+def classifier(bundle: Bundle, threads: int) -> Classify:
+    """A bundle on this machine."""
     session = Session(bundle, threads)
-    ours = places(data, lambda feeds: session.run(feeds, [data.output])[data.output], progress, bundle.directory.name)
-    return LabelAccuracy(
-        data.order, score(data, ours, reference), None if reference is None else score(data, reference)
-    )
+    return lambda feeds, output: session.run(feeds, [output])[output]
 
 
 def _logits(bundle: Bundle) -> tuple[str, int]:
@@ -153,21 +157,7 @@ def _logits(bundle: Bundle) -> tuple[str, int]:
     return named[0].name, int(named[0].dims[1])
 
 
-def _step(inputs: Sequence[TensorInfo]) -> int:
-    fixed = [i.dims[0] for i in inputs if i.dims and isinstance(i.dims[0], int)]
-    return int(fixed[0]) if fixed else BATCH
-
-
-def _whole(data: LabelledData, bundle: Bundle) -> LabelledData:
-    fixed = any(isinstance(i.dims[0], int) for i in bundle.manifest.inputs if i.dims)
-    if fixed and len(data.labels) % data.step:
-        raise UsageError(
-            f"{data.file}: {len(data.labels)} samples are no whole batches of {data.step}, which the graph takes at a time"
-        )
-    return data
-
-
-def _arrays(bundle: Bundle, path: Path, output: str, classes: int) -> LabelledData:
+def _arrays(bundle: Bundle, path: Path, output: str, classes: int, step: int) -> LabelledData:
     given, inputs = arrays(path), bundle.manifest.inputs
     takes = f"{bundle.directory} takes {', '.join(f'{i.name} {_dtype(i)} {list(i.dims)}' for i in inputs)} and {LABELS}"
     for name in (LABELS, *(i.name for i in inputs)):
@@ -195,14 +185,14 @@ def _arrays(bundle: Bundle, path: Path, output: str, classes: int) -> LabelledDa
     def read(first: int, last: int) -> Feeds:
         return {one.name: given[one.name][first:last] for one in inputs}
 
-    return LabelledData(str(path), labels.astype(np.int64), output, classes, "numbers in the file", _step(inputs), read)
+    return LabelledData(str(path), labels.astype(np.int64), output, classes, "numbers in the file", step, read)
 
 
 def _dtype(tensor: TensorInfo) -> str:
     return DTYPES.get(tensor.dtype, tensor.dtype)
 
 
-def _pictures(bundle: Bundle, path: Path, output: str, classes: int) -> LabelledData:
+def _pictures(bundle: Bundle, path: Path, output: str, classes: int, step: int) -> LabelledData:
     inputs = bundle.manifest.inputs
     dims = inputs[0].dims
     if len(inputs) != 1 or len(dims) != 4 or dims[1] not in COLOURS or not all(isinstance(d, int) for d in dims[1:]):
@@ -230,7 +220,7 @@ def _pictures(bundle: Bundle, path: Path, output: str, classes: int) -> Labelled
         pixels = pictures(files[first:last], channels, (height, width), settings)
         return {inputs[0].name: pixels.astype(_dtype(inputs[0]))}
 
-    return LabelledData(str(path), np.array(labels, np.int64), output, classes, order, _step(inputs), read)
+    return LabelledData(str(path), np.array(labels, np.int64), output, classes, order, step, read)
 
 
 def _numbers(bundle: Bundle, path: Path, folders: Sequence[str], classes: int) -> tuple[list[int], str]:
@@ -250,12 +240,12 @@ def _numbers(bundle: Bundle, path: Path, folders: Sequence[str], classes: int) -
                     f"{path}: folder '{folder}' {what}; config.json's id2label has {len(names)} classes: "
                     f"{', '.join(list(names.values())[:4])}, ...; or name folders by number{suggest(folder, names.values())}"
                 )
-        places = {name: number for number, name in names.items()}
-        if max(places.values()) >= classes:
+        if max(names) >= classes:
             raise BundleError(
-                f"{bundle.directory}: id2label numbers classes up to {max(places.values())}, the graph has {classes}"
+                f"{bundle.directory}: id2label numbers classes up to {max(names)}, the graph has {classes}"
             )
-        return [places[folder] for folder in folders], "folders named as in config.json's id2label"
+        numbers_of = {name: number for number, name in names.items()}
+        return [numbers_of[folder] for folder in folders], "folders named as in config.json's id2label"
     if len(folders) != classes:
         raise UsageError(
             f"{path}: {len(folders)} class folders ({', '.join(folders[:3])}, ...), the model has {classes} classes; without "

@@ -42,9 +42,10 @@ def measure(
     """
     if bundle.manifest.decoder is None:
         return {who: _outputs(bundle, vectors, answers, who, margins[who]) for who in REFERENCES}
-    found = _joined(answers)
+    joined = _joined(answers)
     return {
-        who: _predictions(_joined([reference(v, who) for v in vectors]), found, who, margins[who]) for who in REFERENCES
+        who: _predictions(_joined([reference(v, who) for v in vectors]), joined, who, margins[who])
+        for who in REFERENCES
     }
 
 
@@ -53,18 +54,17 @@ def measure_between(
 ) -> Distances:
     """The distance of one machine's answers (``theirs``) to another's on the same vectors."""
     who = "other"
-    expected = [_as_reference(answer) if bundle.manifest.decoder is not None else dict(answer) for answer in ours]
     if bundle.manifest.decoder is None:
         beside = [
             {**vector, **{f"{who}.{name}": a for name, a in answer.items()}}
-            for vector, answer in zip(vectors, expected, strict=True)
+            for vector, answer in zip(vectors, ours, strict=True)
         ]
         return _outputs(bundle, beside, theirs, who, margin)
-    found = [
+    measured = [
         {**answer, f"at.{who}": np.take_along_axis(answer["at.compressed"], _order(own), -1)}
         for answer, own in zip(theirs, ours, strict=True)
     ]
-    return _predictions(_joined(expected), _joined(found), who, margin)
+    return _predictions(_joined([_as_reference(own) for own in ours]), _joined(measured), who, margin)
 
 
 def _order(answer: Arrays) -> np.ndarray:
@@ -91,12 +91,12 @@ def _joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _predictions(expected: Arrays, found: Arrays, who: str, margin: float) -> Distances:
-    logits = tensor_distance(expected["logits"], found["logits"])
-    metrics = prediction_distance(expected, found, who, margin)
+def _predictions(expected: Arrays, measured: Arrays, who: str, margin: float) -> Distances:
+    logits = tensor_distance(expected["logits"], measured["logits"])
+    metrics = prediction_distance(expected, measured, who, margin)
     metrics = {**logits, **metrics, "max_abs": max(logits["max_abs"], metrics["max_abs"])}
     metrics[f"{who}_perplexity"] = perplexity(expected["nll"])
-    return Distances(metrics, len(found["logsumexp"]), "positions", {"logits": logits})
+    return Distances(metrics, len(measured["logsumexp"]), "positions", {"logits": logits})
 
 
 def _outputs(
@@ -118,11 +118,8 @@ def _outputs(
                 )
         pairs = [(_valid(v, e[name]), _valid(v, a[name])) for v, e, a in zip(vectors, expected, answers, strict=True)]
         outputs[name] = tensor_distance(np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs]))
-    metrics = {
-        "max_abs": max(o["max_abs"] for o in outputs.values()),
-        "sqnr_db": min(o["sqnr_db"] for o in outputs.values()),
-        "cosine": min(o["cosine"] for o in outputs.values()),
-    }
+    worst = {"max_abs": max, "sqnr_db": min, "cosine": min}
+    metrics = {metric: pick(o[metric] for o in outputs.values()) for metric, pick in worst.items()}
     rows = sum(len(answer[names[0]]) for answer in answers)
     metrics.update(_task_metrics(bundle.manifest.task, vectors, expected, answers, names, margin))
     return Distances(metrics, rows, "samples", outputs)
@@ -137,17 +134,14 @@ def _valid(vector: Arrays, output: np.ndarray) -> np.ndarray:
 
 
 def _task_metrics(
-    task: str,
-    vectors: Sequence[Arrays],
-    expected: Sequence[Arrays],
-    answers: Sequence[Arrays],
-    names: Sequence[str],
+    task: str, vectors: Sequence[Arrays], expected: Sequence[Arrays], answers: Sequence[Arrays], names: Sequence[str],
     margin: float,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     if task == "image-classification":
         name = next((n for n in names if answers[0][n].ndim == 2), None)
         if name is not None:
-            return class_distance(_stacked(expected, name), _stacked(answers, name), margin)
+            theirs, ours = (np.concatenate([part[name] for part in side]) for side in (expected, answers))
+            return class_distance(theirs, ours, margin)
     if task == "feature-extraction":
         name = next((n for n in (*EMBEDDINGS, *names) if n in names and answers[0][n].ndim in (2, 3)), None)
         if name is not None:
@@ -155,10 +149,6 @@ def _task_metrics(
             # One of two neighbours is always right.
             return neighbour_distance(theirs, ours, margin) if len(ours) > 2 else {}
     return {}
-
-
-def _stacked(side: Sequence[Arrays], name: str) -> np.ndarray:
-    return np.concatenate([part[name] for part in side])
 
 
 def _embeddings(vectors: Sequence[Arrays], side: Sequence[Arrays], name: str) -> np.ndarray:

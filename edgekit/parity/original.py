@@ -39,31 +39,29 @@ class Original:
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """The vectors with ``original.*`` computed now instead of read."""
-        from edgekit.frontend.compressed import native_activations
-        from edgekit.golden import module_outputs
-
-        names = [output.name for output in self._bundle.manifest.outputs]
-        found: list[Arrays] = []
+        answered: list[Arrays] = []
         for vector in vectors:
             if self._bundle.manifest.decoder is not None:
                 fresh = self._text(vector["input.input_ids"])
             else:
-                with native_activations(self._module):
-                    fresh = module_outputs(self._module, feeds(vector), names)
-            found.append({**vector, **{f"original.{name}": array for name, array in fresh.items()}})
-        return found
+                fresh = self._outputs(feeds(vector))
+            answered.append({**vector, **{f"original.{name}": array for name, array in fresh.items()}})
+        return answered
 
     def logits(self, inputs: Arrays, output: str) -> np.ndarray:
         """The graph output ``output``, as the module answers it."""
-        from edgekit.frontend.compressed import native_activations
-        from edgekit.golden import module_outputs
-
-        with native_activations(self._module):
-            return module_outputs(self._module, inputs, [o.name for o in self._bundle.manifest.outputs])[output]
+        return self._outputs(inputs)[output]
 
     def nll(self, ids: np.ndarray) -> np.ndarray:
         """Nats of each next token of ids int64 [1, T]: float32 [T - 1]."""
         return self._text(ids)["nll"]
+
+    def _outputs(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        from edgekit.frontend.compressed import native_activations
+        from edgekit.golden import module_outputs
+
+        with native_activations(self._module):
+            return module_outputs(self._module, inputs, [output.name for output in self._bundle.manifest.outputs])
 
     def _text(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         from edgekit.frontend.compressed import native_activations

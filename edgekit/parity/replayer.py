@@ -30,8 +30,9 @@ class Replayer:
 
     def answers(self, vectors: Sequence[Arrays]) -> list[Arrays]:
         """What it answers to each golden vector of the bundle: the arrays of ``replay`` in docs/runner.md."""
-        bundle = self.backend.bundle
-        length = _longest(vectors) if bundle.manifest.decoder is not None else 1
+        bundle, length = self.backend.bundle, 1
+        if bundle.manifest.decoder is not None:
+            length = max(vector["input.input_ids"].shape[1] for vector in vectors)
         with self.backend.job(self._threads, max_length=length) as job:
             isa = isa_of(job.ask("load"))
             self.versions = self.backend.versions(job)
@@ -77,7 +78,3 @@ class Replayer:
 def _wanted(vector: Arrays) -> dict[str, np.ndarray]:
     """The tokens whose logits are compared: those of the vector's file, unless the original was asked afresh."""
     return {name: vector[name] for name in (f"{who}.top_indices" for who in REFERENCES) if name in vector}
-
-
-def _longest(vectors: Sequence[Arrays]) -> int:
-    return max((vector["input.input_ids"].shape[1] for vector in vectors), default=1)

@@ -37,13 +37,8 @@ class Section:
         """Metrics by name, beside them each with its limit under ``checks``."""
         values = {check.metric: check.value for check in self.checks}
         facts = {"passed": self.passed, "against": self.against, self.unit: self.count}
-        return {
-            **facts,
-            **values,
-            **self.details,
-            "checks": [asdict(c) for c in self.checks],
-            "outputs": self.outputs,
-        }
+        more = {"checks": [asdict(c) for c in self.checks], "outputs": self.outputs}
+        return {**facts, **values, **self.details, **more}
 
 
 @dataclass(frozen=True)
@@ -145,7 +140,8 @@ def _labels(labels: LabelAccuracy) -> Iterator[str]:
     yield _score("bundle", ours)
     if theirs is not None:
         yield _score("original", theirs)
-        yield f"    difference        {ours.difference:>+12.4f} ± {ours.difference_error:.4f}  {ours.gained} gained, {ours.lost} lost"
+        change = f"{ours.difference:>+12.4f} ± {ours.difference_error:.4f}  {ours.gained} gained, {ours.lost} lost"
+        yield f"    difference        {change}"
 
 
 def _score(name: str, score: LabelScore) -> str:

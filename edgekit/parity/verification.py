@@ -40,8 +40,8 @@ def verify(
     ``ssh:[user@]host[:port]`` or ``adb:SERIAL``; a device gets the bundle, and its answers are compared here.
 
     A missed limit is in the report and not an error. Raises BundleError for a damaged bundle or one that ONNX Runtime
-    refuses, UsageError and UnsupportedError for what cannot be asked of it, RuntimeUnavailable for a device that is out of
-    reach or not set up.
+    refuses, UsageError and UnsupportedError for what cannot be asked of it, RuntimeUnavailable for a device that is out
+    of reach or not set up.
     """
     opened, chosen = Bundle.open(bundle), Target.parse(target)
     if chosen.kind != LOCAL and any(option is not None for option in (original, text, labels)):
@@ -76,15 +76,10 @@ class Golden:
         loaded = bundle.vectors()
         if not loaded:
             raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")
-        arrays = [vector for _, vector in loaded]
+        arrays, kinds = [vector for _, vector in loaded], tuple(info.kind for info, _ in loaded)
         vectors = arrays if model is None else model.answers(arrays)
-        return Golden(
-            bundle,
-            Recipe.from_dict(bundle.manifest.recipe),
-            tuple(i.kind for i, _ in loaded),
-            tuple(vectors),
-            bundle.manifest.source if model is None else model.source,
-        )
+        source = bundle.manifest.source if model is None else model.source
+        return Golden(bundle, Recipe.from_dict(bundle.manifest.recipe), kinds, tuple(vectors), source)
 
 
 def judge_backend(
@@ -95,9 +90,9 @@ def judge_backend(
     progress("replay golden vectors", 0.0)
     answers = replayer.answers(golden.vectors)
     margins = {COMPRESSED: recipe.parity.margin, ORIGINAL: recipe.accuracy.margin}
-    found = measure(bundle, golden.vectors, answers, margins)
-    parity = section("compressed PyTorch model", found[COMPRESSED], recipe.parity)
-    accuracy = section(f"original model {golden.original}", found[ORIGINAL], recipe.accuracy)
+    distances = measure(bundle, golden.vectors, answers, margins)
+    parity = section("compressed PyTorch model", distances[COMPRESSED], recipe.parity)
+    accuracy = section(f"original model {golden.original}", distances[ORIGINAL], recipe.accuracy)
     layers: tuple[LayerDistance, ...] = ()
     if not parity.passed:
         progress("look for the first diverging layer", 0.0)
@@ -111,13 +106,6 @@ def judge_backend(
 
 def section(against: str, measured: Distances, limits: Limits) -> Section:
     """A comparison judged by ``limits``."""
-    known = (*UPPER, *LOWER)
-    details = {name: value for name, value in measured.metrics.items() if name not in known}
-    return Section(
-        against=against,
-        count=measured.count,
-        unit=measured.unit,
-        checks=judge(measured.metrics, limits),
-        details=details,
-        outputs=measured.outputs,
-    )
+    details = {name: value for name, value in measured.metrics.items() if name not in (*UPPER, *LOWER)}
+    checks = judge(measured.metrics, limits)
+    return Section(against, measured.count, measured.unit, checks, details, measured.outputs)

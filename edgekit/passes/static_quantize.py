@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.errors import UnsupportedError
+from edgekit.errors import UnsupportedError, one_line
 from edgekit.passes.stock_layers import stock_layers
 from edgekit.recipe import StaticQuantization
 from edgekit.spec.facts import facts_of
@@ -50,7 +50,7 @@ def quantize_static(
                 calibrate_method=method,
             )
         except Exception as error:  # the quantizer raises plain Exception
-            raise UnsupportedError(f"calibrated quantization failed: {' '.join(str(error).split())[:200]}") from error
+            raise UnsupportedError(f"calibrated quantization failed: {one_line(error)}") from error
         result = ir.load(done)
         ir.external_data.load_to_model(result)
     result.metadata_props.update(model.metadata_props)

@@ -25,8 +25,8 @@ def render(template: str, messages: Sequence[Mapping[str, str]], special: Mappin
     """The text of a conversation, ending where the assistant begins.
 
     ``special`` holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is
-    broken, does what the sandbox forbids, refuses the messages, or takes too much time or memory; RuntimeUnavailable when
-    no process can be started.
+    broken, does what the sandbox forbids, refuses the messages, or takes too much time or memory; RuntimeUnavailable
+    when no process can be started.
     """
     plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
     answer = _process_of_this_one().ask({"template": template, "messages": plain, "special": dict(special)})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
+from edgekit.errors import BundleError, RuntimeUnavailable, UsageError, one_line
 from edgekit.lowbit.library import Library, load_library, register_library
 from edgekit.spec.names import OLDEST_RUNTIME, SPIN_MICROSECONDS
 
@@ -95,7 +95,7 @@ class Session:
             self.ort = _load(ort, bundle, options, extra_outputs)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise BundleError(
-                f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error)}"
+                f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error, 300)}"
             ) from error
         if self.library is not None and needed:
             _check_taken_over(bundle, self.library)
@@ -113,7 +113,7 @@ class Session:
         try:
             return dict(zip(names, self.ort.run(names, dict(feeds)), strict=True))
         except Exception as error:
-            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
+            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error, 300)}") from error
 
     def run_bound(self, binding: Any, options: Any = None) -> None:
         """Runs the graph on bound inputs and outputs.
@@ -125,7 +125,7 @@ class Session:
         except Exception as error:
             if options is not None and options.terminate:
                 raise Stopped from None
-            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error)}") from error
+            raise BundleError(f"{self.bundle.graph_path}: ONNX Runtime stopped: {one_line(error, 300)}") from error
 
     def profile_text(self) -> str:
         """What a session opened with ``profile`` recorded so far (JSON); recording ends here."""
@@ -162,8 +162,3 @@ def graph_with_outputs(bundle: Bundle, extra: Sequence[str]) -> bytes:
     known = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra if name not in known)
     return bytes(model.SerializeToString())
-
-
-def one_line(error: Exception) -> str:
-    """An exception's text on one line, not too long."""
-    return " ".join(str(error).split())[:300]

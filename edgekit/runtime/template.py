@@ -1,9 +1,11 @@
 """Renders chat templates in a process of its own, which edgekit.runtime.chat starts and may end at any time.
 
-A template is a program that comes with a model. jinja2's sandbox keeps it away from Python's objects and files, not from
-memory and time: a single ``'x' * 10**10`` or ``'%9999999999d' % 1`` takes all there is. So the system bounds this process.
+A template is a program that comes with a model. jinja2's sandbox keeps it away from Python's objects and files, not
+from memory and time: a single ``'x' * 10**10`` or ``'%9999999999d' % 1`` takes all there is. So the system bounds this
+process.
 
-Each line of stdin is a JSON object of ``template``, ``messages`` and ``special``; each line of stdout one of ``text`` or ``error``.
+Each line of stdin is a JSON object of ``template``, ``messages`` and ``special``; each line of stdout one of ``text``
+or ``error``.
 """
 
 from __future__ import annotations

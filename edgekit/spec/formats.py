@@ -1,7 +1,7 @@
 """The weight formats, a row each: docs/operators.md as data.
 
-A weight is a matrix [N, K]; N outputs, K inputs. Every format works row by row, so rows of a packed tensor can be cut and
-stacked, and a merged layer holds exactly what its parts would.
+A weight is a matrix [N, K]; N outputs, K inputs. Every format works row by row, so rows of a packed tensor can be cut
+and stacked, and a merged layer holds exactly what its parts would.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ STOCK_BLOCKS = (16, 32, 64, 128, 256)
 class Format:
     """One weight format.
 
-    ``layout`` of the data: "floats" [N, K]; "blocks", uint8 [N, ceil(K/b), b * bits / 8], K padded with the code of zero;
-    "sparse", uint8 [bytes]. ``scales``, float32: "none", "row" [N], "block" [N, ceil(K/b)], or "ternary", [1], [N] or
-    [N, ceil(K/b)], whichever is the smallest. ``lookup`` is how rows of a table are read: "rows" by Gather; "quantized" by
-    GatherBlockQuantized, without padding; "scaled" by Gather of codes and of their scales; "" not at all.
+    ``layout`` of the data: "floats" [N, K]; "blocks", uint8 [N, ceil(K/b), b * bits / 8], K padded with the code of
+    zero; "sparse", uint8 [bytes]. ``scales``, float32: "none", "row" [N], "block" [N, ceil(K/b)], or "ternary", [1],
+    [N] or [N, ceil(K/b)], whichever is the smallest. ``lookup`` is how rows of a table are read: "rows" by Gather;
+    "quantized" by GatherBlockQuantized, without padding; "scaled" by Gather of codes and of their scales; "" not at
+    all.
     """
 
     name: str

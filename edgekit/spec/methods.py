@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TRAINING, TAUGHT, POST_TRAINING, SEARCH = "training", "taught", "post-training", "search"
-"""Kinds: trained on the data; trained with a teacher's answers too; rounded layer by layer on a few examples; chosen within a
-budget. The first three can be resumed."""
+"""Kinds: trained on the data; trained with a teacher's answers too; rounded layer by layer on a few examples; chosen
+within a budget. The first three can be resumed."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from edgekit.benchmark import bench, run, targets
-from edgekit.benchmark.targets import DeviceHost, Plan, fast_cores, measure_on, spelled, where
+from edgekit.benchmark.targets import DeviceHost, Plan, fast_cores, measure_on, where
 from edgekit.benchmark.watch import DeviceWatch, State, energy_joules, parse
 from edgekit.devices.probe import Core
 from edgekit.errors import RuntimeUnavailable, UsageError
+from edgekit.strict import ranges
 from tests.support.shell_connection import ShellConnection
 from tests.support.tiny_models import linear_bundle
 
@@ -34,9 +35,9 @@ def test_runners_are_kept_on_fast_cores(cores: list[Core], threads: int, expecte
 
 
 def test_cores_are_spelled_as_ranges() -> None:
-    assert spelled([7, 4, 5, 0, 6]) == "0,4-7"
-    assert spelled([3]) == "3"
-    assert spelled([]) == ""
+    assert ranges([7, 4, 5, 0, 6]) == "0,4-7"
+    assert ranges([3]) == "3"
+    assert ranges([]) == ""
 
 
 def answer(user: int, idle: int, stolen: int, own: int, temperature: int, events: int, flags: str = "0x50000") -> str:
@@ -74,8 +75,9 @@ def test_battery_and_energy_are_told_where_something_counts_them() -> None:
     assert energy_joules(state("energy_uj 5000000"), state("energy_uj 7500000\nenergy_now 9")) == 2.5
     assert energy_joules(state(""), after) is None and state("").battery is None and state("").charge_uah is None
     found = where("ssh:a", facts_of(), "4-7", watched(before, after))
-    assert (found.battery_before, found.battery_after, found.charge_used_mah) == (87, 86, 1.5)
-    assert found.reasons == () and found.governor == "ondemand"
+    assert (found.conditions.battery_before, found.conditions.battery_after) == (87, 86)
+    assert found.conditions.charge_used_mah == 1.5
+    assert found.reasons == () and found.conditions.governor == "ondemand"
 
 
 def test_a_governor_that_changed_makes_rows_invalid() -> None:

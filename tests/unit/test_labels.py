@@ -110,14 +110,14 @@ def test_models_are_compared_sample_by_sample(bundle: Bundle, tmp_path: Path) ->
 
 def test_equal_logits_are_no_hit_for_every_class() -> None:
     data = LabelledData("d", np.array([0, 1, 6]), "logits", CLASSES, "", 2, lambda a, b: {"n": np.zeros(b - a)})
-    found = places(data, lambda feeds: np.zeros((len(feeds["n"]), CLASSES), np.float32), quiet, "flat")
+    found = places(data, lambda feeds, output: np.zeros((len(feeds["n"]), CLASSES), np.float32), quiet, "flat")
     np.testing.assert_array_equal(found, [0, 1, 6])
 
 
 def test_logits_that_are_not_finite_are_no_score() -> None:
     data = LabelledData("d", np.array([0]), "logits", CLASSES, "", 2, lambda a, b: {})
     with pytest.raises(CheckFailed, match="broken: its logits on d are not finite"):
-        places(data, lambda feeds: np.full((1, CLASSES), np.nan), quiet, "broken")
+        places(data, lambda feeds, output: np.full((1, CLASSES), np.nan), quiet, "broken")
 
 
 def test_class_folders(bundle: Bundle, tmp_path: Path) -> None:

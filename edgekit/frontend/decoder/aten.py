@@ -60,10 +60,8 @@ def linear(emitter: Emitter, node: Node, args: Args) -> View:
     if not isinstance(weight, Constant) or weight.tensor.dim() != 2:
         raise UnsupportedError(f"{emitter.scope}: a linear layer whose weight is computed at run time is not supported")
     inputs = [value(emitter, args[0]), emitter.weight(weight)] + ([value(emitter, bias)] if bias is not None else [])
-    out = emitter.node(
-        "Linear", inputs, {"activation_block_size": node.meta.get("activation_block_size", -1)}, domain=EDGEKIT
-    )[0]
-    router = node.meta.get("router", False)
+    rounding, router = node.meta.get("activation_block_size", -1), node.meta.get("router", False)
+    out = emitter.one("Linear", *inputs, domain=EDGEKIT, activation_block_size=rounding)
     set_plan(emitter.nodes[-1], Plan(emitter.scope, *(("fp32", 0, ROUTER) if router else ())))
     return wrap(node, out)
 
@@ -74,9 +72,8 @@ def addmm(emitter: Emitter, node: Node, args: Args) -> View:
 
 
 def embedding(emitter: Emitter, node: Node, args: Args) -> View:
-    out = emitter.node(
-        "Embedding", [value(emitter, args[1], ir.DataType.INT64), emitter.weight(args[0])], domain=EDGEKIT
-    )[0]
+    ids = value(emitter, args[1], ir.DataType.INT64)
+    out = emitter.one("Embedding", ids, emitter.weight(args[0]), domain=EDGEKIT)
     set_plan(emitter.nodes[-1], Plan(emitter.scope))
     return wrap(node, out)
 
@@ -104,8 +101,7 @@ def expand(emitter: Emitter, node: Node, args: Args) -> View:
     shape = shape_of(node.meta["val"])
     if shape == args[0].shape:
         return args[0]  # type: ignore[no-any-return]
-    parts = [emitter.small([d]) if isinstance(d, int) else emitter.size(d) for d in shape]
-    target = emitter.one("Concat", *parts, dtype=ir.DataType.INT64, axis=0)
+    target = emitter.vector(shape)
     return wrap(node, emitter.one("Expand", value(emitter, args[0]), target))
 
 
@@ -118,17 +114,13 @@ def slices(emitter: Emitter, node: Node, args: Args) -> View:
         return args[0]  # type: ignore[no-any-return]
     bounds = [emitter.small([b]) if isinstance(b, int) else emitter.size(b) for b in (start, end)]
     where = emitter.small([axis % rank(args[0])])
-    x = value(emitter, args[0])
-    return wrap(
-        node, emitter.one("Slice", x, *bounds, where, emitter.small([step]), dtype=x.dtype or ir.DataType.FLOAT)
-    )
+    x, every = value(emitter, args[0]), emitter.small([step])
+    return wrap(node, emitter.one("Slice", x, *bounds, where, every, dtype=x.dtype or ir.DataType.FLOAT))
 
 
 def select(emitter: Emitter, node: Node, args: Args) -> View:
-    x = value(emitter, args[0])
-    return wrap(
-        node, emitter.one("Gather", x, emitter.small(args[2]), axis=args[1], dtype=x.dtype or ir.DataType.FLOAT)
-    )
+    x, place = value(emitter, args[0]), emitter.small(args[2])
+    return wrap(node, emitter.one("Gather", x, place, axis=args[1], dtype=x.dtype or ir.DataType.FLOAT))
 
 
 def split(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
@@ -145,16 +137,12 @@ def cat(emitter: Emitter, node: Node, args: Args) -> View:
 
 
 def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
-    size = len(args[1])
-    weight = (
-        args[2] if len(args) > 2 and args[2] is not None else Constant(torch.ones(args[1]), f"{emitter.scope}.ones")
-    )
-    inputs = [value(emitter, args[0]), value(emitter, weight)]
-    if len(args) > 3 and args[3] is not None:
-        inputs.append(value(emitter, args[3]))
-    return wrap(
-        node, emitter.one("LayerNormalization", *inputs, axis=-size, epsilon=float(args[4]) if len(args) > 4 else 1e-5)
-    )
+    x, sizes, weight, bias, epsilon = (*args, None, None, None)[:5]
+    if weight is None:
+        weight = Constant(torch.ones(sizes), f"{emitter.scope}.ones")
+    inputs = [value(emitter, operand) for operand in (x, weight, bias) if operand is not None]
+    epsilon = 1e-5 if epsilon is None else float(epsilon)
+    return wrap(node, emitter.one("LayerNormalization", *inputs, axis=-len(sizes), epsilon=epsilon))
 
 
 def align(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
@@ -172,19 +160,12 @@ def align(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
     positions = e.one("Add", past, slots, dtype=i64)
     index = e.one("Mod", e.one("Add", slots, first, dtype=i64), length, dtype=i64)
     aligned = e.one("GatherElements", ids, index, dtype=i64, axis=1)
-    ends = e.one(
-        "Cast",
-        e.one("Gather", positions, e.small(-1), dtype=i64, axis=1),
-        dtype=ir.DataType.INT32,
-        to=ir.DataType.INT32.value,
-    )
-    total = e.one(
-        "Cast", e.one("Shape", mask, dtype=i64, start=1, end=2), dtype=ir.DataType.INT32, to=ir.DataType.INT32.value
-    )
+    i32, to = ir.DataType.INT32, ir.DataType.INT32.value
+    ends = e.one("Cast", e.one("Gather", positions, e.small(-1), dtype=i64, axis=1), dtype=i32, to=to)
+    total = e.one("Cast", e.one("Shape", mask, dtype=i64, start=1, end=2), dtype=i32, to=to)
     back = e.one("Mod", e.one("Sub", slots, first, dtype=i64), length, dtype=i64)
-    return tuple(
-        View(v, shape_of(m)) for v, m in zip((aligned, positions, ends, total, back), node.meta["val"], strict=True)
-    )
+    values = aligned, positions, ends, total, back
+    return tuple(View(v, shape_of(m)) for v, m in zip(values, node.meta["val"], strict=True))
 
 
 def restore(emitter: Emitter, node: Node, args: Args) -> View:
@@ -246,14 +227,11 @@ def tap(emitter: Emitter, node: Node, args: Args) -> View:
 
 
 def filled(number: float) -> Handler:
-    return lambda emitter, node, args: _fill(emitter, node, number)
+    def forward(emitter: Emitter, node: Node, args: Args) -> View:
+        shape, dtype = emitter.vector(shape_of(node.meta["val"])), onnx_type(node.meta["val"].dtype)
+        return wrap(node, emitter.one("Expand", scalar(emitter, number, dtype), shape, dtype=dtype))
 
-
-def _fill(emitter: Emitter, node: Node, number: float) -> View:
-    parts = [emitter.small([d]) if isinstance(d, int) else emitter.size(d) for d in shape_of(node.meta["val"])]
-    shape = emitter.one("Concat", *parts, dtype=ir.DataType.INT64, axis=0)
-    dtype = onnx_type(node.meta["val"].dtype)
-    return wrap(node, emitter.one("Expand", scalar(emitter, number, dtype), shape, dtype=dtype))
+    return forward
 
 
 HANDLERS: dict[str, Handler] = {

@@ -73,13 +73,8 @@ class Emitter:
         return results
 
     def one(
-        self,
-        op: str,
-        *inputs: ir.Value | None,
-        domain: str = "",
-        dtype: ir.DataType = ir.DataType.FLOAT,
-        **attributes: Any,
-    ) -> ir.Value:
+        self, op: str, *inputs: ir.Value | None, domain: str = "", dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any
+    ) -> ir.Value:  # fmt: skip
         """Appends a node with one output and returns it."""
         return self.node(op, inputs, attributes, domain=domain, dtype=dtype)[0]
 
@@ -100,8 +95,7 @@ class Emitter:
             else:
                 lazy = ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(tensor.shape), name=name)
             value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=lazy)
-            self.initializers[name] = value
-            self._seen[key] = value
+            self.initializers[name] = self._seen[key] = value
         return self._seen[key]
 
     def values(self, constant: Constant) -> torch.Tensor:
@@ -116,11 +110,9 @@ class Emitter:
         if key not in self._seen:
             name = self.name("constant")
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(
-                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-            )
-            self.initializers[name] = value
-            self._seen[key] = value
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+            value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
+            self.initializers[name] = self._seen[key] = value
         return self._seen[key]
 
     def size(self, expression: sympy.Expr) -> ir.Value:
@@ -152,7 +144,11 @@ class Emitter:
                 wanted.append(0 if axis < len(given) and given[axis] == dim else None)
         if wanted.count(None) <= 1:
             return self.small([-1 if w is None else w for w in wanted])
-        parts = [self.small([d]) if isinstance(d, int) else self.size(d) for d in shape]
+        return self.vector(shape)
+
+    def vector(self, sizes: Shape) -> ir.Value:
+        """Sizes, symbolic ones too, as an int64 vector."""
+        parts = [self.small([d]) if isinstance(d, int) else self.size(d) for d in sizes]
         return self.one("Concat", *parts, dtype=ir.DataType.INT64, axis=0)
 
     def read(self, view: View) -> ir.Value:

@@ -159,7 +159,8 @@ def _align_shape(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     return ids.new_empty(ids.shape), ids.new_empty(ids.shape), lengths, lengths.new_empty(1), ids.new_empty(ids.shape)
 
 
-def _rope_shape(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+def _same_shape(x: Tensor, *others: object) -> Tensor:
+    # How many rows ``restore`` keeps is known only at run time; the trace keeps all, and the ONNX output has its own name.
     return x.new_empty(x.shape)
 
 
@@ -172,31 +173,7 @@ def _gqa_shape(
     return q.new_empty((batch, length, heads, dim)), k.new_empty(cache), v.new_empty(cache)
 
 
-def _rmsnorm_shape(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _experts_shape(x: Tensor, *args: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _restore_shape(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    # The number of rows kept is known only at run time; the trace keeps them all and the ONNX output has a name of its own for them.
-    return x.new_empty(x.shape)
-
-
-def _tap_shape(x: Tensor, name: str) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-for _function, _shape in (
-    (align, _align_shape),
-    (rope, _rope_shape),
-    (gqa, _gqa_shape),
-    (rmsnorm, _rmsnorm_shape),
-    (experts, _experts_shape),
-    (restore, _restore_shape),
-    (tap, _tap_shape),
-):
+_SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {align: _align_shape, gqa: _gqa_shape}
+for _function in (align, rope, gqa, rmsnorm, experts, restore, tap):
     LIBRARY.impl(_function.__name__, _function, "CPU")
-    torch.library.register_fake(f"edgekit::{_function.__name__}", _shape)
+    torch.library.register_fake(f"edgekit::{_function.__name__}", _SHAPES.get(_function, _same_shape))

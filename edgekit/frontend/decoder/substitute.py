@@ -26,14 +26,8 @@ MAX_POSITIONS = 32768
 """Rotary tables are cut here: a 131072-position table costs 67 MB. The bundle's ``max_length`` says what was kept."""
 
 HARMLESS = {
-    "dropout",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "position_ids",
-    "cache_position",
-    "is_causal",
-}
+    "dropout", "use_cache", "output_attentions", "output_hidden_states", "position_ids", "cache_position", "is_causal"
+}  # fmt: skip
 """Attention arguments that do not change the numbers of an inference pass."""
 
 
@@ -110,18 +104,9 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
         context.shapes[layer] = (heads, dim)
         past_k, past_v = context.past[layer] if context.past is not None else (k[:, :, :0], v[:, :, :0])
         scale = float(scaling) if scaling is not None else dim**-0.5
+        cap, window = float(softcap or 0.0), int(sliding_window or -1)
         out, keys, values = torch.ops.edgekit.gqa(
-            q,
-            k,
-            v,
-            past_k,
-            past_v,
-            context.lengths,
-            context.total,
-            scale,
-            float(softcap or 0.0),
-            int(sliding_window or -1),
-            s_aux,
+            q, k, v, past_k, past_v, context.lengths, context.total, scale, cap, window, s_aux
         )
         context.present[layer] = (keys, values)
         return out, None
@@ -137,11 +122,13 @@ def _true_layout(own: Sequence[Tensor], given: Sequence[Tensor], cos: Tensor, si
         if 2 * c.shape[1] > given[0].shape[-1]:
             continue
         mine = [ops.rope(x.float(), c, s, positions, interleaved) for x in given]
-        if all(
-            a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(mine, own, strict=True)
-        ):
+        if all(_close(a, b) for a, b in zip(mine, own, strict=True)):
             return reading, interleaved
     return None
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def _read(table: Tensor, reading: str) -> Tensor:
@@ -241,14 +228,10 @@ def norm_weight(module: nn.Module) -> tuple[Tensor, float] | None:
     """The weight and epsilon that make ``rmsnorm`` compute what ``module`` does; None when no known form does."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
-    if (
-        not isinstance(weight, Tensor)
-        or weight.dim() != 1
-        or not isinstance(eps, float)
-        or "Norm" not in type(module).__name__
-    ):
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None
-    if isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None:
+    other = isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None
+    if other or "Norm" not in type(module).__name__:
         return None
     sample = torch.linspace(-2.0, 3.0, 2 * weight.numel()).reshape(1, 2, -1).to(weight.dtype)
     try:
@@ -256,7 +239,7 @@ def norm_weight(module: nn.Module) -> tuple[Tensor, float] | None:
     except (RuntimeError, TypeError):
         return None
     for candidate in (weight.detach(), 1.0 + weight.detach()):
-        if own.shape == sample.shape and torch.allclose(ops.rmsnorm(sample, candidate, eps), own, rtol=1e-4, atol=1e-5):
+        if _close(ops.rmsnorm(sample, candidate, eps), own):
             return candidate, eps
     return None
 
