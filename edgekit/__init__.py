@@ -41,36 +41,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "BenchResult": "benchmark",
-    "Bundle": "bundle",
-    "BundleLike": "bundle",
-    "Comparison": "parity",
-    "Compressed": "compression",
-    "Compression": "compression",
-    "Decoder": "runtime.decoder",
-    "EdgekitError": "errors",
-    "Evaluation": "evaluation",
-    "Generation": "runtime.generation",
-    "Inspection": "inspection",
-    "Limits": "recipe",
-    "Packed": "coding",
-    "Recipe": "recipe",
-    "Report": "parity",
-    "Rule": "recipe",
-    "Sampling": "runtime.sampling",
-    "Session": "runtime.session",
-    "bench": "benchmark",
-    "compress": "compression",
-    "evaluate": "evaluation",
-    "export": "exporter",
-    "generate": "runtime.generation",
-    "inspect": "inspection",
-    "pack": "coding",
-    "unpack": "coding",
-    "verify": "parity",
-    "verify_on": "parity",
+_NAMES = {
+    "benchmark": ("BenchResult", "bench"),
+    "bundle": ("Bundle", "BundleLike"),
+    "coding": ("Packed", "pack", "unpack"),
+    "compression": ("Compressed", "Compression", "compress"),
+    "errors": ("EdgekitError",),
+    "evaluation": ("Evaluation", "evaluate"),
+    "exporter": ("export",),
+    "inspection": ("Inspection", "inspect"),
+    "parity": ("Comparison", "Report", "verify", "verify_on"),
+    "recipe": ("Limits", "Recipe", "Rule"),
+    "runtime.decoder": ("Decoder",),
+    "runtime.generation": ("Generation", "generate"),
+    "runtime.sampling": ("Sampling",),
+    "runtime.session": ("Session",),
 }
+"""By module of the package."""
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = ["__version__", *_HOMES]
 
 

@@ -84,11 +84,17 @@ def _python() -> Finding:
     return Finding("python", version, "ok")
 
 
-def _package(name: str) -> Finding:
-    floor, reason = FLOORS[name]
+def installed(package: str) -> str:
+    """The version of a package; nothing where it is not installed."""
     try:
-        version = importlib.metadata.version(name)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _package(name: str) -> Finding:
+    (floor, reason), version = FLOORS[name], installed(name)
+    if not version:
         return Finding(name, "missing", "problem", f"pip install '{name}>={floor}'")
     have = _numbers(version)
     first, last = PATCHED.get(name, ((), ()))
@@ -105,10 +111,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _optional(name: str) -> Finding:
-    try:
-        return Finding(name, importlib.metadata.version(name), "ok")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "not installed", "note", f"optional: pip install 'edgekit[{OPTIONAL[name]}]'")
+    if version := installed(name):
+        return Finding(name, version, "ok")
+    return Finding(name, "not installed", "note", f"optional: pip install 'edgekit[{OPTIONAL[name]}]'")
 
 
 def _processor() -> Finding:

@@ -1,5 +1,14 @@
 """Every error that edgekit raises on purpose.
 
+    EdgekitError
+    ├── UsageError           the call itself is wrong: options, paths, a non-empty output directory
+    ├── RecipeError          bad YAML, unknown key, a rule that matches no layer
+    ├── SourceError          the model that was given cannot be read as it is: missing, truncated, ambiguous
+    ├── UnsupportedError     a valid request that edgekit does not implement: op, layer, dtype, instruction set
+    ├── BundleError          missing, corrupt, unsafe or newer-version bundle
+    ├── RuntimeUnavailable   a library, device or instruction set that is needed is not there
+    └── CheckFailed          the work was done and its result is not good enough: parity, accuracy, disk space
+
 A message is one line: where, what was found, what was expected, what to do.
 Programming mistakes stay TypeError, ValueError or assert.
 """

@@ -58,7 +58,9 @@ def export(
     does not compute what it should or the disk is full; UsageError when ``output`` exists and ``force`` is not set, or
     for an unknown ABI; RuntimeUnavailable when an operator library is not there.
     """
-    _check_abis(abis)
+    for abi in abis:
+        if abi not in ABIS:
+            raise UsageError(f"abi '{abi}': not one of {', '.join(ABIS)}{suggest(abi, ABIS)}")
     chosen = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     source, samples = str(source), None if samples is None else Path(samples)
     with BundleWriter(Path(output), force=force) as writer:
@@ -90,12 +92,6 @@ def export(
         return writer.commit(manifest)
 
 
-def _check_abis(abis: Sequence[str]) -> None:
-    for abi in abis:
-        if abi not in ABIS:
-            raise UsageError(f"abi '{abi}': not one of {', '.join(ABIS)}{suggest(abi, ABIS)}")
-
-
 def _add_libraries(abis: Sequence[str], directory: Path) -> None:
     """The operator library for each ABI, in ``ops/<abi>/``."""
     for abi in abis:
@@ -118,7 +114,8 @@ def _inputs(source: Source, recipe: Recipe, samples: Path | None) -> Inputs:
     if inputs.kind == "random":
         raise SourceError(
             f"recipe {recipe.name}: its ranges come from real input, and all that is known are the example inputs of "
-            f"{source.name}, {', '.join(map(str, model_inputs(source)))}; give --samples a directory of pictures or an .npz"
+            f"{source.name}, {', '.join(map(str, model_inputs(source)))}; give --samples a directory of pictures or an "
+            ".npz"
         )
     return inputs
 
@@ -241,9 +238,10 @@ def _versions() -> dict[str, str]:
 
 
 def _check(bundle: Bundle, recipe: Recipe) -> None:
-    """Loads the written model in ONNX Runtime and replays one golden vector; CheckFailed when a parity limit is missed."""
+    """Replays one golden vector on the written model in ONNX Runtime; CheckFailed when a parity limit is missed."""
     from edgekit.golden import DECODE_STEPS
-    from edgekit.runtime.replay import feeds, open_decoder, replay_text
+    from edgekit.runtime.decoder import Decoder
+    from edgekit.runtime.replay import feeds, replay_text
     from edgekit.runtime.session import Session
 
     _, vector = bundle.vectors()[0]
@@ -251,16 +249,16 @@ def _check(bundle: Bundle, recipe: Recipe) -> None:
         ids = vector["input.input_ids"]
         # Float weights run from the file as it is mapped; ONNX Runtime's second copy would double the peak.
         low_bit = any(FORMATS[layer.format].layout != "floats" for layer in bundle.manifest.layers)
-        decoder = open_decoder(bundle, 2, ids.shape[1], prepack=low_bit)
+        decoder = Decoder(bundle, 2, ids.shape[1], prepack=low_bit)
         answers = {"logits": replay_text(decoder, ids, DECODE_STEPS)["logits"]}
     else:
         answers = Session(bundle, 2).run(feeds(vector))
     for name, array in answers.items():
         reference = vector[f"compressed.{name}"]
-        failed = [c for c in judge(tensor_distance(reference, array), recipe.parity) if not c.passed]
-        if failed:
-            check = failed[0]
-            raise CheckFailed(
-                f"{name}: the written model differs from the compressed PyTorch model: {check.metric} {check.value:.4g}, "
-                f"limit {check.limit:.4g} (recipe {recipe.name}); nothing was kept, please report it with the model's config.json"
-            )
+        for check in judge(tensor_distance(reference, array), recipe.parity):
+            if not check.passed:
+                raise CheckFailed(
+                    f"{name}: the written model differs from the compressed PyTorch model: {check.metric} "
+                    f"{check.value:.4g}, limit {check.limit:.4g} (recipe {recipe.name}); nothing was kept, please report "
+                    "it with the model's config.json"
+                )

@@ -73,55 +73,34 @@ def _decibels(signal: float, noise: float) -> float:
 def summarize(logits: np.ndarray, targets: np.ndarray, at: Arrays) -> dict[str, np.ndarray]:
     """Next-token predictions in short, from logits float32 [T, V].
 
-    Args:
-        targets: the tokens that really follow, int64 [T] or [T - 1].
-        at: for each reference by name, tokens int [T, n] whose logits it wants.
-
-    Returns:
-        ``top_indices`` int64 [T], the likeliest tokens; ``logsumexp`` float32 [T]; ``nll`` float32, nats of each
-        target; ``at.<name>`` float32 [T, n].
+    ``targets`` are the tokens that really follow, int64 [T] or [T - 1]; ``at`` for each reference by name tokens int
+    [T, n] whose logits it wants. Returns ``top_indices`` int64 [T], the likeliest tokens; ``logsumexp`` float32 [T];
+    ``nll`` float32, nats of each target; ``at.<name>`` float32 [T, n].
     """
     peak = logits.max(axis=-1, keepdims=True)
     total = np.log(np.exp(logits - peak).sum(axis=-1, dtype=np.float64)).astype(np.float32) + peak[:, 0]
-    rows = np.arange(len(targets))
-    summary = {
-        "top_indices": logits.argmax(axis=-1),
-        "logsumexp": total,
-        "nll": total[: len(targets)] - logits[rows, targets],
-    }
-    return {
-        **summary,
-        **{f"at.{name}": np.take_along_axis(logits, tokens.astype(np.int64), axis=-1) for name, tokens in at.items()},
-    }
+    nll = total[: len(targets)] - logits[np.arange(len(targets)), targets]
+    asked = {f"at.{name}": np.take_along_axis(logits, t.astype(np.int64), axis=-1) for name, t in at.items()}
+    return {"top_indices": logits.argmax(axis=-1), "logsumexp": total, "nll": nll, **asked}
 
 
 def prediction_distance(reference: Arrays, measured: Arrays, name: str, margin: float = 0.0) -> dict[str, float]:
     """How far ``measured`` (from :func:`summarize`) is from a reference's predictions over the same T tokens.
 
-    Args:
-        reference: ``top_values`` and ``top_indices`` [T, n] in descending order, ``logsumexp`` [T], ``nll`` [T - 1].
-        name: the reference's name in ``measured``'s ``at.<name>``.
-        margin: a changed top-1 counts only where the reference led by more than this many logits.
-
-    Returns:
-        ``top1``, the share of positions without a counted change; ``flips``, all changes; ``widest_flip``, the
-        reference's largest lead among them (logits); ``kl``, D(reference || measured) in nats, mean over positions,
-        everything but the reference's n tokens being one class; ``perplexity``; ``perplexity_ratio``; ``max_abs`` over
-        the n logits.
+    ``reference`` has ``top_values`` and ``top_indices`` [T, n] in descending order, ``logsumexp`` [T] and ``nll`` [T -
+    1]; ``name`` is its name in ``measured``'s ``at.<name>``; a changed top-1 counts only where it led by more than
+    ``margin`` logits. Returns ``top1``, the share of positions without a counted change; ``flips``, all changes;
+    ``widest_flip``, the reference's largest lead among them (logits); ``kl``, D(reference || measured) in nats, mean
+    over positions, everything but the reference's n tokens being one class; ``perplexity``; ``perplexity_ratio``;
+    ``max_abs`` over the n logits.
     """
     values, at = reference["top_values"].astype(np.float64), measured[f"at.{name}"].astype(np.float64)
     lead = values[:, 0] - values[:, 1] if values.shape[1] > 1 else np.full(len(values), np.inf)
     changed = reference["top_indices"][:, 0] != measured["top_indices"]
     theirs, ours = reference["nll"].mean(dtype=np.float64), measured["nll"].mean(dtype=np.float64)
     if not np.isfinite(measured["logsumexp"]).all():
-        broken = {
-            "top1": 0.0,
-            "kl": float("inf"),
-            "perplexity": float("inf"),
-            "perplexity_ratio": float("inf"),
-            "max_abs": float("inf"),
-        }
-        return {**broken, "flips": float(len(values)), "widest_flip": float("inf")}
+        infinite = dict.fromkeys(("kl", "perplexity", "perplexity_ratio", "max_abs", "widest_flip"), float("inf"))
+        return {"top1": 0.0, "flips": float(len(values)), **infinite}
     return {
         "top1": 1.0 - float((changed & (lead > margin)).mean()),
         "flips": float(changed.sum()),

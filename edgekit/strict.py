@@ -54,7 +54,7 @@ def build(kind: Any, data: Any, where: str, error: type[EdgekitError]) -> Any:
 
 
 def known(kind: Any, data: Any) -> Any:
-    """``data`` without the keys that dataclasses in ``kind`` do not know, for :func:`build`; what does not fit stays."""
+    """``data`` without the keys that dataclasses in ``kind`` do not know, for :func:`build`; what misfits stays."""
     choices = [a for a in typing.get_args(kind) if a not in (type(None), Ellipsis)]
     if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
         hints = typing.get_type_hints(kind)
@@ -184,7 +184,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _number_resolvers() -> None:
-    """Numbers as everybody writes them: YAML 1.1 takes 1e-3 for a text, 1:30 for ninety, and knows dates; 1.2 does not."""
+    """Numbers as everybody writes them: YAML 1.1 takes 1e-3 for a text, 1:30 for ninety, and knows dates."""
     kept = {
         first: [
             (tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("timestamp", "int", "float")

@@ -1,9 +1,10 @@
-"""Files and directories in the making: whose they are while they are made, and what the signals do that end a process."""
+"""Files and directories in the making: whose they are meanwhile, and what the signals do that end a process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -75,6 +76,20 @@ def is_claimed(path: Path, process: int) -> bool:
         return bool(psutil.pid_exists(process))
     claim.close()
     return False
+
+
+def in_the_making(target: Path, kind: str = "partial") -> Path:
+    """A hidden sibling of ``target`` that is this thread's own."""
+    return target.with_name(f".{target.name}.{kind}-{os.getpid()}-{threading.get_ident()}")
+
+
+def leftovers(target: Path) -> Iterator[tuple[Path, str]]:
+    """What :func:`in_the_making` named, with its kind, and nobody claims any more: its process was killed."""
+    pattern = re.compile(re.escape(f".{target.name}.") + r"(partial|old)-((\d+)-\d+)")
+    for path in sorted(target.parent.iterdir()):
+        leftover = pattern.fullmatch(path.name)
+        if leftover and not is_claimed(path.with_name(f".{target.name}.partial-{leftover[2]}"), int(leftover[3])):
+            yield path, leftover[1]
 
 
 @contextlib.contextmanager

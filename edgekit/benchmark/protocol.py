@@ -20,7 +20,7 @@ MOST_WARM_UP = 6
 
 
 class TimedProcess(Protocol):
-    """What runs one bundle: a runner of docs/runner.md, here or on a device, or another engine behind the same requests."""
+    """What runs one bundle: a runner of docs/runner.md, or another engine behind the same requests."""
 
     name: str
 

@@ -131,7 +131,7 @@ def _measured(
 
 
 def fast_cores(cores: Sequence[Core], threads: int) -> list[int]:
-    """The cores with the highest clock, and slower kinds until there are as many as threads; none where no clock is told."""
+    """The cores with the highest clock, and slower kinds until all threads have one; none where no clock is told."""
     if any(core.max_mhz is None for core in cores):
         return []
     chosen: list[int] = []

@@ -61,7 +61,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
-        """Parses manifest.json strictly; of a newer minor version, unknown keys are ignored. Raises BundleError naming the key."""
+        """Parses manifest.json strictly; unknown keys of a newer minor version are ignored. Raises BundleError."""
         try:
             data = parse_json(text)
         except ValueError as error:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import ModelProto, TensorProto
 
-"""Bytes of model.onnx at most: weights belong into the data file."""
 MOST_DIMENSIONS = 32
 LARGEST_DIMENSION = 1 << 40
 FIELDS = {"location", "offset", "length", "checksum"}
@@ -70,7 +69,8 @@ def initializers(model: ModelProto, path: Path, sizes: dict[str, int]) -> dict[s
     import onnx
 
     places: list[Stored] = []
-    for tensor in _all_tensors(model):
+    # Wherever the format allows one: attributes, subgraphs, functions, sparse tensors.
+    for tensor in (message for message in _messages(model) if isinstance(message, onnx.TensorProto)):
         where = f"{path}: tensor {tensor.name[:120]!r}"
         _check_shape(tensor, where)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -99,23 +99,13 @@ def _messages(top: Message) -> Iterator[Message]:
                 waiting.extend([value] if kind.message_type is getattr(value, "DESCRIPTOR", None) else value)
 
 
-def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of the model, wherever the format allows one: attributes, subgraphs, functions, sparse tensors."""
-    import onnx
-
-    return (message for message in _messages(model) if isinstance(message, onnx.TensorProto))
-
-
 def _check_text(model: ModelProto, path: Path) -> None:
     """Text that is not UTF-8 comes as bytes, which nobody expects."""
     for message in _messages(model):
         for kind, value in message.ListFields():
-            if kind.type == kind.TYPE_STRING and any(isinstance(t, bytes) for t in _listed(value)):
+            texts = [value] if isinstance(value, str | bytes) else value
+            if kind.type == kind.TYPE_STRING and any(isinstance(text, bytes) for text in texts):
                 raise BundleError(f"{path}: a name in it is no UTF-8 text; export or download the bundle again")
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str | bytes) else value
 
 
 def _check_shape(tensor: TensorProto, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Golden vectors as they were found: every array that anything reads is of the type and shape that the manifest asks for."""
+"""Golden vectors: every array that anything reads is of the type and shape that the manifest asks for."""
 
 from __future__ import annotations
 
@@ -46,15 +46,11 @@ def _check_text(arrays: Arrays, info: DecoderInfo, where: str) -> None:
     if not (0,) < rows <= (tokens,):
         raise _damaged(where, f"compressed.logits of {list(rows)} positions", f"1 to {tokens}")
     for who in REFERENCES:
-        for name in ("top_values", "logsumexp", "nll", "logits"):
-            shape: Shape = {"top_values": (tokens, "n"), "nll": (tokens - 1,), "logits": (*rows, info.vocab_size)}.get(
-                name, (tokens,)
-            )
+        shapes: dict[str, Shape] = {"top_values": (tokens, "n"), "logsumexp": (tokens,), "nll": (tokens - 1,)}
+        for name, shape in {**shapes, "logits": (*rows, info.vocab_size)}.items():
             _expect(arrays, f"{who}.{name}", "f", shape, where)
-        top = arrays[f"{who}.top_values"].shape
-        _check_range(
-            _expect(arrays, f"{who}.top_indices", "iu", top, where), info.vocab_size, f"{who}.top_indices", where
-        )
+        top = _expect(arrays, f"{who}.top_indices", "iu", arrays[f"{who}.top_values"].shape, where)
+        _check_range(top, info.vocab_size, f"{who}.top_indices", where)
     if any(name.startswith("tap.") for name in arrays):
         kept = _expect(arrays, "tap_rows", "iu", ("rows",), where)
         _check_range(kept, tokens, "tap_rows", where)
@@ -67,12 +63,11 @@ def _check_sample(arrays: Arrays, manifest: Manifest, where: str) -> None:
     if given != expected:
         raise _damaged(where, f"inputs {sorted(given)}", str(sorted(expected)))
     for info in manifest.inputs:
-        dims: Shape = tuple(d for d in info.dims)
-        _expect(arrays, f"input.{info.name}", "fiub", dims, where)
+        _expect(arrays, f"input.{info.name}", "fiub", info.dims, where)
     for info in manifest.outputs:
         for who in REFERENCES:
             if f"{who}.{info.name}" in arrays:
-                _expect(arrays, f"{who}.{info.name}", "f", tuple(info.dims), where)
+                _expect(arrays, f"{who}.{info.name}", "f", info.dims, where)
     _check_taps(arrays, None, where)
 
 
@@ -84,9 +79,8 @@ def _check_taps(arrays: Mapping[str, np.ndarray], shape: Shape | None, where: st
 def _expect(arrays: Mapping[str, np.ndarray], name: str, kinds: str, shape: Shape, where: str) -> np.ndarray:
     """The array ``name``, of one of numpy's ``kinds``; sizes that are texts in ``shape`` may be anything but 0."""
     array = arrays.get(name)
-    wanted = (
-        f"{'numbers' if kinds == 'f' else 'integers' if kinds == 'iu' else 'an array'} [{', '.join(map(str, shape))}]"
-    )
+    what = {"f": "numbers", "iu": "integers"}.get(kinds, "an array")
+    wanted = f"{what} [{', '.join(map(str, shape))}]"
     if array is None:
         raise _damaged(where, f"no array {name!r}", wanted)
     fits = array.ndim == len(shape) and all(
@@ -104,5 +98,5 @@ def _check_range(array: np.ndarray, size: int, name: str, where: str) -> None:
         raise _damaged(where, f"{name} goes from {low} to {high}", f"0 to {size - 1}")
 
 
-def _damaged(where: str, found: str, expected: str) -> BundleError:
-    return BundleError(f"{where}: {found[:300]}, {expected[:300]} expected; the file is damaged, export again")
+def _damaged(where: str, problem: str, expected: str) -> BundleError:
+    return BundleError(f"{where}: {problem[:300]}, {expected[:300]} expected; the file is damaged, export again")

@@ -8,11 +8,9 @@ import gc
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reading import Bundle, sha256
@@ -20,7 +18,7 @@ from edgekit.errors import CheckFailed, UsageError
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.records import FileInfo
 from edgekit.strict import parse_json
-from edgekit.unfinished import Claim, ended_like_ctrl_c, is_claimed
+from edgekit.unfinished import Claim, ended_like_ctrl_c, in_the_making, leftovers
 
 
 class BundleWriter:
@@ -35,9 +33,7 @@ class BundleWriter:
     def __init__(self, target: Path, force: bool = False) -> None:
         self.target = Path(os.path.realpath(target))  # a link stays, what it points to is written
         self.force = force
-        owner = f"{os.getpid()}-{threading.get_ident()}"
-        self.directory = self.target.parent / f".{self.target.name}.partial-{owner}"
-        self._old = self.target.parent / f".{self.target.name}.old-{owner}"
+        self.directory, self._old = in_the_making(self.target), in_the_making(self.target, "old")
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> BundleWriter:
@@ -50,9 +46,7 @@ class BundleWriter:
         self._cleanup.enter_context(ended_like_ctrl_c())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
         self._cleanup.close()
         if isinstance(error, Exception) and is_disk_full(error):
@@ -113,14 +107,8 @@ class BundleWriter:
 
     def _tidy(self) -> None:
         """Removes what exports that were killed left behind; a bundle they had moved aside is moved back."""
-        leftovers = re.compile(re.escape(f".{self.target.name}.") + r"(partial|old)-((\d+)-\d+)")
-        for path in sorted(self.target.parent.iterdir()):
-            leftover = leftovers.fullmatch(path.name)
-            if leftover is None or is_claimed(
-                path.with_name(f".{self.target.name}.partial-{leftover[2]}"), int(leftover[3])
-            ):
-                continue
-            if leftover[1] == "old" and not self.target.exists():
+        for path, kind in leftovers(self.target):
+            if kind == "old" and not self.target.exists():
                 path.rename(self.target)
             else:
                 shutil.rmtree(path, ignore_errors=True)

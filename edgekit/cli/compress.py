@@ -44,7 +44,8 @@ from edgekit.spec.methods import BY_NAME, METHODS
 )
 @console.json_option
 def compress(
-    model: str, config: Path | None, output: Path | None, allow_pickle: bool, step: float | None, as_json: bool, **how: Any
+    model: str, config: Path | None, output: Path | None, step: float | None, allow_pickle: bool, as_json: bool,
+    **how: Any,
 ) -> None:  # fmt: skip
     """Make MODEL smaller: train, prune or round it.
 

@@ -54,8 +54,8 @@ def show(lines: Iterable[str], document: dict[str, Any], as_json: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from a bundle or a model, unable to steer the terminal: control characters but tab and newline are spelled."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """Text from a bundle or a model, unable to steer the terminal: control characters are spelled, but tab and newline."""
+    return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", text)
 
 
 def prepare_streams() -> None:

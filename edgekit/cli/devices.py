@@ -28,7 +28,7 @@ def devices() -> None:
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @console.json_option
 def show_devices(targets: tuple[str, ...], as_json: bool) -> None:
-    """Say what each TARGET is, or every phone that is attached: model, cores, instruction sets, memory, emulated or not."""
+    """Say what each TARGET is, or every phone that is attached: model, cores, instruction sets, memory, emulated?"""
     from edgekit.devices import Target, open_connection
     from edgekit.devices.connection import attached_phones
     from edgekit.devices.probe import probe

@@ -145,7 +145,7 @@ def _is_of_output(error: OSError) -> bool:
 
 
 def _output_ended(error: OSError) -> NoReturn:
-    """Nobody reads any more (``| head``): quietly, as the shell's own tools end. A full disk: with one line on stderr."""
+    """Nobody reads any more (``| head``): quietly, as the shell's own tools end. A full disk: one line on stderr."""
     reader_went = isinstance(error, BrokenPipeError)
     with contextlib.suppress(OSError):
         if not reader_went:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
-import re
 import shutil
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +29,7 @@ from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageErro
 from edgekit.spec.names import DATA, MANIFEST
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Layer
-from edgekit.unfinished import Claim, ended_like_ctrl_c, is_claimed
+from edgekit.unfinished import Claim, ended_like_ctrl_c, in_the_making, leftovers
 
 LARGEST_BUNDLE = MOST_CHUNKS // 2 * regions.CHUNK
 """Bytes of a bundle's files: chunks before padding and at tensors' ends are short."""
@@ -98,17 +97,18 @@ def pack(
         file.write(write_front(head, signature))
         body.seek(0)
         shutil.copyfileobj(body, file, 1 << 20)
-    return _report(bundle, head, output, sign is not None)
+    return _summary(bundle, head, output, sign is not None)
 
 
 @contextlib.contextmanager
 def _atomic(output: Path, force: bool) -> Iterator[IO[bytes]]:
     """A file that gets its name when it is whole."""
     _check_output(output, force)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}-{threading.get_ident()}")
+    partial = in_the_making(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(output)
+        for path, _ in leftovers(output):
+            path.unlink(missing_ok=True)
         with partial.open("wb") as file, contextlib.closing(Claim(partial)), ended_like_ctrl_c():
             yield file
             file.flush()
@@ -142,15 +142,6 @@ def _check_output(output: Path, force: bool) -> None:
         raise UsageError(f"{output}: is no pack; give -o another name (nothing was changed)")
 
 
-def _tidy(output: Path) -> None:
-    """Removes what packing to the same place left behind when it was killed."""
-    leftovers = re.compile(re.escape(f".{output.name}.partial-") + r"(\d+)-\d+")
-    for path in list(output.parent.iterdir()):
-        leftover = leftovers.fullmatch(path.name)
-        if leftover is not None and not is_claimed(path, int(leftover[1])):
-            path.unlink(missing_ok=True)
-
-
 def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress: Progress) -> Head:
     manifest = bundle.manifest
     listed = [(info.path, info.bytes, info.sha256) for info in manifest.files]
@@ -159,26 +150,21 @@ def _write_chunks(bundle: Bundle, base: Bundle | None, body: IO[bytes], progress
     total, done, files = sum(size for _, size, _ in listed), 0, []
     with ThreadPoolExecutor(WORKERS) as pool:
         for path, size, digest in listed:
-            report = _reporting(progress, f"pack {path}", done, total)
+            report = functools.partial(_report, progress, f"pack {path}", done, total)
             report(0)
             files.append(PackedFile(path, size, digest, _file_chunks(bundle, base, path, digest, body, pool, report)))
             done += size
     return Head(manifest.name, "" if base is None else sha256(base.directory / MANIFEST), tuple(files))
 
 
-def _reporting(progress: Progress, what: str, before: int, total: int) -> Callable[[int], None]:
-    return lambda part: progress(what, (before + part) / total)
+def _report(progress: Progress, what: str, before: int, total: int, part: int) -> None:
+    progress(what, (before + part) / total)
 
 
 def _file_chunks(
-    bundle: Bundle,
-    base: Bundle | None,
-    path: str,
-    digest: str,
-    body: IO[bytes],
-    pool: ThreadPoolExecutor,
+    bundle: Bundle, base: Bundle | None, path: str, digest: str, body: IO[bytes], pool: ThreadPoolExecutor,
     progress: Callable[[int], None],
-) -> tuple[Chunk, ...]:
+) -> tuple[Chunk, ...]:  # fmt: skip
     data = _mapped(bundle.directory / path)
     old = _base_file(base, path)
     parts = regions.regions(
@@ -241,7 +227,7 @@ def _place(bundle: Bundle, layer: Layer) -> object:
     return (stored.file, stored.offset) if stored else layer.tensor or layer.name
 
 
-def _report(bundle: Bundle, head: Head, output: Path, signed: bool) -> Packed:
+def _summary(bundle: Bundle, head: Head, output: Path, signed: bool) -> Packed:
     chunks = [chunk for file in head.files for chunk in file.chunks]
     files: list[dict[str, Any]] = [
         {"path": file.path, "bytes": file.bytes, "packed": sum(chunk.packed for chunk in file.chunks)}

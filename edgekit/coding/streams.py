@@ -37,8 +37,7 @@ class Coder(Protocol):
 
 def coder() -> Coder:
     """The fastest coder that this machine has."""
-    found: Coder = native.load() or portable
-    return found
+    return native.load() or portable
 
 
 def encode_stream(symbols: Symbols, width: int, base: Symbols | None = None) -> bytes:

@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import IO
@@ -60,15 +60,9 @@ def unpack(
 
 
 def _unpack(
-    file: IO[bytes],
-    where: str,
-    front: Front,
-    target: Path,
-    base: Bundle | None,
-    resume: bool,
-    force: bool,
+    file: IO[bytes], where: str, front: Front, target: Path, base: Bundle | None, resume: bool, force: bool,
     progress: Progress,
-) -> Bundle:
+) -> Bundle:  # fmt: skip
     """The rest of :func:`unpack`, from the first chunk on."""
     with BundleWriter(target, force) as writer, ExitStack() as stack:
         directory = writer.directory
@@ -110,7 +104,7 @@ def _opened(pack: Path | IO[bytes]) -> Iterator[tuple[IO[bytes], str]]:
 
 
 def _claimed(directory: Path) -> closing[Claim]:
-    """Makes what an interrupted download is kept in. Raises UsageError when another process unpacks into it right now."""
+    """Makes what an interrupted download is kept in. Raises UsageError when another process unpacks into it now."""
     _make_plain(directory)
     try:
         return closing(Claim(directory))
@@ -178,7 +172,7 @@ class _Unpacking:
     at: int = 0  # in the pack
     done: int = 0  # bytes of the bundle
     kept: int = 0  # chunks
-    _seekable: bool = field(default=False)
+    _seekable: bool = False
 
     def run(self) -> None:
         """Writes and checks all files."""
@@ -212,7 +206,7 @@ class _Unpacking:
         with path.open("r+b" if ready else "wb") as out:
             out.seek(0, os.SEEK_END)
             for index, chunk in enumerate(file.chunks):
-                self._tell(file)
+                self.progress(f"unpack {file.path}", self.done / max(1, self.front.head.nbytes))
                 if index < ready:
                     self._skip(chunk)
                 else:
@@ -229,9 +223,6 @@ class _Unpacking:
                 + ("it or the base version was damaged" if self.base is not None else "it was damaged")
                 + "; nothing was kept"
             )
-
-    def _tell(self, file: PackedFile) -> None:
-        self.progress(f"unpack {file.path}", self.done / max(1, self.front.head.nbytes))
 
     def _ready(self, file: PackedFile, path: Path, digest: hashlib._Hash) -> int:
         """Chunks that an earlier call has written; the file is cut after them and they are added to ``digest``."""

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from edgekit.bundle import Bundle
-from edgekit.devices.connection import open_connection
+from edgekit.devices.connection import LOCAL, Target, open_connection
 from edgekit.devices.deploy import Deployed, deploy
 from edgekit.devices.local import Local, open_local
-from edgekit.devices.target import LOCAL, Target
 from edgekit.errors import EdgekitError
 from edgekit.spec.progress import Progress
 

@@ -1,4 +1,5 @@
-"""A connection to a device: shell scripts run there with the system's own ``ssh`` or ``adb``.
+"""Where a bundle runs (``local``, ``ssh:[user@]host[:port]``, ``adb:SERIAL``), and a connection to a device: shell
+scripts run there with the system's own ``ssh`` or ``adb``.
 
 Everything else (files, the runner, facts) goes through ``Connection.argv``: one command whose stdin and stdout are the
 script's, byte for byte. Both tools use the user's own settings and keys; ssh's questions reach the terminal.
@@ -7,6 +8,7 @@ script's, byte for byte. Both tools use the user's own settings and keys; ssh's 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,14 +17,43 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.devices.target import LOCAL, Target
 from edgekit.errors import RuntimeUnavailable, UsageError
 
+LOCAL = "local"
+FORMS = "local, ssh:[user@]host[:port] or adb:SERIAL"
+# A leading dash would be an option to ssh or adb.
+_SSH = re.compile(r"(?:(?P<user>[\w.][\w.-]*)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[\w.][\w.-]*)(?::(?P<port>\d{1,5}))?")
+_SERIAL = re.compile(r"[\w.\[][\w.:\[\]-]*")
 SSH_CONFIG = "EDGEKIT_SSH_CONFIG"
 """Environment variable: a file for ``ssh -F``; without it ssh reads the user's own."""
 TIMEOUT = 120.0
 CONNECT_SECONDS = 20
 _QUIET = ["-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed target; ``text`` is what the user wrote."""
+
+    text: str
+    kind: str  # "local", "ssh" or "adb"
+    host: str = ""  # of ssh, with the user; or adb's serial number
+    port: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> Target:
+        """Raises UsageError for anything but the three forms."""
+        if text == LOCAL:
+            return Target(text, LOCAL)
+        kind, _, rest = text.partition(":")
+        if kind == "ssh" and (parts := _SSH.fullmatch(rest)):
+            port = int(parts["port"]) if parts["port"] else None
+            if port is None or 1 <= port <= 65535:
+                host = parts["host"].strip("[]")
+                return Target(text, "ssh", f"{parts['user']}@{host}" if parts["user"] else host, port)
+        if kind == "adb" and _SERIAL.fullmatch(rest):
+            return Target(text, "adb", rest)
+        raise UsageError(f"target {text!r}: is none of {FORMS}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,7 @@ class Connection:
         """Ends the connection."""
 
     def run(self, script: str, *, stdin: bytes = b"", timeout: float = TIMEOUT) -> Done:
-        """Runs a script to its end, whatever its exit code. Raises RuntimeUnavailable when the device is out of reach."""
+        """Runs a script to its end, whatever its exit code. Raises RuntimeUnavailable for a device out of reach."""
         try:
             ran = subprocess.run(self.argv(script), input=stdin, capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:

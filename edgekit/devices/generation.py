@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 from edgekit.bundle import Bundle
 from edgekit.devices.backend import open_backend
+from edgekit.devices.connection import LOCAL, Target
 from edgekit.devices.job import Job
-from edgekit.devices.target import LOCAL, Target
 from edgekit.errors import RuntimeUnavailable
 from edgekit.runtime.decoder import decoder_info
 from edgekit.runtime.generation import Generation, prepare

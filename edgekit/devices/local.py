@@ -37,10 +37,10 @@ class Local:
     def job(self, threads: int, **more: object) -> Job:
         """A runner in a process of its own."""
         needed = self.bundle.manifest.needs_operators
-        given = settings(self.name, threads, self.library, ADVICE, library_needed=needed, **more)
+        asked = settings(self.name, threads, self.library, ADVICE, library_needed=needed, **more)
         # The runner's folder holds modules of edgekit's, which are nobody else's.
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONSAFEPATH": "1"}
-        return Job(self.name, [sys.executable, str(Path(runner.__file__)), given], environment=environment)
+        return Job(self.name, [sys.executable, str(Path(runner.__file__)), asked], environment=environment)
 
     @contextmanager
     def graph(self, graph: bytes) -> Iterator[str]:
@@ -61,7 +61,7 @@ class Local:
 
 
 def open_local(bundle: Bundle) -> Local:
-    """A bundle on this machine. Raises RuntimeUnavailable when it needs the operator library and that cannot be used."""
+    """A bundle on this machine. Raises RuntimeUnavailable when an operator library that it needs cannot be used."""
     manifest = bundle.manifest
     library = load_library(manifest.needs_operators) if manifest.uses_operators else None
     return Local(bundle, str(library.path) if library is not None else "")

@@ -142,7 +142,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _emulated(machine: str, kernel: str, flags: list[str], executables: list[str]) -> str:
-    """Why a device is no hardware: an emulator's own flag, a process that an emulator runs, another processor's kernel."""
+    """Why a device is no hardware: an emulator's flag, a process that an emulator runs, another processor's kernel."""
     if "1" in flags:
         return "an emulator's system property is set"
     if any("qemu" in path for path in executables):

@@ -113,13 +113,12 @@ def evaluate(
 ) -> Evaluation:
     """Scores bundles and PyTorch models (as `edgekit export` takes them) on local files.
 
-    Args:
-        texts: UTF-8 files; the first ``most_tokens`` tokens of each (0 = all).
-        window: tokens of context at most; no more than a model was trained with, or positions it never saw are scored.
-        choices: JSON lines of {"question", "choices", "answer"}; the first ``most_questions`` of each (0 = all).
-        tasks: of lm-evaluation-harness, which must be installed and fetches their data itself.
-        labels: for classifiers, each an .npz with the model's inputs and ``labels``, or a directory with a folder of
-            pictures for each class. Every model after the first also has its difference from the first, sample by sample.
+    ``texts`` are UTF-8, the first ``most_tokens`` tokens of each (0 = all) in a ``window`` of context at most: no more
+    than a model was trained with, or positions it never saw are scored. ``choices`` are JSON lines of {"question",
+    "choices", "answer"}, the first ``most_questions`` of each (0 = all). ``tasks`` are of lm-evaluation-harness, which
+    must be installed and fetches their data itself. ``labels``, for classifiers, are each an .npz with the model's
+    inputs and ``labels``, or a directory with a folder of pictures for each class; every model after the first also has
+    its difference from the first, sample by sample.
 
     Raises UsageError for files that cannot be used, UnsupportedError for what is no language model (no classifier, with
     ``labels``), BundleError, SourceError, RuntimeUnavailable without torch or lm-eval where they are needed.

@@ -15,7 +15,7 @@ from edgekit.metrics import perplexity
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.names import WINDOW
 from edgekit.spec.progress import Progress
-from edgekit.strict import build, parse_json
+from edgekit.strict import build, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -57,42 +57,29 @@ class ChoiceScore:
 
 def read_questions(file: Path, most: int = 0) -> list[Question]:
     """Lines of JSON: {"question": ..., "choices": [...], "answer": 0}. Raises UsageError naming the line."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # not splitlines(): JSON strings may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{file}: not a readable UTF-8 file ({type(error).__name__}); --choices takes JSON lines"
-        ) from error
-    questions = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            question = build(Question, parse_json(line), f"{file}:{number}", UsageError)
-        except ValueError as error:
-            raise UsageError(
-                f"{file}:{number}: not JSON ({str(error)[:80]}); one question stands on each line"
-            ) from error
-        _check_text(question, f"{file}:{number}")
-        if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
-            raise UsageError(
-                f"{file}:{number}: {len(question.choices)} choices, answer {question.answer}; at least two that are "
-                "not empty, answer counts them from 0"
-            )
-        questions.append(question)
+    # Not splitlines(): JSON strings may hold U+2028.
+    lines = read_text(file, UsageError, "--choices takes JSON lines").split("\n")
+    questions = [_question(line, f"{file}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise UsageError(f"{file}: no question in it; one stands on each line, as JSON")
     return questions[:most] if most else questions
 
 
-def _check_text(question: Question, where: str) -> None:
-    """JSON can spell half a character, which is no text."""
+def _question(line: str, where: str) -> Question:
     try:
+        question: Question = build(Question, parse_json(line), where, UsageError)
         "".join((question.question, *question.choices)).encode()
-    except UnicodeEncodeError as error:
+    except UnicodeEncodeError as error:  # JSON can spell half a character, which is no text
+        wrong = error.object[error.start]
+        raise UsageError(f"{where}: holds {wrong!a}, half of a surrogate pair; write valid text") from None
+    except ValueError as error:
+        raise UsageError(f"{where}: not JSON ({str(error)[:80]}); one question stands on each line") from error
+    if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
         raise UsageError(
-            f"{where}: holds {error.object[error.start]!a}, half of a surrogate pair; write valid text"
-        ) from None
+            f"{where}: {len(question.choices)} choices, answer {question.answer}; at least two that are not empty, answer "
+            "counts them from 0"
+        )
+    return question
 
 
 def score_text(scorer: Scorer, file: Path, text: str, most: int, progress: Progress, window: int = WINDOW) -> TextScore:

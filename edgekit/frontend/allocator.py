@@ -14,7 +14,7 @@ def give_back_memory() -> None:
 
 
 def trim_heap() -> None:
-    """Returns freed memory to the system: on Linux the C library keeps it otherwise, gigabytes after a large checkpoint."""
+    """Returns freed memory to the system: Linux's C library keeps it otherwise, gigabytes after a large checkpoint."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

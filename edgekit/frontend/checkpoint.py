@@ -36,7 +36,7 @@ _FIRST_SAFE_TORCH = (2, 10)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor as a header describes it: file and byte where it begins, its dtype in safetensors' spelling, its shape."""
+    """One tensor as a header describes it: file and byte where it begins, dtype in safetensors' spelling, shape."""
 
     file: Path
     offset: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -35,19 +36,19 @@ def compressed(
 ) -> Iterator[None]:
     """Within the block, the named layers of ``module`` compute from their packed weights.
 
-    ``weights`` maps module paths of linear, Conv1D and embedding layers to packed tensors of shape [N, K];
-    Their own weights are let go for good (the file they are mapped from need not stay in memory twice);
-    ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0 = per token, -1 = not);
-    ``surviving`` what is left of layers whose dead units were removed: [N, K] is then less than the module's.
+    ``weights`` maps module paths of linear, Conv1D and embedding layers to packed tensors of shape [N, K]; their own
+    weights are let go for good. ``activation_blocks`` gives for each the block in which its input is rounded to int8 (0
+    = per token, -1 = not), ``surviving`` what is left of layers whose dead units were removed: [N, K] is then less than
+    the module's.
     """
     modules = dict(module.named_modules())
     mixtures = {name.rpartition(".")[0] for name in weights if name not in modules}
     stacks, weights = weights, {name: packed for name, packed in weights.items() if name in modules}
     if weights:
         _let_go(module, [modules[name] for name in weights])
-    left = surviving or {}
     by_weight = {
-        id(modules[name].weight): (packed, activation_blocks[name], left.get(name)) for name, packed in weights.items()
+        id(modules[name].weight): (packed, activation_blocks[name], (surviving or {}).get(name))
+        for name, packed in weights.items()
     }
     plain_linear, plain_embedding = functional.linear, functional.embedding
 
@@ -61,7 +62,8 @@ def compressed(
 
     conv1d: list[Any] = [m for name in weights if type(m := modules[name]).__name__ == "Conv1D"]
     for layer in conv1d:
-        layer.forward = _conv1d(layer, *by_weight[id(layer.weight)])
+        packed, block, left = by_weight[id(layer.weight)]
+        layer.forward = partial(multiply, packed=packed, block=block, bias=layer.bias, left=left)
     for name in mixtures:
         modules[name].forward = _mixture(modules[name], name, stacks, activation_blocks)
     try:
@@ -107,7 +109,7 @@ def _mixture(
 
 
 def _let_go(module: nn.Module, packed: Sequence[nn.Module]) -> None:
-    """Replaces packed layers' weights by empty placeholders (tied ones by the same) and copies what is left out of the file."""
+    """Replaces packed layers' weights by empty placeholders (tied ones by the same); copies what is left of the file."""
     weights = [cast(nn.Parameter, layer.weight) for layer in packed]  # kept until the end: ids must stay unique
     empty = {id(weight): nn.Parameter(torch.empty(0), requires_grad=False) for weight in weights}
     for layer in module.modules():  # all that share it, also those that became one node and have no name in the bundle
@@ -150,10 +152,6 @@ def round_activations(x: Tensor, block: int) -> Tensor:
     """``x`` float [..., K] rounded to int8 steps in blocks of ``block`` (0 = per token), as float32."""
     rows = np.ascontiguousarray(x.detach().float().reshape(-1, x.shape[-1]).numpy())
     return torch.from_numpy(quantize_activations(rows, block)).reshape(x.shape)
-
-
-def _conv1d(layer: nn.Module, packed: PackedTensor, block: int, left: Surviving | None) -> Callable[[Tensor], Tensor]:
-    return lambda x: multiply(x, packed, block, cast(Tensor, layer.bias), left)
 
 
 def multiply(x: Tensor, packed: PackedTensor, block: int, bias: Tensor | None, left: Surviving | None = None) -> Tensor:

@@ -68,7 +68,7 @@ def _declared(program: ExportedProgram, examples: Mapping[str, torch.Tensor]) ->
 
 
 class _ByName(nn.Module):
-    """A program that takes each input by its name in the graph, however it was exported: by position, by keyword or both."""
+    """A program that takes each input by its name in the graph, however it was exported: by position or keyword."""
 
     def __init__(self, program: ExportedProgram, names: Sequence[str]) -> None:
         super().__init__()

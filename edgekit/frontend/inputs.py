@@ -13,21 +13,9 @@ import numpy as np
 import torch
 
 from edgekit.errors import SourceError, one_line
+from edgekit.frontend import samples as read
 from edgekit.frontend.pooling import TextEncoder
-from edgekit.frontend.samples import (
-    COLOURS,
-    DATA,
-    IMAGE_SUFFIXES,
-    Batch,
-    arrays,
-    calibration_sentences,
-    calibration_windows,
-    padded,
-    picture_files,
-    pictures,
-    sentences,
-    tokens,
-)
+from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, Batch
 from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
 from edgekit.spec.names import LABELS
 
@@ -41,18 +29,16 @@ MOST_VECTORS = 16
 class Inputs:
     """Batches for a model, each by input name; a decoder has one of input_ids int64 [1, T], T <= 512.
 
-    Attributes:
-        kind: of the golden vectors made of them. "text" and "sample" are real; "random" is a model's own example input,
-            or token ids drawn at random, of which nobody said that they are real.
-        origin: where they come from, for messages.
+    ``kind`` is that of the golden vectors made of them. "text" and "sample" are real; "random" is a model's own example
+    input, or token ids drawn at random, of which nobody said that they are real.
     """
 
     batches: tuple[Batch, ...]
     kind: str
-    origin: str
+    origin: str  # where they come from, for messages
 
     def for_calibration(self, count: int) -> list[Batch]:
-        """Up to ``count`` batches to find activation ranges with; pictures also mirrored and cropped, for there are few."""
+        """Up to ``count`` batches to find activation ranges with; pictures, which are few, also mirrored and cropped."""
         batches = list(self.batches)
         if all(a.ndim == 4 and a.dtype == np.float32 for batch in batches for a in batch.values()):
             batches += [{n: variant(a) for n, a in batch.items()} for variant in VARIANTS for batch in self.batches]
@@ -153,7 +139,7 @@ class _Reader:
             ids = np.random.default_rng(0).integers(0, vocabulary_size(source.module) or 1, (1, TEXT_TOKENS))
             return Inputs(({"input_ids": ids},), "random", "random token ids")
         if picture is not None and picture.channels == 3 and picture.batch == 1:
-            return self.pictures(picture, DATA / "photos", most)
+            return self.pictures(picture, read.DATA / "photos", most)
         if not isinstance(source, OnnxSource) and source.example_inputs:
             batch = {name: tensor.numpy() for name, tensor in source.example_inputs.items()}
             return Inputs((batch,), "random", "its example inputs")
@@ -176,9 +162,8 @@ class _Reader:
         """What the model takes, and how the user can give it."""
         text = "a .txt file or " if self.reads_text() else ""
         pictures = "a directory of pictures or " if self.picture() is not None else ""
-        return (
-            f"{', '.join(map(str, self.declared))}; give --samples {text or pictures}an .npz with arrays of these names"
-        )
+        declared = ", ".join(map(str, self.declared))
+        return f"{declared}; give --samples {text or pictures}an .npz with arrays of these names"
 
     def refusal(self, samples: Path | str, problem: str) -> SourceError:
         return SourceError(f"{samples}: {problem}; {self.source.name} takes {self.takes()}")
@@ -187,13 +172,9 @@ class _Reader:
         return next((path for path in self.source.assets if path.name == "tokenizer.json"), None)
 
     def reads_text(self) -> bool:
-        return (
-            any(i.name == "input_ids" for i in self.declared)
-            and all(
-                i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in self.declared
-            )
-            and self.tokenizer() is not None
-        )
+        texts = [i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in self.declared]
+        named = any(i.name == "input_ids" for i in self.declared)
+        return named and all(texts) and self.tokenizer() is not None
 
     def text(self, samples: Path | None) -> Inputs:
         """A decoder's text, or an encoder's sentences in batches of 8."""
@@ -204,8 +185,8 @@ class _Reader:
             why = "there is no tokenizer.json to read it with" if missing else f"{self.source.name} takes no text"
             raise self.refusal(where, f"a text, but {why}")
         if _is_decoder(self.source):
-            return Inputs(({"input_ids": tokens(file, samples, TEXT_TOKENS)},), "text", where)
-        rows = sentences(file, samples, self.sentence_tokens())
+            return Inputs(({"input_ids": read.tokens(file, samples, TEXT_TOKENS)},), "text", where)
+        rows = read.sentences(file, samples, self.sentence_tokens())
         batches = self.sentence_batches(rows)
         if not batches:
             raise self.refusal(where, f"{len(rows)} sentences are less than one batch")
@@ -216,8 +197,8 @@ class _Reader:
         file = self.tokenizer()
         assert file is not None
         if _is_decoder(self.source):
-            return calibration_windows(file, samples, count, min(length, CALIBRATION_TOKENS), TEXT_TOKENS)
-        rows = calibration_sentences(file, samples, count * SENTENCES_A_BATCH, self.sentence_tokens())
+            return read.calibration_windows(file, samples, count, min(length, CALIBRATION_TOKENS), TEXT_TOKENS)
+        rows = read.calibration_sentences(file, samples, count * SENTENCES_A_BATCH, self.sentence_tokens())
         return self.sentence_batches(rows)
 
     def sentence_tokens(self) -> int:
@@ -230,7 +211,9 @@ class _Reader:
         step = count or SENTENCES_A_BATCH
         groups = [rows[i : i + step] for i in range(0, len(rows), step)]
         batches = [
-            padded(group, length or max(len(row) for row in group)) for group in groups if count in (None, len(group))
+            read.padded(group, length or max(len(row) for row in group))
+            for group in groups
+            if count in (None, len(group))
         ]
         return [{i.name: b[i.name].astype(i.dtype) for i in self.declared} for b in batches]
 
@@ -248,24 +231,20 @@ class _Reader:
 
     def pictures(self, picture: _Picture, folder: Path, most: int) -> Inputs:
         """Of a picture or a directory, as many as are whole batches."""
-        files = picture_files(folder, most)
-        pixels = pictures(files, picture.channels, picture.size, _directory(self.source)).astype(picture.input.dtype)
+        files = read.picture_files(folder, most)
+        pixels = read.pictures(files, picture.channels, picture.size, _directory(self.source)).astype(
+            picture.input.dtype
+        )
         whole = pixels[: max(picture.batch, len(pixels) // picture.batch * picture.batch)]
         return Inputs(tuple(self.split(folder, {picture.input.name: whole})), "sample", str(folder))
 
     def arrays(self, samples: Path) -> list[Batch]:
         """The samples of an .npz. Raises SourceError for other names, types or shapes than the model's."""
-        given = arrays(samples)
+        given = read.arrays(samples)
         if LABELS not in {i.name for i in self.declared}:
             given.pop(LABELS, None)  # for `verify --labels` with the same file
-        for name in [i.name for i in self.declared if i.name not in given]:
-            raise self.refusal(samples, f"has no array '{name}', only {', '.join(given) or 'nothing'}")
-        for name in given.keys() - {i.name for i in self.declared}:
-            raise self.refusal(samples, f"array '{name}' is no input of the model")
-        for one in self.declared:
-            if not _fits(given[one.name], one):
-                shape = f"{given[one.name].dtype.name} {list(given[one.name].shape)}"
-                raise self.refusal(samples, f"array '{one.name}' is {shape}")
+        if problem := read.misfit(given, self.declared):
+            raise self.refusal(samples, problem)
         ids = given.get("input_ids")
         count = vocabulary_size(self.source.module) if isinstance(self.source, ModuleSource) else None
         if ids is not None and ids.size and count is not None and (ids.min() < 0 or ids.max() >= count):
@@ -299,14 +278,6 @@ class _Picture:
     batch: int
     channels: int
     size: tuple[int, int]
-
-
-def _fits(array: np.ndarray, one: ModelInput) -> bool:
-    """Whether an array, whose first axis are samples, is of the input's type and shape."""
-    if one.dims is None:
-        return array.ndim > 0
-    same = array.dtype.name == one.dtype and array.ndim == len(one.dims)
-    return same and all(d in (None, size) for d, size in zip(one.dims[1:], array.shape[1:], strict=True))
 
 
 def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
@@ -349,11 +320,7 @@ def _cropped(images: np.ndarray, share: float, bottom: bool, right: bool) -> np.
     return np.ascontiguousarray(images[:, :, rows][:, :, :, columns])
 
 
-def _mirrored(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images[..., ::-1])
-
-
 VARIANTS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
-    _mirrored,
+    lambda images: np.ascontiguousarray(images[..., ::-1]),
     *(partial(_cropped, share=s, bottom=b, right=r) for s in (0.8, 0.6) for b in (False, True) for r in (False, True)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -13,6 +14,11 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(@.+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _FILE_SUFFIXES = (".gguf", ".onnx", ".pt2", ".safetensors", *_PICKLE_SUFFIXES)
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+# Other formats of the same weights that many repositories carry.
+_UNWANTED = ("onnx/*", "openvino/*", "original/*", "consolidated*", "coreml/*")
+
+log = logging.getLogger(__name__)
 
 
 def load(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> Source:
@@ -37,14 +43,14 @@ def load(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> S
 
         return factory.load(spec, task=task)
     _refuse_missing_path(spec, path)
-    from edgekit.frontend import hub, huggingface
+    from edgekit.frontend import huggingface
 
-    directory = hub.download(spec, allow_pickle=allow_pickle)
+    directory = _download(spec, allow_pickle=allow_pickle)
     return huggingface.load(directory, allow_pickle=allow_pickle, task=task, name=spec)
 
 
 def load_module(spec: str, *, allow_pickle: bool = False, task: str | None = None) -> ModuleSource:
-    """As :func:`load`, for what needs a module with its layers; UnsupportedError for files that hold a finished graph."""
+    """As :func:`load`, for what needs a module with its layers; UnsupportedError for a file with a finished graph."""
     source = load(spec, allow_pickle=allow_pickle, task=task)
     if not isinstance(source, ModuleSource):
         raise UnsupportedError(
@@ -105,3 +111,29 @@ def _refuse_missing_path(spec: str, path: Path) -> None:
         f"{spec}: no such file or directory{beside}; give an existing path, a hub id 'owner/name' or a "
         "'package.module:factory'"
     )
+
+
+def _download(hub_id: str, *, allow_pickle: bool) -> Path:
+    """Directory of the newest snapshot of ``hub_id``; what the local cache already has is not fetched again.
+
+    Raises SourceError when it cannot be fetched (offline, unknown, gated).
+    """
+    import huggingface_hub
+
+    log.warning("'%s' is no file or directory here: taken for a Hugging Face hub id", hub_id)
+    wanted = [*_WANTED, "*.bin"] if allow_pickle else list(_WANTED)
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)))
+    # Network stacks raise dozens of unrelated types (httpx, requests, OSError); all mean that it is not here.
+    except Exception as error:
+        raise SourceError(
+            f"{hub_id}: no such file or directory here, and as a Hugging Face hub id it cannot be fetched "
+            f"({_reason(error)}); go online, or copy the checkpoint to this machine and give its directory"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    name = type(error).__name__
+    if name in ("RepositoryNotFoundError", "GatedRepoError", "HfHubHTTPError"):
+        return f"{name}: unknown, private or gated; check the id and log in with 'hf auth login'"
+    return "offline" if name in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError") else name

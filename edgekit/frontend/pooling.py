@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """``input_ids``, ``attention_mask``, ``token_type_ids``: int64 [batch, sequence]; mask 1 = token, 0 = padding."""
+        """All int64 [batch, sequence]; mask 1 = token, 0 = padding."""
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra)[0]
         if self.pooling is None:

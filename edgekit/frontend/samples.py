@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edgekit.errors import SourceError, one_line
+from edgekit.frontend.source import ModelInput
 from edgekit.strict import read_json, read_text
 
 if TYPE_CHECKING:
@@ -169,6 +170,27 @@ def _normalization(directory: Path | None, channels: int) -> tuple[np.ndarray, n
     if channels == 1:
         return mean.mean(), deviation.mean()
     return mean, deviation
+
+
+def misfit(given: Batch, declared: Sequence[ModelInput]) -> str:
+    """Why arrays, whose first axis are samples, are not what a model takes; nothing when they are."""
+    names = [one.name for one in declared]
+    for name in names:
+        if name not in given:
+            return f"has no array '{name}', only {', '.join(given) or 'nothing'}"
+    for name in given:
+        if name not in names:
+            return f"array '{name}' is no input of the model"
+    for one in declared:
+        array = given[one.name]
+        if one.dims is None:
+            fits = array.ndim > 0
+        else:
+            fits = array.dtype.name == one.dtype and array.ndim == len(one.dims)
+            fits = fits and all(d in (None, n) for d, n in zip(one.dims[1:], array.shape[1:], strict=True))
+        if not fits:
+            return f"array '{one.name}' is {array.dtype.name} {list(array.shape)}"
+    return ""
 
 
 def arrays(path: Path) -> Batch:

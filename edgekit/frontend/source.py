@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One input of a model: numpy's name of its dtype, its sizes (None: any size). Where nothing is known, "" and None."""
+    """One input of a model: numpy's name of its dtype, its sizes (None: any); "" and None where nothing is known."""
 
     name: str
     dtype: str = ""
@@ -34,38 +34,26 @@ class ModelInput:
 class ModuleSource:
     """A PyTorch module whose layers can be found by name, compressed and traced.
 
-    Attributes:
-        kind: "hf", "gguf" or "factory".
-        name: what to call the model: hub id, directory or file stem, or the factory's name.
-        task: one of ``spec.names.TASKS``.
-        architecture: class name of the model ("LlamaForCausalLM").
-        module: in eval mode, parameters without gradient. Linear layers that quantize their input in training
-            carry the attribute ``activation_block_size`` (0 = per token, as BitNet does).
-        config: the transformers configuration, or None.
-        assets: tokenizer and generation files to carry into the bundle; they live as long as ``module``.
-        example_inputs: what a factory gave, by name of the forward argument; empty where nothing was given.
-        directory: where the model's files are, or None.
+    ``module`` is in eval mode, its parameters without gradient. Linear layers that quantize their input in training
+    carry the attribute ``activation_block_size`` (0 = per token, as BitNet does).
     """
 
-    kind: str
-    name: str
-    task: str
-    architecture: str
+    kind: str  # "hf", "gguf" or "factory"
+    name: str  # what to call the model: hub id, directory or file stem, or the factory's name
+    task: str  # one of spec.names.TASKS
+    architecture: str  # class name of the model ("LlamaForCausalLM")
     module: torch.nn.Module
-    config: Any = None
-    assets: tuple[Path, ...] = ()
-    example_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    directory: Path | None = None
+    config: Any = None  # the transformers configuration
+    assets: tuple[Path, ...] = ()  # tokenizer and generation files for the bundle; they live as long as module
+    example_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # a factory's, by name of forward's argument
+    directory: Path | None = None  # where the model's files are
 
 
 @dataclass(frozen=True)
 class ExportedSource:
     """A .pt2 file: a finished graph, which is traced as it is; its layers have no names left.
 
-    Attributes:
-        module: runs the program; takes every input by its name in the graph.
-        inputs: what the graph takes.
-        example_inputs: by the same names.
+    ``module`` runs the program; it takes every input by its name in the graph, as ``example_inputs`` has them.
     """
 
     name: str

@@ -44,14 +44,21 @@ def read_columns(stored: StoredTensor, count: int) -> Tensor:
     return torch.from_numpy(data).view(kind)
 
 
-def float_rows(
-    shape: tuple[int, int], rows: Callable[[int, int], Tensor], columns: Callable[[int], Tensor]
-) -> RowWeight:
-    """A weight whose rows are ``rows(start, stop)`` of whatever dtype, its first columns ``columns(count)``."""
+def _stored_rows(stored: StoredTensor) -> RowWeight:
+    """A matrix in a file as float32."""
     return RowWeight(
-        shape,
-        lambda start, stop: rows(start, stop).detach().float().numpy(),
-        first=lambda count: columns(count).detach().float().numpy(),
+        (stored.shape[0], stored.shape[1]),
+        lambda start, stop: read_rows(stored, start, stop).float().numpy(),
+        first=lambda count: read_columns(stored, count).float().numpy(),
+    )
+
+
+def _wide_rows(weight: Tensor) -> RowWeight:
+    """A matrix of half precision as float32."""
+    return RowWeight(
+        (weight.shape[0], weight.shape[1]),
+        lambda start, stop: weight[start:stop].detach().float().numpy(),
+        first=lambda count: weight[:, :count].detach().float().numpy(),
     )
 
 
@@ -66,11 +73,7 @@ def streamable(tensors: Mapping[str, StoredTensor], skeleton: nn.Module) -> dict
         if not isinstance(module, Layer) or stored is None or stored.dtype not in ("BF16", "F16", "F32"):
             continue
         if stored.shape == tuple(module.weight.shape):
-            weights[f"{name}.weight"] = float_rows(
-                (stored.shape[0], stored.shape[1]),
-                lambda start, stop, s=stored: read_rows(s, start, stop),  # type: ignore[misc]
-                lambda count, s=stored: read_columns(s, count),  # type: ignore[misc]
-            )
+            weights[f"{name}.weight"] = _stored_rows(stored)
     tied = _tied_names(skeleton)
     return {n: w for n, w in weights.items() if n not in tied} if len(tied & tensors.keys()) > 1 else weights
 
@@ -115,7 +118,7 @@ def _stream(layer: nn.Module, weight: RowWeight, parameter: nn.Parameter) -> Non
 
 
 def widen(model: nn.Module) -> nn.Module:
-    """Makes a model compute in float32 without a float32 copy of its large weights: half precision ones are streamed."""
+    """Makes a model compute in float32 without a float32 copy of weights of half precision: those are streamed."""
     narrow: dict[int, nn.Parameter] = {}
     kept = []  # ids must stay unique
     for layer in model.modules():
@@ -123,27 +126,19 @@ def widen(model: nn.Module) -> nn.Module:
         if weight is None or weight.dtype not in (torch.float16, torch.bfloat16):
             continue
         kept.append(weight)
-        parameter = narrow.setdefault(id(weight), _parameter(tuple(weight.shape)))
-        rows = float_rows(
-            (weight.shape[0], weight.shape[1]),
-            lambda start, stop, w=weight: w[start:stop],  # type: ignore[misc]
-            lambda count, w=weight: w[:, :count],  # type: ignore[misc]
-        )
-        _stream(layer, rows, parameter)
+        _stream(layer, _wide_rows(weight), narrow.setdefault(id(weight), _parameter(tuple(weight.shape))))
     return model.float()
 
 
 def materialize(model: nn.Module) -> nn.Module:
     """Reads all streamed weights into memory, float32; tied ones stay tied."""
     whole: dict[int, nn.Parameter] = {}  # by weight: a tied one is read once
-    for layer in model.modules():
-        weight = stored_weight(layer)
-        if weight is not None:
-            if id(weight) not in whole:
-                whole[id(weight)] = nn.Parameter(torch.from_numpy(weight[:]), requires_grad=False)
-            layer.weight = whole[id(weight)]
-    for layer in model.modules():
-        layer.__dict__.pop("stored_weight", None)
+    layers = [(layer, weight) for layer in model.modules() if (weight := stored_weight(layer)) is not None]
+    for layer, weight in layers:
+        if id(weight) not in whole:
+            whole[id(weight)] = nn.Parameter(torch.from_numpy(weight[:]), requires_grad=False)
+        layer.weight = whole[id(weight)]
+        del layer.__dict__["stored_weight"]
     return model
 
 
@@ -161,7 +156,7 @@ def stored_weights(model: nn.Module) -> dict[int, RowWeight]:
 
 @contextmanager
 def streaming(model: nn.Module) -> Iterator[None]:
-    """Within the block, streamed layers compute: ``x`` float32 times the rows of their weight, 32 MiB of it at a time."""
+    """Within the block, streamed layers compute: ``x`` float32 times the rows of their weight, 32 MiB at a time."""
     layers = [m for m in model.modules() if stored_weight(m) is not None]
     # The table also keeps the placeholders alive, so that no other tensor gets an id of theirs.
     by_weight = {id(m.weight): (m.weight, m.__dict__["stored_weight"]) for m in layers}

@@ -45,13 +45,9 @@ class Compensation:
     method: str = "eora"  # or svd, the baseline
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("of", self.of, OF),
-            ("format", self.format, FORMATS),
-            ("method", self.method, METHODS),
-        ):
-            if value not in known:
-                raise UsageError(f"eora.{name}: '{value}' is not one of {', '.join(known)}")
+        for name, known in {"of": OF, "format": FORMATS, "method": METHODS}.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"eora.{name}: '{getattr(self, name)}' is not one of {', '.join(known)}")
         if (self.of == "none") != bool(self.original):
             raise UsageError(
                 f"eora: of '{self.of}', original '{self.original}'; give original with of: none, and only then"

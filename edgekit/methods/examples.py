@@ -161,10 +161,8 @@ def _objective(name: str, compare: Callable[[nn.Module, Batch], tuple[Tensor, Te
 
     def score(model: nn.Module, batch: Batch) -> tuple[dict[str, float], int]:
         logits, wanted = compare(model, batch)
-        right = int((logits.argmax(1) == wanted).sum())
-        return {"loss": float(functional.cross_entropy(logits, wanted, reduction="sum")), "accuracy": right}, len(
-            wanted
-        )
+        loss = float(functional.cross_entropy(logits, wanted, reduction="sum"))
+        return {"loss": loss, "accuracy": int((logits.argmax(1) == wanted).sum())}, len(wanted)
 
     return Objective(name, loss, score, lambda model, batch: outputs(model, Objective.inputs(batch)))
 

@@ -24,9 +24,8 @@ def moment_ratio(nu: float) -> float:
 def _table() -> tuple[Tensor, Tensor]:
     count = round((MOST_SHAPE - LEAST_SHAPE) / STEP) + 1
     shapes = [LEAST_SHAPE + STEP * index for index in range(count)]
-    return torch.tensor(shapes, dtype=torch.float64), torch.tensor(
-        [moment_ratio(nu) for nu in shapes], dtype=torch.float64
-    )
+    ratios = [moment_ratio(nu) for nu in shapes]
+    return torch.tensor(shapes, dtype=torch.float64), torch.tensor(ratios, dtype=torch.float64)
 
 
 def shape_of_moments(count: float, absolute: float, square: float) -> float:
@@ -43,9 +42,3 @@ def shape_of_moments(count: float, absolute: float, square: float) -> float:
 def scale_of(nu: float, deviation: float) -> float:
     """The scale a of a generalized Gaussian of shape ``nu`` whose standard deviation is ``deviation``."""
     return deviation * math.exp(0.5 * (math.lgamma(1 / nu) - math.lgamma(3 / nu)))
-
-
-def entropy_bits(nu: float, deviation: float, step: float) -> float:
-    """Bits a value after rounding to multiples of ``step``, at high rate (deviation at least about ``step``)."""
-    scale = scale_of(nu, deviation)
-    return math.log2(2 * scale / (nu * step)) + math.lgamma(1 / nu) / math.log(2) + 1 / (nu * math.log(2))

@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from edgekit.errors import CheckFailed, UnsupportedError
 from edgekit.low_rank import BranchedLinear, attach
 from edgekit.methods.calibrate import Batch, Group, groups_of, layer_by_layer
-from edgekit.methods.eora import (
-    Compensation,
-    LowRank,
-    compensated,
-    output_error,
-    rank_within,
-    stored,
-    stored_bytes,
-)
+from edgekit.methods.eora import Compensation, LowRank, compensated, output_error, rank_within, stored, stored_bytes
 from edgekit.methods.fitted_recipe import Option, option_of, weight_bytes
 from edgekit.methods.gptq import Gptq, gptq, rounded
 from edgekit.methods.prune import two_of_four
@@ -106,10 +98,8 @@ def compress_layers(
     if settings is not None:
         rank = settings.rank
         if settings.bytes:
-            groups = groups_of(model, batches[0], calibration.exclude)
-            shapes = [
-                (sum(layer.out_features for layer in g.values()), next(iter(g.values())).in_features) for g in groups
-            ]
+            groups = [list(group.values()) for group in groups_of(model, batches[0], calibration.exclude)]
+            shapes = [(sum(layer.out_features for layer in group), group[0].in_features) for group in groups]
             rank = rank_within(settings.bytes, shapes, settings.format)
     began = 0  # rows before the current block
 
@@ -138,13 +128,9 @@ def compress_layers(
 
 
 def _compress(
-    model: nn.Module,
-    group: Group,
-    method: Method,
-    option: Option | None,
-    rank: int,
+    model: nn.Module, group: Group, method: Method, option: Option | None, rank: int,
     uncompressed: Mapping[str, Tensor] | None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     rounding = method.rounding()
     weights = {name: _whole(name, layer) for name, layer in group.layers.items()}
     originals = weights if uncompressed is None else {name: uncompressed[name] for name in weights}
@@ -159,15 +145,9 @@ def _compress(
     offsets = _offsets(results, len(group.hessian))
     difference = bare if offsets is None else bare - offsets.product
     energy = max(output_error(torch.cat(list(originals.values())), group.hessian), 1e-30)
-    row: dict[str, Any] = {
-        "layer": group.name,
-        "shape": list(difference.shape),
-        "error": output_error(difference, group.hessian) / energy,
-        "compensated": None,
-        "svd": None,
-        "rank": 0,
-        "bytes": 0,
-    }
+    row: dict[str, Any] = {"layer": group.name, "shape": list(difference.shape)}
+    row |= {"error": output_error(difference, group.hessian) / energy, "compensated": None, "svd": None}
+    row |= {"rank": 0, "bytes": 0}
     branch, settings = offsets, method.compensation
     if settings is not None:
         branch = compensated(difference, group.hessian, settings, rank, offsets)

@@ -126,7 +126,6 @@ def two_of_four(weight: Tensor) -> Tensor:
         raise UnsupportedError(f"2:4: a weight {list(weight.shape)} has rows shorter than 4; exclude it")
     mask = torch.ones_like(rows, dtype=torch.bool)
     groups = rows[:, :whole].reshape(len(rows), -1, 4)
-    mask[:, :whole] = (
-        torch.zeros_like(groups, dtype=torch.bool).scatter_(2, groups.topk(2, dim=2).indices, True).flatten(1)
-    )
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, groups.topk(2, dim=2).indices, True)
+    mask[:, :whole] = kept.flatten(1)
     return mask.view_as(weight)

@@ -154,7 +154,8 @@ class RateQuantizer:
                 f"budget: {limit / self.count:.3f} bits a weight; the coarsest steps take {least / self.count:.3f}; "
                 "allow more"
             )
-        return self._filled(self._largest(lambda chosen: self.bits(chosen) <= limit), limit)
+        fits = self._bisected(1e12, 1e-12, ROUNDS, self.choose(1e12), lambda chosen: self.bits(chosen) <= limit)
+        return self._filled(fits, limit)
 
     def within_loss(self, evaluate: Callable[[], float], limit: float) -> list[Choice]:
         """The fewest bits with which ``evaluate()`` (the model's loss as it is then) is ``limit`` at most.
@@ -170,7 +171,7 @@ class RateQuantizer:
         try:
             if not good(self.choose(0.0)):
                 raise CheckFailed(f"budget: the finest steps (int8) already exceed a loss of {limit:.4f}; allow more")
-            return self._smallest(good)
+            return self._bisected(1e-7, 1e3, TRIALS, self.choose(0.0), good)
         finally:
             self.restore()
 
@@ -202,10 +203,6 @@ class RateQuantizer:
     def _put(self, layer: Layer, matrix: Tensor) -> None:
         layer.parameter.copy_((matrix.t() if layer.transposed else matrix).reshape(layer.parameter.shape))
 
-    def _largest(self, fits: Callable[[list[Choice]], bool]) -> list[Choice]:
-        """By bisection the smallest lambda whose choice fits: the most bits that are allowed."""
-        return self._bisected(1e12, 1e-12, ROUNDS, self.choose(1e12), fits)
-
     def _filled(self, chosen: list[Choice], limit: float) -> list[Choice]:
         """What bisection leaves over, spent where it lowers distortion most for each bit."""
         while True:
@@ -221,14 +218,10 @@ class RateQuantizer:
             _, index, best = max(gains, key=lambda gain: gain[0])
             chosen = [*chosen[:index], best, *chosen[index + 1 :]]
 
-    def _smallest(self, fits: Callable[[list[Choice]], bool]) -> list[Choice]:
-        """By bisection the largest lambda whose choice fits: the fewest bits; a dozen trials, each an evaluation."""
-        return self._bisected(1e-7, 1e3, TRIALS, self.choose(0.0), fits)
-
     def _bisected(
         self, good: float, bad: float, rounds: int, best: list[Choice], fits: Callable[[list[Choice]], bool]
     ) -> list[Choice]:
-        """The choice of the lambda next to ``bad`` that still fits; ``best`` where none between does."""
+        """By bisection the choice of the lambda next to ``bad`` that still fits; ``best`` where none between does."""
         for _ in range(rounds):
             middle = math.sqrt(good * bad)
             chosen = self.choose(middle)
@@ -295,16 +288,12 @@ def layers_of(model: nn.Module, inputs: Iterable[Mapping[str, Tensor]], budget: 
         once.setdefault(id(modules[name].weight), name)
     chosen = {name: modules[name] for name in modules if name in once.values()}
     hessians = _hessians(model, chosen, inputs, budget.moments)
-    return [
-        Layer(
-            name,
-            module.weight,
-            is_conv1d(module),
-            None if isinstance(module, nn.Embedding) else hessians.get(name),
-            hessians.get(name) if isinstance(module, nn.Embedding) else None,
-        )
-        for name, module in chosen.items()
-    ]
+    layers = []
+    for name, module in chosen.items():
+        table, sums = isinstance(module, nn.Embedding), hessians.get(name)
+        hessian, uses = (None, sums) if table else (sums, None)
+        layers.append(Layer(name, module.weight, is_conv1d(module), hessian, uses))
+    return layers
 
 
 @torch.no_grad()
@@ -317,13 +306,11 @@ def _hessians(
 
     def add(name: str, module: Any, x: Tensor) -> None:
         if isinstance(module, nn.Embedding):
-            products = torch.bincount(x.flatten(), minlength=module.num_embeddings).float()
-            rows = x.numel()
+            products, rows = torch.bincount(x.flatten(), minlength=module.num_embeddings).float(), x.numel()
         else:
             columns = _columns(module, x)
-            full = kind == "full" and columns.shape[1] <= COLUMNS_OF_FULL
+            full, rows = kind == "full" and columns.shape[1] <= COLUMNS_OF_FULL, len(columns)
             products = columns.t() @ columns if full else columns.square().sum(0)
-            rows = len(columns)
         sums[name] = sums[name] + products if name in sums else products
         counts[name] = counts.get(name, 0) + rows
 

@@ -96,10 +96,8 @@ def block_sums(columns: int) -> Tensor:
 def _block(weight: Tensor, hessian: Tensor, settings: Ternary) -> tuple[list[Tensor], Tensor | None]:
     signs = two_planes(weight, settings.ridge) if settings.planes == 2 else fitted(weight, settings.offset)[None]
     bases = torch.cat([signs, torch.ones_like(weight)[None]]) if settings.offset else signs
-    scales = regressed(
-        weight, bases, hessian if settings.aligned else None, settings.ridge if settings.aligned else 0.0
-    )
-    scales = scales.float().double()  # as they are stored
+    seen, ridge = (hessian, settings.ridge) if settings.aligned else (None, 0.0)
+    scales = regressed(weight, bases, seen, ridge).float().double()  # as they are stored
     planes = [signs[i] * scales[:, i, None] for i in range(settings.planes)]
     return planes, scales[:, -1] if settings.offset else None
 
@@ -111,11 +109,9 @@ def fitted(weight: Tensor, offset: bool) -> Tensor:
     for _ in range(ROUNDS):
         bases = torch.stack([signs, torch.ones_like(weight)]) if offset else signs[None]
         scales = regressed(weight, bases, None, 0.0)
-        middle = scales[:, 1, None] if offset else 0.0
-        scale = scales[:, :1]
-        renewed = torch.where(
-            scale == 0, signs, ((weight - middle) / torch.where(scale == 0, 1.0, scale)).round().clamp(-1, 1)
-        )
+        scale, middle = scales[:, :1], scales[:, 1, None] if offset else 0.0
+        nearest = ((weight - middle) / torch.where(scale == 0, 1.0, scale)).round().clamp(-1, 1)
+        renewed = torch.where(scale == 0, signs, nearest)
         if torch.equal(renewed, signs):
             break
         signs = renewed

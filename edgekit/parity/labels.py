@@ -1,4 +1,4 @@
-"""Accuracy of classifiers against labels: data that says which class each sample is of, and how often a model says the same."""
+"""Accuracy of classifiers against labels: data that says which class each sample is of, and how often a model agrees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, CheckFailed, UnsupportedError, UsageError
-from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, arrays, pictures
+from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, arrays, misfit, pictures
+from edgekit.frontend.source import ModelInput
 from edgekit.parity.original import Original
 from edgekit.runtime.session import Session
 from edgekit.spec.names import LABELS
@@ -160,12 +161,11 @@ def _logits(bundle: Bundle) -> tuple[str, int]:
 def _arrays(bundle: Bundle, path: Path, output: str, classes: int, step: int) -> LabelledData:
     given, inputs = arrays(path), bundle.manifest.inputs
     takes = f"{bundle.directory} takes {', '.join(f'{i.name} {_dtype(i)} {list(i.dims)}' for i in inputs)} and {LABELS}"
-    for name in (LABELS, *(i.name for i in inputs)):
-        if name not in given:
-            raise UsageError(f"{path}: has no array '{name}', only {', '.join(given) or 'nothing'}; {takes}")
+    sizes = [tuple(d if isinstance(d, int) else None for d in i.dims) for i in inputs]
+    declared = [ModelInput(i.name, _dtype(i), dims) for i, dims in zip(inputs, sizes, strict=True)]
+    if problem := misfit(given, [ModelInput(LABELS), *declared]):
+        raise UsageError(f"{path}: {problem}; {takes}")
     labels = given[LABELS]
-    for name in given.keys() - {LABELS, *(i.name for i in inputs)}:
-        raise UsageError(f"{path}: array '{name}' is no input of the model; {takes}")
     if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
         raise UsageError(
             f"{path}: labels are {labels.dtype} {list(labels.shape)}; a whole number for each sample expected"
@@ -175,12 +175,8 @@ def _arrays(bundle: Bundle, path: Path, output: str, classes: int, step: int) ->
             f"{path}: labels go from {labels.min()} to {labels.max()}, the model has classes 0 to {classes - 1}"
         )
     for one in inputs:
-        array = given[one.name]
-        same = array.ndim == len(one.dims) and array.dtype.name == _dtype(one)
-        if not same or any(isinstance(d, int) and d != n for d, n in zip(one.dims[1:], array.shape[1:], strict=True)):
-            raise UsageError(f"{path}: array '{one.name}' is {array.dtype} {list(array.shape)}; {takes}")
-        if len(array) != len(labels):
-            raise UsageError(f"{path}: {len(array)} of {one.name}, {len(labels)} labels; each sample has one")
+        if len(given[one.name]) != len(labels):
+            raise UsageError(f"{path}: {len(given[one.name])} of {one.name}, {len(labels)} labels; each sample has one")
 
     def read(first: int, last: int) -> Feeds:
         return {one.name: given[one.name][first:last] for one in inputs}

@@ -9,14 +9,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
-from edgekit.metrics import (
-    Arrays,
-    class_distance,
-    neighbour_distance,
-    perplexity,
-    prediction_distance,
-    tensor_distance,
-)
+from edgekit.metrics import Arrays, class_distance, neighbour_distance, perplexity, prediction_distance, tensor_distance
 from edgekit.parity.replayer import REFERENCES
 
 EMBEDDINGS = ("sentence_embedding", "pooler_output", "last_hidden_state")

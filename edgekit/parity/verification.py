@@ -72,7 +72,7 @@ class Golden:
 
     @staticmethod
     def of(bundle: Bundle, model: Original | None = None) -> Golden:
-        """The vectors as they are, or with ``model``'s answers computed afresh. Raises BundleError when there are none."""
+        """The vectors as they are, or with ``model``'s answers computed afresh. Raises BundleError where none are."""
         loaded = bundle.vectors()
         if not loaded:
             raise BundleError(f"{bundle.directory}: no golden vectors; export again with this edgekit")

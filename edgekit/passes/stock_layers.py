@@ -1,4 +1,4 @@
-"""Layers on stock operators, which no format of edgekit is for: listed all the same, so that no weight goes unmentioned."""
+"""Layers on stock operators, which no format of edgekit is for: listed, so that no weight goes unmentioned."""
 
 from __future__ import annotations
 

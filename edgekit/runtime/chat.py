@@ -1,4 +1,4 @@
-"""Chat templates come with the model and are not trusted: they run in a sandbox, and the sandbox in a process with limits."""
+"""Chat templates come with the model and are not trusted: they run in a sandbox, in a process with limits."""
 
 from __future__ import annotations
 

@@ -43,9 +43,8 @@ class Decoder:
     ) -> None:
         """``max_length``: tokens of context at most, by default the model's own limit or 2048, the smaller.
 
-        ``profile`` and ``prepack`` are those of :class:`Session`.
-
-        Raises UnsupportedError for a bundle that is no decoder, UsageError for a length the model cannot reach.
+        ``profile`` and ``prepack`` are those of :class:`Session`. Raises UnsupportedError for a bundle that is no
+        decoder, UsageError for a length the model cannot reach.
         """
         info = decoder_info(bundle)
         if max_length is not None and not 1 <= max_length <= info.max_length:

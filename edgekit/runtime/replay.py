@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgekit.bundle import Bundle
 from edgekit.metrics import Arrays, summarize
 from edgekit.runtime.decoder import Decoder
 from edgekit.spec.names import REPLAY_PIECE
@@ -29,13 +28,8 @@ def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTH
     last: list[np.ndarray] = []
     for start, stop in itertools.pairwise(bounds):
         logits = decoder.run(ids[:, start:stop], keep=0)[0]
-        parts.append(
-            summarize(
-                logits,
-                ids[0, start + 1 : stop + 1],
-                {name: tokens[start:stop] for name, tokens in at.items()},
-            )
-        )
+        wanted = {name: tokens[start:stop] for name, tokens in at.items()}
+        parts.append(summarize(logits, ids[0, start + 1 : stop + 1], wanted))
         last = [*last, *logits[-(steps + 1) :].copy()][-(steps + 1) :]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {**joined, "logits": np.stack(last)}
@@ -44,8 +38,3 @@ def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTH
 def feeds(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A golden vector's inputs by graph input name."""
     return {name.removeprefix("input."): array for name, array in vector.items() if name.startswith("input.")}
-
-
-def open_decoder(bundle: Bundle, threads: int, length: int, prepack: bool = True) -> Decoder:
-    """A decoder just long enough for a golden text of ``length`` tokens."""
-    return Decoder(bundle, threads, max_length=length, prepack=prepack)

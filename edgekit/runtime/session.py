@@ -1,4 +1,4 @@
-"""An ONNX Runtime session from a bundle: loaded by path, telemetry off, able to return intermediate values."""
+"""An ONNX Runtime session from a bundle: loaded by path, telemetry off."""
 
 from __future__ import annotations
 
@@ -44,30 +44,21 @@ class Stopped(Exception):
 
 
 class Session:
-    """A loaded bundle. ``ort`` is the InferenceSession; ``outputs`` are those of the graph, then ``extra_outputs``.
+    """A loaded bundle. ``ort`` is the InferenceSession, ``outputs`` are the graph's.
 
     ``library`` is the native operator library that runs the low-bit layers; None when there are none, when
     ``EDGEKIT_OPS_LIBRARY=none`` asked for the function bodies in the model, or when it is missing and the bundle needs it not.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        threads: int = 1,
-        *,
-        extra_outputs: Sequence[str] = (),
-        profile: bool = False,
-        optimize: bool = True,
-        prepack: bool = True,
+        self, bundle: Bundle, threads: int = 1, *, profile: bool = False, optimize: bool = True, prepack: bool = True
     ) -> None:
         """Loads the graph on the CPU with ``threads`` threads.
 
-        Args:
-            extra_outputs: intermediate values to return as well; asking may keep ONNX Runtime from fusing nodes.
-            profile: record every kernel until :meth:`profile_text` is called.
-            optimize: False runs every node as it stands in the file (between quantize and dequantize: in float).
-            prepack: False multiplies from the mapped weights instead of a second copy in ONNX Runtime's own layout;
-                half the memory for float32, far too slow for low-bit weights.
+        ``profile`` records every kernel until :meth:`profile_text` is called. Without ``optimize`` every node runs as
+        it stands in the file (between quantize and dequantize: in float); without ``prepack`` products read the mapped
+        weights instead of a second copy in ONNX Runtime's own layout: half the memory for float32, far too slow for
+        low-bit weights.
 
         Raises BundleError when ONNX Runtime refuses the graph, UsageError for an impossible number of threads,
         RuntimeUnavailable when the bundle needs the operator library and it is not there or does not take over.
@@ -92,7 +83,7 @@ class Session:
         needed = bundle.manifest.needs_operators
         self.library = register_library(options, needed) if bundle.manifest.uses_operators else None
         try:
-            self.ort = _load(ort, bundle, options, extra_outputs)
+            self.ort = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise BundleError(
                 f"{bundle.graph_path}: ONNX Runtime {ort.__version__} refuses it: {one_line(error, 300)}"
@@ -101,11 +92,6 @@ class Session:
             _check_taken_over(bundle, self.library)
         self.inputs = [i.name for i in self.ort.get_inputs()]
         self.outputs = [o.name for o in self.ort.get_outputs()]
-
-    @property
-    def isa(self) -> str:
-        """The instruction set of the native operators; nothing where none run."""
-        return self.library.isa if self.library is not None else ""
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the graph; ``feeds`` and the result by name. Raises BundleError with ONNX Runtime's own words."""
@@ -143,15 +129,6 @@ def _check_taken_over(bundle: Bundle, before: Library) -> None:
             f"{bundle.graph_path}: {before.path} was registered, but ONNX Runtime {onnxruntime().__version__} runs the "
             "function bodies instead of its operators; please report it with the model's config.json"
         )
-
-
-def _load(ort: Any, bundle: Bundle, options: Any, extra: Sequence[str]) -> Any:
-    providers = ["CPUExecutionProvider"]
-    if not extra:
-        return ort.InferenceSession(str(bundle.graph_path), options, providers=providers)
-    # The graph comes from memory, its weights still from the files.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.directory))
-    return ort.InferenceSession(graph_with_outputs(bundle, extra), options, providers=providers)
 
 
 def graph_with_outputs(bundle: Bundle, extra: Sequence[str]) -> bytes:

@@ -87,7 +87,7 @@ def _answer(line: bytes) -> dict[str, str]:
 
 
 def _bound(more_seconds: int) -> None:
-    """Asks the system to end this process when it takes more memory, or more time from now on; not every system does."""
+    """Asks the system to end this process when it takes more memory, or time from now on; not every system does."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

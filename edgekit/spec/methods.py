@@ -11,7 +11,7 @@ within a budget. The first three can be resumed."""
 
 @dataclass(frozen=True)
 class CompressMethod:
-    """``section`` is the key of its settings in the configuration; ``example`` what must stand there, if anything must."""
+    """``section`` is the key of its settings in the configuration; ``example`` what must stand there, if anything."""
 
     name: str
     kind: str

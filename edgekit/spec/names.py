@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SCHEMA_VERSION = 1
 SCHEMA_MINOR = 0
-"""What readers know of manifest.json: a larger version is refused, of a larger minor version unknown keys are ignored."""
+"""Of manifest.json: readers refuse a larger version, and ignore unknown keys of a larger minor version."""
 TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 REAL_INPUT = ("text", "sample")
 VECTOR_KINDS = (*REAL_INPUT, "random")

@@ -16,8 +16,9 @@ from edgekit.bundle import Bundle
 from edgekit.metrics import judge
 from edgekit.parity.measure import measure
 from edgekit.recipe import Recipe
+from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.generation import generate
-from edgekit.runtime.replay import feeds, open_decoder, replay_text
+from edgekit.runtime.replay import feeds, replay_text
 from edgekit.runtime.session import Session
 from tests.support.android import junit, jvm
 from tests.support.tiny_bundle import Weights, decoder_bundle
@@ -66,7 +67,7 @@ def parity(bundle: Bundle) -> dict[str, object]:
     if bundle.manifest.decoder is not None:
         ids = vector["input.input_ids"]
         at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
-        answer = replay_text(open_decoder(bundle, 1, ids.shape[1]), ids, 8, at)
+        answer = replay_text(Decoder(bundle, 1, ids.shape[1]), ids, 8, at)
     else:
         answer = Session(bundle, 1).run(feeds(vector))
     margins = {"compressed": limits.margin, "original": limits.margin}

@@ -18,7 +18,7 @@ from edgekit.bundle import Bundle
 from edgekit.devices import runner as twin
 from edgekit.devices.job import packed
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.replay import feeds, open_decoder, replay_text
+from edgekit.runtime.replay import feeds, replay_text
 from edgekit.runtime.session import Session
 from tests.device.test_runner import Running, arrays
 from tests.support import golden_operators as golden
@@ -72,7 +72,7 @@ def ternary(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_golden_text_gives_what_the_desktop_gives(bundle: Bundle) -> None:
     file, vector = bundle.manifest.vectors[0].file, bundle.vectors()[0][1]
     at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
-    expected = replay_text(open_decoder(bundle, 1, 40), vector["input.input_ids"], 8, at)
+    expected = replay_text(Decoder(bundle, 1, 40), vector["input.input_ids"], 8, at)
     with running(bundle.directory, max_length=40) as device:
         hello = device.line()
         assert hello["runner"] == twin.PROTOCOL and hello["onnxruntime"] == "1.29.0" and "17" in hello["runtime"]

@@ -19,7 +19,7 @@ from edgekit.devices import job
 from edgekit.devices import runner as module
 from edgekit.lowbit.library import built_library, host_abi
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.replay import feeds, open_decoder, replay_text
+from edgekit.runtime.replay import feeds, replay_text
 from edgekit.runtime.session import Session
 from tests.support.tiny_bundle import EOS, decoder_bundle
 from tests.support.tiny_models import linear_bundle
@@ -74,7 +74,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_golden_text_gives_what_the_desktop_gives(bundle: Bundle) -> None:
     file, vector = bundle.manifest.vectors[0].file, bundle.vectors()[0][1]
     at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
-    expected = replay_text(open_decoder(bundle, 1, 40), vector["input.input_ids"], 8, at)
+    expected = replay_text(Decoder(bundle, 1, 40), vector["input.input_ids"], 8, at)
     with running(bundle.directory, max_length=40) as device:
         assert device.line()["runner"] == 1
         assert device.ask("load")["operators"] == ""

@@ -14,7 +14,8 @@ from torch import nn
 
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.methods import Backslash, BackslashCallback, Rate
-from edgekit.methods.gaussian import entropy_bits, moment_ratio, shape_of_moments
+from edgekit.methods.gaussian import moment_ratio, shape_of_moments
+from tests.support.gaussian import entropy_bits
 
 
 def model(seed: int = 0) -> nn.Module:

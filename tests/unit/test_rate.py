@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.methods.gaussian import entropy_bits
 from edgekit.methods.rate import best_golomb, counted, entropy, golomb, rate_report, rounded
+from tests.support.gaussian import entropy_bits
 
 
 def exp_golomb(value: int, order: int) -> str:

@@ -11,15 +11,7 @@ import onnx_ir as ir
 import torch
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder.emit import (
-    INT64_MAX,
-    Constant,
-    Emitter,
-    Handler,
-    onnx_type,
-    scalar,
-    shape_of,
-)
+from edgekit.frontend.decoder.emit import INT64_MAX, Constant, Emitter, Handler, onnx_type, scalar, shape_of
 from edgekit.frontend.decoder.pending_views import Shape, View
 from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT, MICROSOFT

@@ -2,16 +2,6 @@
 
 Each has a CPU implementation, so that a substituted model runs eagerly in PyTorch: a fault of the substitution shows
 there and cannot be mistaken for a fault of ONNX Runtime. Each has a shape function, so that ``torch.export`` traces it.
-
-========================= =====================================================================================
-``edgekit::align``        turns a padded batch into a right-padded one: token ids, positions, lengths, and the way back
-``edgekit::rope``         rotary position embedding read from tables
-``edgekit::gqa``          grouped-query attention over a key-value cache (``com.microsoft::GroupQueryAttention``)
-``edgekit::rmsnorm``      root-mean-square normalization over the last axis
-``edgekit::experts``      a mixture of experts: each token's chosen gated layers, weighted (``com.microsoft::MoE``, ``QMoE``)
-``edgekit::restore``      puts the rows of a right-padded batch back where the caller had them
-``edgekit::tap``          identity that names a tensor, for finding the first layer that differs
-========================= =====================================================================================
 """
 
 from __future__ import annotations
@@ -86,10 +76,12 @@ def gqa(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
     scale: float, softcap: float, window: int, sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Causal grouped-query attention; row b's new tokens end at slot ``lengths[b]`` of its cache.
+    """Causal grouped-query attention (``com.microsoft::GroupQueryAttention``); row b's new tokens end at slot
+    ``lengths[b]`` of its cache.
 
     ``q`` float32 [B, H, S, D]; ``k``, ``v`` [B, G, S, D] with H a multiple of G; past [B, G, P, D]; ``window`` counts
-    the token itself, -1 is unlimited; ``softcap`` 0 is none; ``sink`` float32 [H] is one more score a head, of a value of zeros. Returns [B, S, H, D] and the caches [B, G, P + S, D].
+    the token itself, -1 is unlimited; ``softcap`` 0 is none; ``sink`` float32 [H] is one more score a head, of a value
+    of zeros. Returns [B, S, H, D] and the caches [B, G, P + S, D].
     """
     batch, heads, length, dim = q.shape
     groups = heads // k.shape[1]
@@ -123,12 +115,13 @@ def experts(
     down_bias: Expert | None, alpha: float, beta: float, limit: float,
     rounded: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:  # fmt: skip
-    """The chosen experts' gated layers, mixed: each row of ``x`` float32 [T, K] goes through k of E.
+    """The chosen experts' gated layers, mixed (``com.microsoft::MoE``, ``QMoE``): each row of ``x`` float32 [T, K] goes
+    through k of E.
 
-    ``index`` int64 and ``weights`` float32 [T, k] say which and how much of each. For expert e, ``gate_up[e]`` is float32
-    [2 I, K], the gate's rows first, ``down[e]`` [K, I], biases [2 I] and [K]. The gate is g · sigmoid(alpha · g) · (u + beta);
-    with a ``limit`` that is not 0, g is at most it and u within it. ``rounded`` is what happens to the input of a product.
-    Source: GLU variants, arXiv 2002.05202; gpt-oss model card, arXiv 2508.10925.
+    ``index`` int64 and ``weights`` float32 [T, k] say which and how much of each. For expert e, ``gate_up[e]`` is
+    float32 [2 I, K], the gate's rows first, ``down[e]`` [K, I], biases [2 I] and [K]. The gate is g · sigmoid(alpha ·
+    g) · (u + beta); with a ``limit`` that is not 0, g is at most it and u within it. ``rounded`` is what happens to the
+    input of a product. Source: GLU variants, arXiv 2002.05202; gpt-oss model card, arXiv 2508.10925.
     """
     out = torch.zeros_like(x)
     for expert in sorted(set(index.flatten().tolist())):
@@ -144,13 +137,13 @@ def experts(
 
 
 def restore(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
-    """Rows of ``x`` [B, S, K] at ``index`` int64 [B, S]; only the last ``keep`` (int64 [1]; 0 is all) are returned."""
+    """Rows of ``x`` [B, S, K] where the caller had them, at ``index`` int64 [B, S]; only the last ``keep`` (int64 [1]; 0 is all) are returned."""
     wanted = index[:, -int(keep) :]
     return x.gather(1, wanted.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def tap(x: Tensor, name: str) -> Tensor:
-    """Returns ``x`` unchanged; ``name`` labels it in the exported graph."""
+    """Returns ``x`` unchanged; ``name`` labels it in the graph, for finding the first layer that differs."""
     return x.clone()
 
 
@@ -160,7 +153,7 @@ def _align_shape(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _same_shape(x: Tensor, *others: object) -> Tensor:
-    # How many rows ``restore`` keeps is known only at run time; the trace keeps all, and the ONNX output has its own name.
+    # How many rows ``restore`` keeps is known only at run time: the trace keeps all, the ONNX output has its own name.
     return x.new_empty(x.shape)
 
 

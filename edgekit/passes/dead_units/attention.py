@@ -45,10 +45,7 @@ def group_query(flow: Flow, node: ir.Node) -> None:
     for ids in (queries, keys, values):
         flow.bind_heads(ids, size)
     flow.unite(keys[::size], values[::size])
-    flow.cuts += [
-        CountCut(node, "num_heads", queries[::size]),
-        CountCut(node, "kv_num_heads", keys[::size]),
-    ]
+    flow.cuts += [CountCut(node, "num_heads", queries[::size]), CountCut(node, "kv_num_heads", keys[::size])]
     flow.attentions.append(Attention(queries[::size], keys[::size]))
     _cache(flow, node, keys[::size])
     # A query head answers with a mean of its value head's rows: of equal ones, that row.

@@ -22,7 +22,6 @@ from edgekit.passes.dead_units.channels import (
 )
 from edgekit.passes.dead_units.constants import BINARY, UNARY, Floats, applied, is_padded, number, whole
 from edgekit.passes.dead_units.cuts import ParameterCut
-from edgekit.passes.dead_units.parts import PARTS
 from edgekit.passes.dead_units.products import PRODUCTS
 from edgekit.passes.dead_units.shapes import SHAPES
 
@@ -193,7 +192,6 @@ RULES: dict[tuple[str, str], Rule] = {
     **{("", op): norm for op in ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")},
     **{("", op): pool for op in ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")},
     **SHAPES,
-    **PARTS,
     **ATTENTION,
     **PRODUCTS,
 }
