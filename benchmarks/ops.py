@@ -47,6 +47,7 @@ MS = (1, 4, 8, 16, 64, 128)
 PEERS = {
     "ternary": ("MatMulNBits-2",),
     "ternary-g128": ("MatMulNBits-2",),
+    "int4": ("MatMulNBits-4-64",),
     "int8": ("MatMulNBits-8", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8"),
 }
 """What ONNX Runtime offers for weights of as many bits."""
@@ -82,7 +83,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--impl", nargs="+", default=[*NAMES, READ], choices=[*NAMES, READ], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=None, help="default 11, 3 with --quick")
     parser.add_argument("--isa", help="force our kernels to this instruction set")
+    parser.add_argument(
+        "--clock", default="wall", choices=("wall", "cpu"), help="cpu: of one thread, on a busy machine"
+    )
     options = parser.parse_args()
+    if options.clock == "cpu" and options.threads != [1]:
+        parser.error("--clock cpu counts one thread's seconds: add --threads 1")
     options.rounds = options.rounds or (3 if options.quick else 11)
     return options
 
@@ -111,7 +117,9 @@ def _shape(shape: str, options: argparse.Namespace) -> Iterator[Row]:
     seconds = 0.001 if options.quick else 0.005
     with tempfile.TemporaryDirectory(prefix="edgekit-ops-") as scratch:
         for threads in options.threads:
-            settings = Settings(n, k, threads, list(options.m), options.impl, options.rounds, seconds, scratch)
+            settings = Settings(
+                n, k, threads, list(options.m), options.impl, options.rounds, seconds, scratch, options.clock
+            )
             command = [sys.executable, "-m", "benchmarks.operators.cells", json.dumps(asdict(settings))]
             worker = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if worker.returncode:

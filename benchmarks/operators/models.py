@@ -21,13 +21,13 @@ from onnx import TensorProto, helper
 from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.functions import ternary_function
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
+from edgekit.spec.names import EDGEKIT, INT4_MATMUL, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 NAMES = (
-    "ternary", "ternary-g128", "int8", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-8",
+    "ternary", "ternary-g128", "int8", "int4", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-4-64", "MatMulNBits-8",
     "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8", "MatMul-fp32",
 )  # fmt: skip
-"""Every implementation; the first three are ours."""
+"""Every implementation; the first four are ours. int4 and MatMulNBits-4-64 have blocks of 64, the others of 128."""
 PAGE = 4096
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
@@ -55,9 +55,13 @@ def product(name: str, n: int, k: int) -> Product:
     if name == "int8":
         return _ours("Int8MatMul", _int8(random, n, k), 0)
     if name == "MatMulNBits-4":
-        return _nbits(4, _random_packed(random, "int4", n, k))
+        return _nbits(4, _random_packed(random, "int4", n, k, 128))
+    if name == "MatMulNBits-4-64":
+        return _nbits(4, _random_packed(random, "int4", n, k, 64))
+    if name == "int4":
+        return _ours(INT4_MATMUL, _random_packed(random, "int4", n, k, 64), 64)
     if name == "MatMulNBits-8":
-        return _nbits(8, _random_packed(random, "int8", n, k))
+        return _nbits(8, _random_packed(random, "int8", n, k, 128))
     if name == "DynamicQuantizeLinear+MatMulInteger":
         return _dynamic(random, n, k)
     if name == "QDQ-int8":
@@ -92,14 +96,17 @@ def sparse_product(format_name: str, n: int, k: int, zeros: float, block: int) -
 
 def _ours(op: str, weight: PackedTensor, block: int) -> Product:
     n, k = weight.shape
-    more: dict[str, Any] = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
+    sparse = FORMATS[weight.format].layout == "sparse"
+    more: dict[str, Any] = {"bits": FORMATS[weight.format].bits} if sparse else {}
+    if op == INT4_MATMUL:
+        more = {"block_size": weight.block_size}
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:
         inputs = [x, arrays["w"], arrays["scales"]]
         return [helper.make_node(op, inputs, [y], domain=EDGEKIT, K=k, N=n, activation_block_size=block, **more)]
 
     assert weight.scales is not None
-    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block, rotates=not more)
+    return Product(nodes, {"w": weight.data, "scales": weight.scales}, weight, block, rotates=not sparse)
 
 
 def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
@@ -108,10 +115,11 @@ def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
     return PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), np.full(n, 0.01, np.float32))
 
 
-def _random_packed(random: np.random.Generator, name: str, n: int, k: int) -> PackedTensor:
-    blocks, width = -(-k // 128), 128 * FORMATS[name].bits // 8
+def _random_packed(random: np.random.Generator, name: str, n: int, k: int, block: int) -> PackedTensor:
+    blocks, width = -(-k // block), block * FORMATS[name].bits // 8
     data = random.integers(0, 256, (n, blocks, width), dtype=np.uint8)
-    return PackedTensor(name, (n, k), 128, data, np.full((n, blocks), 0.01, np.float32))
+    scales = random.uniform(0.01, 0.1, (n, blocks)).astype(np.float32)
+    return PackedTensor(name, (n, k), block, data, scales)
 
 
 def _nbits(bits: int, weight: PackedTensor) -> Product:
@@ -122,7 +130,7 @@ def _nbits(bits: int, weight: PackedTensor) -> Product:
         arrays["zero"] = np.full((n, -(-weight.data.shape[1] // 4)), 0x55, np.uint8)
 
     def nodes(x: str, names: dict[str, str], y: str) -> list[onnx.NodeProto]:
-        settings: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": 128, "accuracy_level": 4}
+        settings: dict[str, Any] = {"K": k, "N": n, "bits": bits, "block_size": weight.block_size, "accuracy_level": 4}
         return [helper.make_node("MatMulNBits", [x, *names.values()], [y], domain=MICROSOFT, **settings)]
 
     return Product(nodes, arrays)
