@@ -94,11 +94,11 @@ def test_an_extra_export_and_a_needed_library_are_named(objects: list[str], tmp_
 
 def test_a_library_of_another_machine_or_too_large_is_named(tmp_path: Path) -> None:
     path = tmp_path / "libedgekit_ops.so"
-    path.write_bytes((NATIVE / "linux-aarch64" / "libedgekit_ops.so").read_bytes() + bytes(81920))
+    path.write_bytes((NATIVE / "linux-aarch64" / "libedgekit_ops.so").read_bytes() + bytes(check_kernels.LIMITS["elf"]))
     size = path.stat().st_size
     assert check_kernels.faults(path, check_kernels.EXPECTED[LINUX]) == [
         f"{path}: machine is 'AARCH64', expected 'X86_64': it would not load there",
-        f"{path}: bytes is {size}, expected at most 81920: it travels in every app",
+        f"{path}: bytes is {size}, expected at most {check_kernels.LIMITS['elf']}: it travels in every app",
     ]
 
 

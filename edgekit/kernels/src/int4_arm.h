@@ -5,7 +5,7 @@
 namespace edgekit {
 namespace {
 
-constexpr size_t kInt4Group = 4;            // rows of W at a time
+constexpr size_t kInt4Group = 4;             // rows of W at a time
 constexpr size_t kInt4Half = kInt4Span / 2;  // bytes of W, and activations with even numbers, in a span
 
 // Where the even activations of a row lie that meet the weights from byte `at` of a row on; the odd ones follow after
@@ -74,7 +74,8 @@ inline void int4_sums(const uint8_t* const* rows, const int8_t* const* x, size_t
   }
 }
 
-// y of four rows and one token. Each operation is one IEEE float32 operation; 32-bit ARM has such for single floats only.
+// y of four rows and one token. Each operation is one IEEE float32 operation; 32-bit ARM has such for single floats
+// only.
 struct Int4Y {
 #if defined(__aarch64__)
   float32x4_t y = vdupq_n_f32(0);

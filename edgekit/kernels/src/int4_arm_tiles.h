@@ -1,6 +1,7 @@
 // Eight tokens by eight rows of 4-bit weights, for ARM's files with dot products, after int4_arm.h. The file that
 // includes it defines how a block of eight rows is unpacked and multiplied:
-//   int4_pack(rows, begin, end, panel) and int4_tile(panel, x, begin, end, sums), of each token two vectors of four rows.
+//   int4_pack(rows, begin, end, panel) and int4_tile(panel, x, begin, end, sums), of each token two vectors of four
+//   rows.
 namespace edgekit {
 namespace {
 

@@ -9,8 +9,8 @@ EK_TARGET_BEGIN(EK_ARM_DOTPROD)
 
 #include "arm_dot.h"
 #include "floats.h"
-#include "int4_quantize.h"
 #include "int4_arm.h"
+#include "int4_quantize.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
@@ -140,7 +140,7 @@ void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from,
 }  // namespace
 
 const Int4Kernels kNeonDotprodInt4 = {kInt4TileRows, quantize_int4, multiply_int4};
-const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,    gemv,
+const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,         gemv,
                               pack,           tile,  finish, sparse, expand, &kNeonDotprodInt4};
 
 }  // namespace edgekit
