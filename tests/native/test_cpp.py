@@ -171,10 +171,10 @@ def test_a_planted_fault_is_found(fault: int, tmp_path: Path) -> None:
     assert right in text, f"{name} no longer has {right!r}: plant another fault"
     (tmp_path / "src" / name).write_text(text.replace(right, wrong, 1), encoding="utf-8")
     if name == "floats.h":  # shared by all instruction sets: only the scalar side is broken
-        scalar = tmp_path / "src" / "kernels_scalar.cpp"
-        shutil.copy(tmp_path / "src" / name, tmp_path / "src" / "broken.h")
-        (tmp_path / "src" / name).write_text(text, encoding="utf-8")
-        scalar.write_text(scalar.read_text(encoding="utf-8").replace('"floats.h"', '"broken.h"'), encoding="utf-8")
+        scalar, wrong_text = tmp_path / "src" / "kernels_scalar.cpp", text.replace(right, wrong, 1)
+        both = f"#ifdef BROKEN\n{wrong_text}\n#else\n{text}\n#endif\n"
+        (tmp_path / "src" / name).write_text(both, encoding="utf-8")
+        scalar.write_text(f"#define BROKEN\n{scalar.read_text(encoding='utf-8')}", encoding="utf-8")
     assert finds_a_fault(str(build(ANY, tmp_path / "src", tmp_path / "test")))
 
 
