@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgekit.bundle import Bundle, Manifest
 from edgekit.errors import SourceError, one_line
 from edgekit.frontend.allocator import give_back_memory
-from edgekit.frontend.compressed import compressed, native_activations
+from edgekit.frontend.compressed import compressed, native_activations, replaceable
 from edgekit.frontend.decoder import decoder_layers
 from edgekit.frontend.inputs import MOST_VECTORS, Inputs
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
@@ -95,13 +95,14 @@ def _references(
 ) -> list[Arrays]:
     """What the compressed model answers.
 
-    Where no module's layers can be replaced (.onnx and .pt2 files, calibrated quantization) that is the written graph,
+    Where no module's layers can be replaced (.onnx and .pt2 files, calibrated quantization, weights of another name than ``weight``) that is the written graph,
     run node by node without ONNX Runtime's optimizations.
     """
-    if not isinstance(source, ModuleSource) or bundle.manifest.recipe["static"]:
+    weights, blocks = packed_weights(bundle)
+    static = bundle.manifest.recipe["static"]
+    if static or not isinstance(source, ModuleSource) or not replaceable(source.module, weights):
         session = Session(bundle, 1, optimize=False)
         return [session.run(feeds) for feeds in batches]
-    weights, blocks = packed_weights(bundle)
     with native_activations(source.module), compressed(source.module, weights, blocks, surviving):
         return [module_outputs(source.module, feeds, _outputs(bundle)) for feeds in batches]
 

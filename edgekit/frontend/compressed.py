@@ -27,6 +27,34 @@ from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.records import Surviving
 
 
+def _layer_modules(module: nn.Module) -> dict[str, Any]:
+    """Modules by path; torch's own attention computes with its last layer's weight and has that layer's products as its own."""
+    return {n: m.out_proj if isinstance(m, nn.MultiheadAttention) else m for n, m in module.named_modules()}
+
+
+def replaceable(module: nn.Module, weights: Mapping[str, PackedTensor]) -> bool:
+    """Whether :func:`compressed` can: each layer is some module's ``weight`` or experts', none a parameter of another name."""
+    modules = _layer_modules(module)
+
+    def owned(name: str) -> bool:
+        if name in modules:
+            return isinstance(getattr(modules[name], "weight", None), nn.Parameter)
+        return hasattr(modules.get(name.rpartition(".")[0]), "is_concatenated")
+
+    return all(map(owned, weights))
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Within the block, torch's encoder layers call their parts one by one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 @contextmanager
 def compressed(
     module: nn.Module,
@@ -41,7 +69,7 @@ def compressed(
     = per token, -1 = not), ``surviving`` what is left of layers whose dead units were removed: [N, K] is then less than
     the module's.
     """
-    modules = dict(module.named_modules())
+    modules = _layer_modules(module)
     mixtures = {name.rpartition(".")[0] for name in weights if name not in modules}
     stacks, weights = weights, {name: packed for name, packed in weights.items() if name in modules}
     if weights:
@@ -67,7 +95,7 @@ def compressed(
     for name in mixtures:
         modules[name].forward = _mixture(modules[name], name, stacks, activation_blocks)
     try:
-        with layer_functions(linear=linear, embedding=embedding):
+        with layer_functions(linear=linear, embedding=embedding), _no_fast_path():
             yield
     finally:
         for layer in (*conv1d, *(modules[name] for name in mixtures)):

@@ -147,6 +147,36 @@ def test_any_module(recipe: str, tmp_path: Path) -> None:
     assert verify(bundle).parity.passed
 
 
+class OwnMatrix(nn.Module):
+    """A product with a parameter that is no module's ``weight``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.head = nn.Parameter(torch.randn(32, 64)), nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(nn.functional.linear(x, self.matrix)))  # type: ignore[no-any-return]
+
+
+def own_matrix() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    return OwnMatrix(), {"x": torch.randn(2, 64)}
+
+
+def encoder_layer() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    return layer, {"src": torch.randn(2, 16, 64)}
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+@pytest.mark.parametrize("factory", ["own_matrix", "encoder_layer"])
+def test_weights_that_are_no_layers_own(factory: str, recipe: str, tmp_path: Path) -> None:
+    bundle = export(f"tests.e2e.test_export:{factory}", recipe, tmp_path / "m")
+    assert recipe in {layer.format for layer in bundle.manifest.layers}
+    assert verify(bundle).parity.passed
+
+
 def test_own_samples(tmp_path: Path) -> None:
     np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((5, 32)).astype(np.float32))
     bundle = export("tests.e2e.test_export:perceptron", "int8", tmp_path / "out", samples=tmp_path / "inputs.npz")
