@@ -30,7 +30,8 @@ from edgekit.bundle import Bundle
 from edgekit.devices.local import open_local
 from edgekit.exporter import export
 from edgekit.metrics import perplexity
-from edgekit.runtime.replay import open_decoder, replay_text
+from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.replay import replay_text
 from edgekit.runtime.session import onnxruntime
 
 PROMPT, NEW = 128, 64
@@ -128,7 +129,7 @@ def genai_model(checkpoint: Path, directory: Path) -> Path:
 
 
 def _our_perplexity(bundle: Bundle, ids: np.ndarray) -> float:
-    return perplexity(replay_text(open_decoder(bundle, 1, ids.shape[1]), ids, steps=0)["nll"])
+    return perplexity(replay_text(Decoder(bundle, 1, ids.shape[1]), ids, steps=0)["nll"])
 
 
 def _their_perplexity(peer: Path, ids: np.ndarray) -> float:

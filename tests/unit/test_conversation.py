@@ -327,14 +327,24 @@ def test_ctrl_c_ends_a_generation_and_gives_out_what_was_ready(bundle: Bundle, t
 
 
 def test_ctrl_c_while_the_thread_begins_ends_it_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
+    start, cancelled = threading.Thread.start, threading.Event()
 
     def pressed(thread: threading.Thread) -> None:
+        """The thread's work begins only once it was cancelled, or a short text might end by itself."""
+        work = thread.run
+        thread.run = lambda: work() if cancelled.wait() else None  # type: ignore[method-assign]
         start(thread)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "start", pressed)
     running = generate(bundle, "abc", chat=False, max_new_tokens=10_000)
+    stop = running._stop
+
+    def stopped() -> None:
+        stop()
+        cancelled.set()
+
+    running._stop = stopped
+    monkeypatch.setattr(threading.Thread, "start", pressed)
     with pytest.raises(KeyboardInterrupt):
         list(interruptible(running))
     assert running.finish == "cancelled"

@@ -70,11 +70,11 @@ def test_what_a_cache_holds_stays_dense() -> None:
 
 
 def test_a_bundle_for_other_processors_stays_dense(large: None) -> None:
-    model = graph(0.97)
     for abis, chosen in (
         (("linux-x86_64", "android-x86_64"), "sparse-int4"),
         (("linux-x86_64", "linux-aarch64"), "int4"),
     ):
+        model = graph(0.97)
         choose_formats.ChooseFormats(recipe(Rule("*", "sparse-int4")), abis)(model)
         (layer,) = [n for n in model.graph if n.op_type == "Linear"]
         assert plan_of(layer).format == chosen
