@@ -97,6 +97,7 @@ def tiny(model_type: str) -> Any:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.copy_(torch.randn_like(parameter) * 0.15)
+        model(input_ids=torch.arange(PROMPT)[None], use_cache=False)  # or its sizes do not fit one another
     return model
 
 

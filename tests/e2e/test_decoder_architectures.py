@@ -181,6 +181,15 @@ def test_what_the_models_own_code_raises_is_said(monkeypatch: pytest.MonkeyPatch
         build(model)
 
 
+def test_a_model_that_does_not_run_at_all_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("Llama", {})
+    model.model.layers[0].mlp.down_proj = nn.Linear(8, 8)
+    with pytest.raises(
+        UnsupportedError, match=r"LlamaForCausalLM: its code does not run on token ids \(RuntimeError: mat1"
+    ):
+        build(model)
+
+
 @pytest.mark.parametrize("mask", ["create_chunked_causal_mask"] + ([] if OLD else ["create_bidirectional_mask"]))
 def test_other_masks_are_refused(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import masking_utils

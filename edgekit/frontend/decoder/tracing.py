@@ -20,6 +20,7 @@ from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
 from edgekit.frontend.decoder.substitute import Context, check_attention, check_supported, substituted
 from edgekit.frontend.streamed import streaming
 
+WITH_OPERATORS = "with edgekit's operators"
 PROOF_TOLERANCE = 2e-4
 """Largest difference allowed between the untouched and the substituted model, relative to the largest logit."""
 
@@ -146,7 +147,7 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = (torch.arange(12).reshape(2, 6) * 7919 + 11) % vocabulary
     with torch.no_grad():
-        with streaming(model):
+        with streaming(model), _model_code(model, "on token ids"):
             original = model(input_ids=ids, use_cache=False).logits
         with substituted(model, context) as rotaries:
             decoder = _Decoder(model, context)
@@ -155,13 +156,13 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
             buffers: list[tuple[nn.Module, str]] = []
             try:
                 keep = torch.zeros(1, dtype=torch.int64)
-                with streaming(model), _model_code(model):
+                with streaming(model), _model_code(model, WITH_OPERATORS):
                     mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
                 check_attention(model, context)
                 error = prove(original, mine)
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
-                with _model_code(model):
+                with _model_code(model, WITH_OPERATORS):
                     program = _export(decoder, context)
             finally:
                 for hook in hooks:
@@ -173,8 +174,8 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
 
 
 @contextmanager
-def _model_code(model: nn.Module) -> Iterator[None]:
-    """What a model's own code raises when it meets edgekit's operators or the tracer, as UnsupportedError."""
+def _model_code(model: nn.Module, how: str) -> Iterator[None]:
+    """What a model's own code raises, by itself or when it meets edgekit's operators or the tracer, as UnsupportedError."""
     try:
         yield
     except EdgekitError:
@@ -182,7 +183,7 @@ def _model_code(model: nn.Module) -> Iterator[None]:
     except Exception as error:  # any: it is the model's code
         words = " ".join(str(error).split())[:200]
         raise UnsupportedError(
-            f"{type(model).__name__}: its code does not run with edgekit's operators ({type(error).__name__}: {words})"
+            f"{type(model).__name__}: its code does not run {how} ({type(error).__name__}: {words})"
         ) from error
 
 
