@@ -64,7 +64,7 @@ def ones(rows: int, length: int) -> np.ndarray:
 
 
 OLD = transformers.__version__.startswith("4.")
-NEW_INTERFACE = {"nemotron", "stablelm", "opt", "qwen3-moe", "mixtral", "olmoe", "granite-moe", "gpt-oss"}
+NEW_INTERFACE = {"nemotron", "stablelm", "opt", "qwen3-moe", "mixtral", "olmoe", "glm4-moe", "granite-moe", "gpt-oss"}
 """They use the interfaces for attention and for experts from transformers 5 on."""
 NEW_MODELS = {"gemma4", "ministral3", "afmoe", "nemotron-h"}
 """transformers 4.57 does not have them, or not these classes."""

@@ -262,6 +262,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.cat.default": cat,
     "aten.layer_norm.default": layer_norm,
     "aten.new_zeros.default": filled(0.0),
+    "aten.zeros_like.default": filled(0.0),
     "aten.zeros.default": filled(0.0),
     "aten.ones.default": filled(1.0),
 }

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from edgekit.frontend.decoder.aten import Args, Node, value, wrap
-from edgekit.frontend.decoder.emit import Constant, Emitter, Handler, shape_of
+from edgekit.frontend.decoder.emit import Constant, Emitter, Handler, scalar, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.lowbit.initializers import WeightTensor
 from edgekit.lowbit.weights import RowWeight
@@ -97,10 +97,28 @@ def total(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("ReduceSum", value(emitter, args[0]), where, keepdims=keep))
 
 
+def scatter(emitter: Emitter, node: Node, args: Args) -> View:
+    """A number put where an index says, as group-limited routing marks its groups."""
+    x, index = value(emitter, args[0]), value(emitter, args[2], ir.DataType.INT64)
+    like = x.dtype or ir.DataType.FLOAT
+    shape = emitter.one("Shape", index, dtype=ir.DataType.INT64)
+    updates = emitter.one("Expand", scalar(emitter, args[3], like), shape, dtype=like)
+    return wrap(node, emitter.one("ScatterElements", x, index, updates, axis=args[1], dtype=like))
+
+
+def masked_fill(emitter: Emitter, node: Node, args: Args) -> View:
+    x = value(emitter, args[0])
+    return wrap(node, emitter.one("Where", value(emitter, args[1]), scalar(emitter, args[2], ir.DataType.FLOAT), x))
+
+
 HANDLERS: dict[str, Handler] = {
     "edgekit.experts.default": experts,
     "aten.topk.default": topk,
     "aten.gather.default": gather,
+    "aten.scatter_.value": scatter,
+    "aten.scatter.value": scatter,
+    "aten.masked_fill.Scalar": masked_fill,
+    "aten.bitwise_not.default": lambda e, n, a: wrap(n, e.one("Not", value(e, a[0]), dtype=ir.DataType.BOOL)),
     "aten.sum.dim_IntList": total,
 }
 """What routers use beside the operators of every decoder."""

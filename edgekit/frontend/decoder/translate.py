@@ -43,6 +43,8 @@ def to_onnx(
     for node in program.graph.nodes:
         if node.op == "call_function" and node in needed:
             values[node] = _call(node, values, emitter, activation_block_sizes)
+            if _in_place(node):  # whoever reads the changed tensor later means the new one
+                values[node.args[0]] = values[node]
     outputs = next(n for n in program.graph.nodes if n.op == "output").args[0]
     results = [values[o] for o in outputs]
     return _model(emitter, results, traced, max_length)
@@ -57,7 +59,13 @@ def _needed(program: ExportedProgram) -> set[torch.fx.Node]:
         if node not in needed:
             needed.add(node)
             pending.extend(node.all_input_nodes)
+            pending.extend(user for user in node.users if _in_place(user) and user.args[0] is node)
     return needed
+
+
+def _in_place(node: torch.fx.Node) -> bool:
+    """Whether a node changes its first argument, as ``aten.scatter_.value`` does."""
+    return str(node.target).startswith("aten.") and str(node.target).split(".")[1].endswith("_")
 
 
 def _symbol(tensor: torch.Tensor, axis: int) -> sympy.Expr:
