@@ -29,7 +29,7 @@ from tools.demo_models import minilm
 SSH = ("ssh", "-F", str(host.STATE / "ssh" / "config"), "pi")
 ADB = ("adb", "-s", DROID.removeprefix("adb:"), "shell", "-T")
 BALLAST = 50_000_000
-LARGE = 200_000_000
+LARGE = 300_000_000
 INCOMING = "data/local/tmp/edgekit/incoming"
 MAIN = """
 public class Main {
@@ -273,7 +273,7 @@ def test_the_phone_dies_while_files_travel(devices: Devices, droid: str, tmp_pat
         (writer.directory / "ballast.bin").write_bytes(np.random.default_rng(3).bytes(LARGE))
         writer.commit(light.manifest)
     arguments = ("verify", str(tmp_path / "b"), "--target", droid)
-    code, said = devices.killed("droid", arguments, lambda _: arrived() > LARGE // 100)
+    code, said = devices.killed("droid", arguments, lambda _: arrived() > LARGE // 4)
     assert code == 2 and said[-1].startswith(f"edgekit: {droid}: ") and "Traceback" not in "\n".join(said)
     devices.tool("start", "droid")
     assert 0 < arrived() < LARGE, "what had come stays, and is gone on with"

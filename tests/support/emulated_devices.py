@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.support.tooling import ROOT
 from tools import emulation_host as host
@@ -41,14 +44,15 @@ class Devices:
     def killed(self, part: str, arguments: tuple[str, ...], when: Callable[[str], bool]) -> tuple[int, list[str]]:
         """edgekit's exit code and lines on stderr when ``part`` loses power as soon as ``when`` is true for its last line."""
         errors = Path(arguments[1]).with_suffix(".stderr")
+        known = host.processes(part)  # finding them takes as long as a file may take to arrive
         with errors.open("wb") as file:
             command = self.argv(sys.executable, "-m", "edgekit", *arguments)
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
             while not when((errors.read_text().splitlines() or [""])[-1]):
                 assert process.poll() is None, errors.read_text()
-                time.sleep(0.01)
-            for running in host.processes(part):
-                running.suspend()  # at once; the tool takes its time to begin
+                time.sleep(0.005)
+            _suspend(known)  # at once; the tool takes its time to begin
+            _suspend(host.processes(part))
             self.tool("kill", part)
             code = process.wait(timeout=1800)
         return code, errors.read_text().splitlines()
@@ -57,6 +61,12 @@ class Devices:
         """Runs edgekit with variables of its own."""
         done = self.run(sys.executable, "-m", "edgekit", *arguments, environment=environment)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def _suspend(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
 
 
 def set_up(devices: Devices, target: str) -> None:
