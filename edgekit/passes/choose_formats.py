@@ -81,19 +81,14 @@ class ChooseFormats(ir.passes.InPlacePass):
             name, reason = "fp32", f"experts are read in place; {name} would be widened whole"
         elif FORMATS[name].layout != "floats" and FORMATS[name].lookup != "quantized":
             stand_in = FORMATS[name].stand_in or "int8"
-            name, block, reason = (
-                stand_in,
-                FORMATS[stand_in].block_size,
-                f"experts cannot be {name}; stored as {stand_in}",
-            )
+            reason = f"experts cannot be {name}; stored as {stand_in}"
+            name, block = stand_in, FORMATS[stand_in].block_size
         while block and (columns % block or hidden % block):
             block //= 2
-        if name != "fp32" and block < FORMATS[name].block_sizes[0]:
-            name, block, reason = (
-                "fp32",
-                0,
-                f"experts of {columns} and {hidden} columns, no multiples of {FORMATS[name].block_sizes[0]}",
-            )
+        smallest = min(FORMATS[name].block_sizes, default=0)
+        if block < smallest:
+            reason = f"experts of {columns} and {hidden} columns, no multiples of {smallest}"
+            name, block = "fp32", 0
         set_plan(node, replace(plan, format=name, block_size=block, reason=reason))
 
     def _sparse(self, rule: Rule, leader: ir.Node, embedding: bool) -> tuple[str, int, str]:

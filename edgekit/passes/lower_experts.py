@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.lowbit.formats import CODECS, PackedTensor
-from edgekit.lowbit.initializers import weight_of
 from edgekit.passes.layers import add_constant, experts_of
+from edgekit.passes.lower_linears import StoredWeight
 from edgekit.spec.facts import facts_of, plan_of
-from edgekit.spec.formats import FORMATS, Format
+from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import MICROSOFT
 from edgekit.spec.records import Layer
 
@@ -37,7 +37,7 @@ def _lower(graph: ir.Graph, node: ir.Node) -> list[Layer]:
     x, scores, _, up_bias, _, down_bias = (*node.inputs, None)[:6]  # a bias that is last and missing is cut off
     layers, stored = [], []
     for place, name in STACKS:
-        values, layer = _stored(graph, node, place, name, kind)
+        values, layer = _stored(graph, node, place, name)
         stored.append(values)
         layers.append(layer)
     (up, up_scales), (down, down_scales) = stored
@@ -68,34 +68,23 @@ def _lower(graph: ir.Graph, node: ir.Node) -> list[Layer]:
     return layers
 
 
-def _stored(
-    graph: ir.Graph, node: ir.Node, place: int, name: str, kind: Format
-) -> tuple[tuple[ir.Value, ir.Value | None], Layer]:
-    """The initializers of one weight and what to say of it; packed when the file is written."""
-    plan, value = plan_of(node), node.inputs[place]
-    assert value is not None and value.const_value is not None and value.shape is not None
-    rows, columns = (int(d) for d in value.shape)  # type: ignore[arg-type]
-    count, source = int(node.attributes["experts"].value), value.const_value
-    layer, block = f"{plan.layer}.{name}", plan.block_size
+def _stored(graph: ir.Graph, node: ir.Node, place: int, name: str) -> tuple[tuple[ir.Value, ir.Value | None], Layer]:
+    """The initializers of one weight, an expert after the other, and what to say of it."""
+    plan = replace(plan_of(node), layer=f"{plan_of(node).layer}.{name}")
+    weight, count = StoredWeight(plan, node.inputs[place]), int(node.attributes["experts"].value)
+    rows, columns, block = weight.rows // count, weight.columns, plan.block_size
 
-    def packed() -> PackedTensor:
-        return CODECS[kind.name].quantize(weight_of(source), block)
-
-    def lazy(suffix: str, read: Callable[[], np.ndarray], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-        full = f"{layer}.{suffix}"
+    def lazy(suffix: str, read: Callable[[], np.ndarray], dtype: ir.DataType, width: int) -> ir.Value:
+        full, shape = f"{plan.layer}.{suffix}", (count, rows, width)
         tensor = ir.LazyTensor(
             lambda: ir.tensor(read().reshape(shape), name=full), dtype=dtype, shape=ir.Shape(shape), name=full
         )
         return add_constant(graph, full, tensor)
 
-    scales = None
-    width = columns * kind.bits // 8 if kind.layout == "blocks" else columns
-    data = lazy(kind.name, lambda: packed().data, ir.DataType[kind.dtype.upper()], (count, rows // count, width))
-    if kind.layout == "blocks":
-        shape = (count, rows // count, columns // block)
-        scales = lazy("scales", lambda: np.asarray(packed().scales), ir.DataType.FLOAT, shape)
+    data = lazy(weight.kind.name, weight.data, weight.dtype, columns * weight.kind.bits // weight.dtype.bitwidth)
+    scales = lazy("scales", weight.scales, ir.DataType.FLOAT, weight.blocks) if weight.scales_shape else None
     said = Layer(
-        layer, kind.name, block, 8 * kind.nbytes(rows, columns, block) / (rows * columns), (rows, columns), str(data.name),
-        "" if scales is None else str(scales.name), (0, rows), block or -1, plan.reason,
+        plan.layer, weight.kind.name, block, weight.bits_per_weight, (weight.rows, columns), str(data.name),
+        "" if scales is None else str(scales.name), (0, weight.rows), block or -1, plan.reason,
     )  # fmt: skip
     return (data, scales), said

@@ -19,7 +19,7 @@ from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, INT4_MATMUL, MATMUL_NBITS, MICROSOFT, STORAGE
-from edgekit.spec.records import Layer, Part, Surviving
+from edgekit.spec.records import Layer, Part, Plan, Surviving
 
 Calibrate = Callable[[Collection[str], int], Mapping[str, np.ndarray]]
 """Of named layers, and the most tokens that a decoder reads at once, the mean squares float32 [K] of their inputs, as far as
@@ -65,11 +65,10 @@ def _layer_read_by(node: ir.Node) -> str:
     return plan.parts[0].name if plan.parts else plan.layer
 
 
-class _Weight:
+class StoredWeight:
     """A weight to be packed when it is read; data and scales come from one packing."""
 
-    def __init__(self, node: ir.Node, moments: np.ndarray | None) -> None:
-        plan, value = plan_of(node), node.inputs[1]
+    def __init__(self, plan: Plan, value: ir.Value | None, moments: np.ndarray | None = None) -> None:
         assert value is not None and value.const_value is not None and value.shape is not None
         self.layer, self.kind, self.block = plan.layer, FORMATS[plan.format], plan.block_size
         self.source, self.name = value.const_value, value.name or self.layer
@@ -148,7 +147,7 @@ class _Lowering:
     ) -> None:
         self.graph, self.moments, self.surviving = graph, moments, surviving
         self.layers: list[Layer] = []
-        self._weights: dict[int, tuple[_Weight, ir.Value, ir.Value | None]] = {}
+        self._weights: dict[int, tuple[StoredWeight, ir.Value, ir.Value | None]] = {}
         self._rounded: dict[tuple[int, int], ir.Value] = {}
         self._count = itertools.count()
 
@@ -170,10 +169,10 @@ class _Lowering:
         result.name = name
         self._record(node, weight, data, scales)
 
-    def _weight(self, node: ir.Node) -> tuple[_Weight, ir.Value, ir.Value | None]:
+    def _weight(self, node: ir.Node) -> tuple[StoredWeight, ir.Value, ir.Value | None]:
         key = id(node.inputs[1])
         if key not in self._weights:
-            weight = _Weight(node, self._moments_of(node))
+            weight = StoredWeight(plan_of(node), node.inputs[1], self._moments_of(node))
             data = self._lazy(f"{weight.name}.{weight.kind.name}", weight.data, weight.dtype, weight.shape, weight)
             scales = None
             if weight.scales_shape:
@@ -195,7 +194,7 @@ class _Lowering:
         read: Callable[[], np.ndarray],
         kind: ir.DataType,
         shape: tuple[int, ...],
-        weight: _Weight | None = None,
+        weight: StoredWeight | None = None,
     ) -> ir.Value:
         tensor = ir.LazyTensor(
             lambda: ir.tensor(read().reshape(shape), name=name), dtype=kind, shape=ir.Shape(shape), name=name
@@ -244,24 +243,26 @@ class _Lowering:
     def _biased(self, node: ir.Node, product: ir.Value) -> ir.Value:
         return self._node(node, "Add", [product, node.inputs[2]]) if len(node.inputs) > 2 else product
 
-    def _widened(self, node: ir.Node, weight: _Weight, stored: ir.Value) -> ir.Value:
+    def _widened(self, node: ir.Node, weight: StoredWeight, stored: ir.Value) -> ir.Value:
         return self._node(node, "Cast", [stored], to=FLOAT.value) if weight.dtype != FLOAT else stored
 
-    def _float(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _float(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         x, w = self._activations(node), self._widened(node, weight, data)
         return self._biased(node, self._node(node, FUSED_MATMUL, [x, w], MICROSOFT, transB=1))
 
-    def _table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _table(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         rows = self._node(node, "Gather", [data, node.inputs[0]])
         rows.type = data.type
         return self._widened(node, weight, rows)
 
-    def _nbits(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _nbits(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         sizes = {"K": weight.columns, "N": weight.rows, "bits": weight.kind.bits, "block_size": weight.block}
         inputs = [self._activations(node), data, scales]
         return self._biased(node, self._node(node, MATMUL_NBITS, inputs, MICROSOFT, **sizes, accuracy_level=4))
 
-    def _quantized_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _quantized_table(
+        self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None
+    ) -> ir.Value:
         bits = weight.kind.bits
         # The head's bytes seen as a matrix: a second name for the same storage, not a Reshape that would copy it.
         table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, weight.columns * bits // 8), weight)
@@ -277,7 +278,7 @@ class _Lowering:
             quantize_axis=1,
         )
 
-    def _scaled_table(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _scaled_table(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         """Rows of codes and their scales, multiplied: the lookup operator knows no scale for a row of any length."""
         stored = weight.blocks * weight.block
         table = self._lazy(_table_name(weight), weight.data, UINT8, (weight.rows, stored), weight)
@@ -293,7 +294,7 @@ class _Lowering:
         last = self._small(np.array([-1]), "edgekit.last_axis")
         return self._node(node, "Mul", [signed, self._node(node, "Unsqueeze", [steps, last])])
 
-    def _native(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+    def _native(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}
@@ -310,7 +311,7 @@ class _Lowering:
             activation_block_size=block,
         )
 
-    def _record(self, node: ir.Node, weight: _Weight, data: ir.Value, scales: ir.Value | None) -> None:
+    def _record(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> None:
         plan, table, block = plan_of(node), node.op_type == "Embedding", -1
         plain = self.moments is not None and weight.kind.name == "int4" and not table and weight.moments is None
         if not table:
@@ -333,7 +334,7 @@ class _Lowering:
             )
 
 
-def _table_name(weight: _Weight) -> str:
+def _table_name(weight: StoredWeight) -> str:
     return f"{weight.name}.rows"
 
 

@@ -30,7 +30,7 @@ INT4_MATMUL = "Int4MatMul"
 NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, INT4_MATMUL)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
 OPTIONAL_OPERATORS = (INT4_MATMUL,)
-"""Those that a library may lack: their function body is what a stock graph would hold, as fast and rounded alike."""
+"""Those that a library may lack: their function body is what a stock graph would hold, and rounds alike."""
 FUSED_MATMUL = "FusedMatMul"
 MATMUL_NBITS = "MatMulNBits"
 GATHER_QUANTIZED = "GatherBlockQuantized"
