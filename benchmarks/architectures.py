@@ -6,7 +6,7 @@ For each model type a tiny random model is made from its own default configurati
 (``edgekit.export``, recipe ``fp32``), and the bundle run in plain ONNX Runtime beside transformers: a prompt, several tokens on a
 filled cache, ten single steps, and two rows of which one is padded on the left. ``equal`` is said of what differs by at most
 2e-3 of the largest logit; ``wrong`` must never appear; ``refused`` has edgekit's reason, ``crash`` any other error, ``not built`` what
-transformers itself cannot make so small. About 6 s of processor time a type; types run in processes of their own that
+transformers itself cannot make so small. Types run in processes of their own that
 stop after five minutes.
 """
 
