@@ -16,6 +16,7 @@ namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 8;
+constexpr size_t kGemvAlways = size_t{1} << 31;  // gemv_most: packing a panel never pays (docs/measured/kernels-arm-counts.csv)
 constexpr int kMostInt16 = 32767;
 constexpr size_t kTernaryChain = 64, kInt8Chain = 2;  // products that are added before they are widened
 static_assert(16 * 3 * 127 <= kMostInt16, "a block of a row: 16 products of a code and an activation in each lane");
@@ -26,27 +27,36 @@ inline int16x8_t add_products(int16x8_t sum, uint8x16_t codes, int8x16_t x) {
   return vmlal_s8(sum, vget_high_s8(as_signed(codes)), vget_high_s8(x));
 }
 
-inline int32x4_t ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
+// Sums of four rows and T tokens, which share what is unpacked of the rows.
+template <size_t T>
+inline void ternary_rows(const uint8_t* const* rows, const int8_t* x, size_t stride, size_t blocks,
+                         const uint8_t* ahead, int32x4_t (&sum)[T][4]) {
   const uint8x16_t mask = vdupq_n_u8(3);
-  int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   for (size_t b = 0; b < blocks; ++b) {
-    const int8_t* q = x + b * kBlock;
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      int16x8_t products = vdupq_n_s16(0);
+      int16x8_t products[T];
+#pragma GCC unroll 2
+      for (auto& of_token : products) of_token = vdupq_n_s16(0);
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         const uint8x16_t v = vld1q_u8(rows[r] + b * kPlane + 16 * h);
-        products = add_products(products, vandq_u8(v, mask), vld1q_s8(q + 16 * h));
-        products = add_products(products, vandq_u8(vshrq_n_u8(v, 2), mask), vld1q_s8(q + 32 + 16 * h));
-        products = add_products(products, vandq_u8(vshrq_n_u8(v, 4), mask), vld1q_s8(q + 64 + 16 * h));
-        products = add_products(products, vshrq_n_u8(v, 6), vld1q_s8(q + 96 + 16 * h));
+        const uint8x16_t codes[4] = {vandq_u8(v, mask), vandq_u8(vshrq_n_u8(v, 2), mask),
+                                     vandq_u8(vshrq_n_u8(v, 4), mask), vshrq_n_u8(v, 6)};
+#pragma GCC unroll 2
+        for (size_t t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+          for (size_t f = 0; f < 4; ++f) {
+            const int8_t* q = x + t * stride + b * kBlock + f * kPlane + 16 * h;
+            products[t] = add_products(products[t], codes[f], vld1q_s8(q));
+          }
+        }
       }
-      sum[r] = vpadalq_s16(sum[r], products);
+#pragma GCC unroll 2
+      for (size_t t = 0; t < T; ++t) sum[t][r] = vpadalq_s16(sum[t][r], products[t]);
     }
     ahead = prefetch(ahead, kPlane);
   }
-  return sum_rows(sum[0], sum[1], sum[2], sum[3]);
 }
 
 inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) {
@@ -54,22 +64,43 @@ inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) {
   return vpadalq_s16(sum, vmlal_s8(low, vget_high_s8(w), vget_high_s8(x)));
 }
 
-inline int32x4_t int8_rows(const uint8_t* const* rows, const int8_t* x, size_t blocks, const uint8_t* ahead) {
-  int32x4_t sum[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+template <size_t T>
+inline void int8_rows(const uint8_t* const* rows, const int8_t* x, size_t stride, size_t blocks, const uint8_t* ahead,
+                      int32x4_t (&sum)[T][4]) {
   for (size_t k = 0; k < blocks * kBlock; k += 16) {
-    const int8x16_t q = vld1q_s8(x + k);
+    int8x16_t q[T];
+#pragma GCC unroll 2
+    for (size_t t = 0; t < T; ++t) q[t] = vld1q_s8(x + t * stride + k);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      sum[r] = dot_int8(sum[r], as_signed(signed_int8(vld1q_u8(rows[r] + k))), q);
+      const int8x16_t w = as_signed(signed_int8(vld1q_u8(rows[r] + k)));
+#pragma GCC unroll 2
+      for (size_t t = 0; t < T; ++t) sum[t][r] = dot_int8(sum[t][r], w, q[t]);
     }
     ahead = prefetch(ahead, 16);
   }
-  return sum_rows(sum[0], sum[1], sum[2], sum[3]);
+}
+
+template <size_t T>
+void gemv_tokens(Format format, const uint8_t* const* rows, const int8_t* x, size_t stride, size_t blocks,
+                 const uint8_t* ahead, size_t sum_stride, int32_t* sums) {
+  int32x4_t sum[T][4];
+  for (auto& of_token : sum) {
+    for (auto& of_row : of_token) of_row = vdupq_n_s32(0);
+  }
+  if (format == kInt8) {
+    int8_rows<T>(rows, x, stride, blocks, ahead, sum);
+  } else {
+    ternary_rows<T>(rows, x, stride, blocks, ahead, sum);
+  }
+  for (size_t t = 0; t < T; ++t) {
+    vst1q_s32(sums + t * sum_stride, sum_rows(sum[t][0], sum[t][1], sum[t][2], sum[t][3]));
+  }
 }
 
 void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const int8_t* x, size_t stride, size_t tokens,
           size_t blocks, bool each, int32_t* sums) {
-  const size_t pieces = each ? blocks : 1, span = each ? 1 : blocks;
+  const size_t pieces = each ? blocks : 1, span = each ? 1 : blocks, sum_stride = pieces * kGemvRows;
   for (size_t r = 0; r < rows; r += 4) {
     for (size_t p = 0; p < pieces; ++p) {
       const uint8_t* at[4];
@@ -77,11 +108,13 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
       for (size_t i = 0; i < 4; ++i)
         at[i] = w + (r + i < rows ? r + i : rows - 1) * row_bytes + p * block_bytes(format);
       const uint8_t* ahead = w + (r + 4) * row_bytes + 4 * p * block_bytes(format) + kPrefetch;
-      for (size_t t = 0; t < tokens; ++t) {
-        const int8_t* q = x + t * stride + p * kBlock;
-        vst1q_s32(sums + (t * pieces + p) * kGemvRows + r,
-                  format == kInt8 ? int8_rows(at, q, span, ahead) : ternary_rows(at, q, span, ahead));
+      const int8_t* q = x + p * kBlock;
+      int32_t* to = sums + p * kGemvRows + r;
+      size_t t = 0;
+      for (; t + 2 <= tokens; t += 2) {
+        gemv_tokens<2>(format, at, q + t * stride, stride, span, ahead, sum_stride, to + t * sum_stride);
       }
+      if (t < tokens) gemv_tokens<1>(format, at, q + t * stride, stride, span, ahead, sum_stride, to + t * sum_stride);
     }
   }
 }
@@ -166,7 +199,7 @@ namespace edgekit {
 
 const Int4Kernels kNeonInt4 = {kInt4Group, quantize_int4, int4_few};
 
-const Kernels kNeon = {"neon", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4};
+const Kernels kNeon = {"neon", kRows, kGemvAlways, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4};
 
 }  // namespace edgekit
 
