@@ -230,7 +230,7 @@ class Taps:
 
     def _hook(self, name: str) -> object:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
+            tensor = output[0] if isinstance(output, tuple | list) else output
             if isinstance(tensor, Tensor):
                 kept = tensor if self.rows is None else tensor[0, self.rows]
                 self.outputs[f"tap.{name}"] = kept.detach().float().contiguous().numpy().copy()

@@ -34,6 +34,11 @@ LONGROPE = {
     "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + 0.1 * i for i in range(8)],
 }  # fmt: skip
 
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "num_key_value_heads": 4, "first_k_dense_replace": 1,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+}  # fmt: skip
+
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
@@ -122,29 +127,57 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-moe": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gpt-oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}),
     "opt": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "deepseek-v3": ("DeepseekV3", {**LATENT, "qk_rope_head_dim": 8, "v_head_dim": 12}),
+    "latent-wide-values": ("DeepseekV3", {**LATENT, "qk_rope_head_dim": 8, "v_head_dim": 32}),
+    "deepseek-v2": ("DeepseekV2", {**LATENT, "qk_rope_head_dim": 8, "v_head_dim": 12}),  # complex tables
+    "minicpm3": ("MiniCPM3", {**LATENT, "qk_rope_head_dim": 8, "v_head_dim": 12}),
+    "gemma4-shared-caches": (
+        "Gemma4Text",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 8,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 97,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "gptj": ("GPTJ", {"rotary_dim": 8}),  # sin before cos, neighbours turned
+    "codegen": ("CodeGen", {"rotary_dim": 8}),
+    "gpt-neo": (
+        "GPTNeo",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    ),
+    "falcon": ("Falcon", {}),
+    "falcon-grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": ("Falcon", {"alibi": True, "multi_query": True, "new_decoder_architecture": False}),
+    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),
+    "mpt": ("Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 97}),
+    "openai-gpt": ("OpenAIGPT", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 97}),
+    "roberta": ("Roberta", {"is_decoder": True}),  # positions from 1
+    "bart": (  # positions from 2, and no argument for them
+        "Bart",
+        {
+            "d_model": 64,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 96,
+            "is_encoder_decoder": False,
+        },
+    ),
 }
 """name -> transformers class prefix, configuration on top of COMMON."""
+
+ALONE = ("GPT2", "Mpt", "OpenAIGPT")
+"""Their configurations have names of their own."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "nemotron-h": (
         "NemotronH",
         {"head_dim": 16, "layers_block_type": ["moe", "attention"], "n_routed_experts": 4, "moe_intermediate_size": 32},
         "experts other than",
-    ),
-    "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}, "attention interface"),
-    "falcon": ("Falcon", {}, "attention interface"),
-    "deepseek-v3": (
-        "DeepseekV3",
-        {
-            "first_k_dense_replace": 2,
-            "qk_rope_head_dim": 8,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 12,
-            "kv_lora_rank": 16,
-            "q_lora_rank": 16,
-            "num_key_value_heads": 4,
-        },
-        "latent attention",
     ),
 }
 """name -> transformers class prefix, configuration, words of the refusal."""
@@ -153,10 +186,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> Any:
     """A random causal language model in float32; norms and biases are random too, so that swallowing one shows."""
     transformers = importlib.import_module("transformers")
-    config = getattr(transformers, f"{prefix}Config")(**(settings if prefix == "GPT2" else {**COMMON, **settings}))
-    kind = "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix.removesuffix('Text')}ForCausalLM"
+    config = getattr(transformers, f"{prefix}Config")(**(settings if prefix in ALONE else {**COMMON, **settings}))
+    kind = (
+        f"{prefix}LMHeadModel"
+        if prefix.endswith("GPT") or prefix == "GPT2"
+        else f"{prefix.removesuffix('Text')}ForCausalLM"
+    )
     torch.manual_seed(seed)
-    model = getattr(transformers, kind)._from_config(config, attn_implementation="eager").eval()
+    # Falcon's eager attention adds ALiBi twice.
+    how = "sdpa" if prefix == "Falcon" else "eager"
+    model = getattr(transformers, kind)._from_config(config, attn_implementation=how).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -115,6 +115,16 @@ def select(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("Gather", x, place, axis=args[1], dtype=x.dtype or ir.DataType.FLOAT))
 
 
+def index(emitter: Emitter, node: Node, args: Args) -> View:
+    """Rows of a table; where a place is counted from the end, Gather understands it too."""
+    x, places = args[0], args[1]
+    if len(places) != 1 or places[0] is None:
+        raise UnsupportedError(f"{emitter.scope}: indexing other than of a first axis is not supported")
+    data = value(emitter, x)
+    where = value(emitter, places[0], ir.DataType.INT64)
+    return wrap(node, emitter.one("Gather", data, where, axis=0, dtype=data.dtype or ir.DataType.FLOAT))
+
+
 def split(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
     axis = (args[2] if len(args) > 2 else 0) % rank(args[0])
     parts = node.meta["val"]
@@ -126,6 +136,14 @@ def split(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
 def cat(emitter: Emitter, node: Node, args: Args) -> View:
     axis = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
     return wrap(node, emitter.one("Concat", *[value(emitter, x) for x in args[0]], axis=axis))
+
+
+def pad(emitter: Emitter, node: Node, args: Args) -> View:
+    """Zeros after the last axis."""
+    if args[1][0] or len(args[1]) != 2 or (len(args) > 2 and (args[2] != "constant" or (*args, None)[3])):
+        raise UnsupportedError(f"{emitter.scope}: padding other than by zeros after the last axis is not supported")
+    ends = emitter.small([0] * (2 * rank(args[0]) - 1) + [args[1][1]])
+    return wrap(node, emitter.one("Pad", value(emitter, args[0]), ends))
 
 
 def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
@@ -256,10 +274,12 @@ HANDLERS: dict[str, Handler] = {
     "aten.expand.default": expand,
     "aten.slice.Tensor": slices,
     "aten.select.int": select,
+    "aten.index.Tensor": index,
     "aten.split.Tensor": split,
     "aten.split_with_sizes.default": split,
     "aten.chunk.default": split,
     "aten.cat.default": cat,
+    "aten.pad.default": pad,
     "aten.layer_norm.default": layer_norm,
     "aten.new_zeros.default": filled(0.0),
     "aten.zeros_like.default": filled(0.0),

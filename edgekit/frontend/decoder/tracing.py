@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
-from edgekit.frontend.decoder.substitute import Context, check_attention, check_supported, substituted
+from edgekit.frontend.decoder.attention import Context, check_attention
+from edgekit.frontend.decoder.own_attention import ALIBI, kind_of
+from edgekit.frontend.decoder.positions import Place, watched
+from edgekit.frontend.decoder.substitute import check_supported, substituted
 from edgekit.frontend.streamed import streaming
 
 WITH_OPERATORS = "with edgekit's operators"
@@ -30,7 +33,7 @@ class TracedDecoder:
     """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past..."""
 
     program: ExportedProgram
-    kv_shapes: tuple[tuple[int, int], ...]  # per layer: key-value heads, head size
+    kv_shapes: tuple[tuple[int, int], ...]  # per cache: key-value heads, head size
     max_length: int  # positions the rotary tables hold
     proof_error: float  # max abs difference of substituted against untouched logits, over the largest logit
 
@@ -42,8 +45,10 @@ class _Decoder(nn.Module):
         super().__init__()
         self.model = model
         self._context = context
-        # transformers 5.24 has another name for it.
-        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        taken = inspect.signature(model.forward).parameters
+        # transformers 5.24 has another name for it; without one every call would start anew, which here it does.
+        self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), None)
+        self._takes_positions = "position_ids" in taken
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor]
@@ -54,16 +59,12 @@ class _Decoder(nn.Module):
         )
         context.kept = (index, logits_to_keep)
         context.past = list(zip(past[::2], past[1::2], strict=True)) if past else None
-        context.present, context.tables = {}, []
-        out = self.model(
-            input_ids=ids,
-            position_ids=context.positions,
-            use_cache=True,
-            return_dict=True,
-            **{self._cache_name: _cache(self.model.config)},
-        )
-        present = [tensor for layer in sorted(context.present) for tensor in context.present[layer]]
-        return [out.logits, *present]
+        context.caches, context.tables = [], []
+        more: dict[str, Any] = {"position_ids": context.positions} if self._takes_positions else {}
+        if self._cache_name is not None:
+            more |= {self._cache_name: _cache(self.model.config), "use_cache": True}
+        out = self.model(input_ids=ids, return_dict=True, **more)
+        return [out.logits, *(tensor for cache in context.caches for tensor in cache.present)]
 
     def restore(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hook before the head: only the wanted rows reach it, in the caller's order."""
@@ -91,8 +92,8 @@ def _cache(config: Any) -> Any:
 
 def _tap(name: str) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.ops.edgekit.tap(output[0], name), *output[1:])
+        if isinstance(output, tuple | list):
+            return type(output)((torch.ops.edgekit.tap(output[0], name), *output[1:]))
         return torch.ops.edgekit.tap(output, name)
 
     return hook
@@ -105,6 +106,16 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return {f"{name}.{i}": block for i, block in enumerate(module)}
     raise UnsupportedError(f"{type(model).__name__}: no list of {count} decoder layers found")
+
+
+def check_positions(model: nn.Module, places: dict[nn.Module, Place]) -> None:
+    """Refuses a model that cannot be told where each row's tokens stand. Raises UnsupportedError."""
+    told = "position_ids" in inspect.signature(model.forward).parameters or places
+    if not told and not any(kind_of(module) in ALIBI for module in model.modules()):
+        raise UnsupportedError(
+            f"{type(model).__name__}.forward takes no position_ids, and no table of positions is known in it; padded "
+            "batches could not be right"
+        )
 
 
 def position_limit(config: Any) -> int:
@@ -138,18 +149,16 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     tables. Raises UnsupportedError naming what cannot be exported, CheckFailed when the substitution is not exact.
     """
     check_supported(model)
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UnsupportedError(
-            f"{type(model).__name__}.forward takes no position_ids; padded batches could not be right"
-        )
     context = Context()
     context.max_length = min(position_limit(model.config), max_positions or context.max_length)
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = (torch.arange(12).reshape(2, 6) * 7919 + 11) % vocabulary
     with torch.no_grad():
-        with streaming(model), _model_code(model, "on token ids"):
+        with streaming(model), _model_code(model, "on token ids"), watched(model) as places:
             original = model(input_ids=ids, use_cache=False).logits
-        with substituted(model, context) as rotaries:
+        check_positions(model, places)
+        context.max_length = min([context.max_length, *(place.rows for place in places.values())])
+        with substituted(model, context, places) as rotaries:
             decoder = _Decoder(model, context)
             hooks = [model.get_output_embeddings().register_forward_pre_hook(decoder.restore)]  # type: ignore[operator]
             hooks += [block.register_forward_hook(_tap(name)) for name, block in decoder_layers(model).items()]
@@ -159,17 +168,17 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                 with streaming(model), _model_code(model, WITH_OPERATORS):
                     mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
                 check_attention(model, context)
+                shapes = tuple((c.present[0].shape[1], c.present[0].shape[3]) for c in context.caches)
                 error = prove(original, mine)
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
                 with _model_code(model, WITH_OPERATORS):
-                    program = _export(decoder, context)
+                    program = _export(decoder, context, shapes)
             finally:
                 for hook in hooks:
                     hook.remove()
                 for module, name in buffers:
                     delattr(module, name)
-    shapes = tuple(context.shapes[layer] for layer in sorted(context.shapes))
     return TracedDecoder(program, shapes, context.max_length, error)
 
 
@@ -187,10 +196,9 @@ def _model_code(model: nn.Module, how: str) -> Iterator[None]:
         ) from error
 
 
-def _export(decoder: _Decoder, context: Context) -> ExportedProgram:
+def _export(decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], ...]) -> ExportedProgram:
     # All sizes differ and exceed 1, or torch.export would take equal or unit sizes for one constant.
     batch, sequence, past = 2, 5, 7
-    shapes = [context.shapes[layer] for layer in sorted(context.shapes)]
     caches = [torch.zeros(batch, heads, past, dim) for heads, dim in shapes for _ in ("key", "value")]
     ids = torch.ones(batch, sequence, dtype=torch.int64)
     mask = torch.ones(batch, past + sequence, dtype=torch.int64)
