@@ -44,6 +44,11 @@ class Job:
         """Where a teacher's answers are kept until the run is through, unless the settings name a cache."""
         return self.checkpoint.with_suffix(".answers")
 
+    @property
+    def start(self) -> Path:
+        """Where what a training begins with is kept until the run is through."""
+        return self.checkpoint.with_suffix(".start")
+
     def belongs(self) -> dict[str, Any]:
         """What a checkpoint of this run belongs to."""
         settings = self.settings.to_dict()

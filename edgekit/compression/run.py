@@ -63,9 +63,10 @@ class Compressed:
 
     def lines(self) -> list[str]:
         """For people."""
-        first, last = self.history.evaluations[:1], self.history.evaluations[-1:]
-        names = [name for name in (first[0] if first else ()) if name not in ("step", "zeros")]
-        scores = [f"{name}: {first[0][name]:.4f} -> {last[0][name]:.4f}" for name in names]
+        began = [row for row in self.history.evaluations[:-1] if row["step"] == 0]  # of recover: the original, rounded
+        last = self.history.evaluations[-1:]
+        names = [name for name in (last[0] if began else ()) if name not in ("step", "zeros")]
+        scores = [f"{name}: {' -> '.join(f'{row[name]:.4f}' for row in [*began, *last])}" for name in names]
         changed = [
             f"{name}: {getattr(self.before.total, key):.3f} -> {getattr(self.after.total, key):.3f}"
             for name, key in (("share of zeros", "zeros"), ("entropy, bits a weight", "entropy"), ("EG0", "golomb"))
@@ -161,7 +162,8 @@ def compress(
     if first:
         write(outcome.source, result.to_json(), output, outcome.recipe, settings.bitnet.form)
         forget_checkpoint(checkpoint)
-        shutil.rmtree(job.answers, ignore_errors=True)
+        for left in (job.answers, job.start):
+            shutil.rmtree(left, ignore_errors=True)
     if several:
         processes().wait_for_everyone()
     return result

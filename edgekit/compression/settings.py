@@ -16,6 +16,7 @@ from edgekit.methods.layerwise import Calibration, Method
 from edgekit.methods.lora import Lora
 from edgekit.methods.prune import Pruning
 from edgekit.methods.rate_quantize import Budget
+from edgekit.methods.recover import Recovery
 from edgekit.methods.salt import Salt
 from edgekit.methods.sensitivity import Scan
 from edgekit.methods.ternarize import Ternary
@@ -61,6 +62,7 @@ class Compression:
     bitnet: BitNet = field(default_factory=BitNet)
     salt: Salt | None = None
     distill: Distillation | None = None
+    recover: Recovery = field(default_factory=Recovery)
     quantize: Budget | None = None
     calibration: Calibration = field(default_factory=Calibration)
     gptq: Gptq = field(default_factory=Gptq)  # read by gptq, and by eora and lora that compress so
@@ -129,7 +131,7 @@ class Compression:
         """The keys of the settings that the method reads."""
         sections = {BY_NAME[name].section for name in (self.method, self.student)}
         if self.kind in (TRAINING, TAUGHT):
-            return {"training", *sections}
+            return {"training", *sections, *(("calibration",) if self.method == "recover" else ())}
         if self.method == "rate-quantize":
             return sections
         of = self.layer_method().of

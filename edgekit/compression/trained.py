@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from edgekit.compression.job import Job, Outcome
+from edgekit.compression.recovering import recovered
 from edgekit.compression.settings import Compression
 from edgekit.compression.teaching import Classroom, with_teacher
 from edgekit.errors import UnsupportedError
@@ -22,6 +23,8 @@ from edgekit.spec.methods import TAUGHT
 
 def trained(job: Job) -> Outcome:
     """Trains a model; a ternary one may come out as another module. Without data it only gets its constraint."""
+    if job.settings.method == "recover":
+        return recovered(job)
     settings, data, source, transition = job.settings, job.data, job.source, None
     source.module.to(processes().device)
     room = Classroom(job)

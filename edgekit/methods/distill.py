@@ -31,6 +31,8 @@ from edgekit.spec.progress import Progress
 
 INDICES, LOGS = "teacher_indices", "teacher_logs"
 KINDS = ((INDICES, np.int32), (LOGS, np.float16))
+ANSWER_BYTES = sum(np.dtype(kind).itemsize for _, kind in KINDS)
+"""Of one class of one answer."""
 CACHE = "cache.json"
 VERSION = 1
 STUDENTS = ("none", "bitnet", "backslash", "prune", "2:4")

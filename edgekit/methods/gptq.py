@@ -23,15 +23,15 @@ from edgekit.lowbit.step_search import search_scales
 COLUMNS = 128
 """Columns that are corrected one by one before the rest are, all at once."""
 GROUP_SIZES = (0, 16, 32, 64, 128, 256)
-BITS = (3, 4)
+BITS = (2, 3, 4)
 SMALLEST = 1e-35
 """A step below it float32 could not divide by."""
 
 
 @dataclass(frozen=True)
 class Gptq:
-    """``group_size`` columns share a step, 0 = the whole row (per channel). 3 bits are stored as int4 too, and code
-    smaller.
+    """``group_size`` columns share a step, 0 = the whole row (per channel). 2 and 3 bits are stored as int4 too, and
+    code smaller.
 
     ``act_order`` rounds the columns with the largest inputs first; steps are then those of the weights before.
     ``damping`` is added to H's diagonal, as a share of its mean.
@@ -45,7 +45,7 @@ class Gptq:
     def __post_init__(self) -> None:
         if self.bits not in BITS or self.group_size not in GROUP_SIZES:
             raise UsageError(
-                f"gptq: bits {self.bits}, group_size {self.group_size}; bits are 3 or 4, group sizes "
+                f"gptq: bits {self.bits}, group_size {self.group_size}; bits are 2 to 4, group sizes "
                 f"{', '.join(map(str, GROUP_SIZES))}"
             )
         if not 0 < self.damping <= 1:

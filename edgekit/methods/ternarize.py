@@ -38,12 +38,18 @@ class Ternary:
     feedback: bool = True
     damping: float = 0.01
     ridge: float = 1e-4  # of the regressions, as a share of the diagonal
+    group_size: int = NATIVE_BLOCK  # columns of a row that share a step; 0 = the row, without offset
 
     def __post_init__(self) -> None:
         if self.planes not in (1, 2) or (self.offset and self.planes == 2):
             raise UsageError(
                 f"ternarize: planes {self.planes}, offset {self.offset}; planes are 1 or 2, and only one plane has an "
                 "offset"
+            )
+        if self.group_size not in (0, NATIVE_BLOCK) or (self.offset and not self.group_size):
+            raise UsageError(
+                f"ternarize: group_size {self.group_size}, offset {self.offset}; a group is {NATIVE_BLOCK} columns, or 0, a "
+                "row, which has no offset"
             )
         if not (0 < self.damping <= 1 and 0 <= self.ridge <= 1):
             raise UsageError(
@@ -73,8 +79,9 @@ def ternarize(weight: Tensor, hessian: Tensor, settings: Ternary) -> Planes:
     factor = inverse_factor(hessian, settings.damping) if settings.feedback else None
     columns = work.shape[1]
     blocks: list[tuple[list[Tensor], Tensor | None]] = []
-    for start in range(0, columns, NATIVE_BLOCK):
-        part = slice(start, min(start + NATIVE_BLOCK, columns))
+    size = settings.group_size or columns
+    for start in range(0, columns, size):
+        part = slice(start, min(start + size, columns))
         planes, offset = _block(work[:, part], hessian[part, part], settings)
         blocks.append((planes, offset))
         if factor is not None:

@@ -27,6 +27,7 @@ METHODS = (
     CompressMethod("bitnet", TRAINING, "bitnet", "", "train with ternary weights and int8 activations"),
     CompressMethod("salt", TAUGHT, "salt", "{teacher: MODEL, steps: 200}", "a small teacher helps in the first steps"),
     CompressMethod("distill", TAUGHT, "distill", "{teacher: MODEL}", "learn from a teacher's probabilities too"),
+    CompressMethod("recover", TAUGHT, "recover", "", "round, then learn to answer as before with simulated weights"),
     CompressMethod("rate-quantize", SEARCH, "quantize", "{bits: 3} or {loss: 0.01}", "a step for each layer, for a budget"),
     CompressMethod("gptq", POST_TRAINING, "gptq", "", "3 or 4 bits, each column making up for those before"),
     CompressMethod("ternarize", POST_TRAINING, "ternarize", "", "one or two ternary planes"),

@@ -117,7 +117,7 @@ def test_steps_put_the_largest_weight_lowest() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UsageError, match=r"gptq: bits 2, group_size 128; bits are 3 or 4, group sizes 0, 16, 32"):
-        Gptq(2)
+    with pytest.raises(UsageError, match=r"gptq: bits 5, group_size 128; bits are 2 to 4, group sizes 0, 16, 32"):
+        Gptq(5)
     with pytest.raises(UsageError, match=r"gptq: damping 0 is not above 0"):
         Gptq(damping=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekit.errors import UsageError
-from edgekit.lowbit.formats import CODECS
+from edgekit.lowbit.formats import CODECS, detect_ternary
 from edgekit.methods.eora import output_error
 from edgekit.methods.ternarize import Ternary, block_sums, fitted, regressed, ternarize, two_planes
 
@@ -133,5 +133,24 @@ def test_refusals() -> None:
         Ternary(planes=3)
     with pytest.raises(UsageError, match="only one plane has an offset"):
         Ternary(planes=2, offset=True)
+    with pytest.raises(
+        UsageError, match=r"ternarize: group_size 64, offset False; a group is 128 columns, or 0, a row"
+    ):
+        Ternary(group_size=64)
+    with pytest.raises(
+        UsageError, match=r"ternarize: group_size 0, offset True; a group is 128 columns, or 0, a row, which has no"
+    ):
+        Ternary(planes=1, offset=True, group_size=0)
     with pytest.raises(UsageError, match="ternarize: damping 0, ridge 0"):
         Ternary(damping=0)
+
+
+def test_a_row_may_share_its_scale() -> None:
+    weight, hessian = (
+        torch.randn(6, 300, generator=torch.Generator().manual_seed(3)),
+        torch.eye(300, dtype=torch.float64),
+    )
+    found = ternarize(weight, hessian, Ternary(planes=1, group_size=0)).weight
+    scales = detect_ternary(found.numpy())
+    assert scales is not None and scales.shape == (6,)
+    assert 0.15 < float((found - weight).square().mean() / weight.square().mean()) < 0.22  # Gaussian: 0.19

@@ -34,6 +34,8 @@ METHODS = {
     "bitnet": "bitnet: {ramp: 10}\n",
     "salt": "salt: {teacher: teacher, steps: 25, top: 16}\n",
     "distill": "distill: {student: prune, weight: 0.9, top: 300}\nprune: {sparsity: 0.5, steps: 20}\n",
+    "recover": "recover: {format: ternary, top: 300}\ncalibration: {examples: 16}\n",
+    "recover-scales": "recover: {format: int2, train: scales, top: 0}\ncalibration: {examples: 16}\n",
 }
 
 
@@ -54,7 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
     for method, section in METHODS.items():
         (path / f"method-{method}.yaml").write_text(
-            f"version: 1\nmethod: {method}\n{section}data: {{train: [text.txt], length: 32}}\n"
+            f"version: 1\nmethod: {method.partition('-')[0]}\n{section}data: {{train: [text.txt], length: 32}}\n"
             "training: {steps: 50, batch_size: 8, learning_rate: 1e-3, weight_decay: 0.1, evaluate_every: 25}\n"
         )
     (path / "quadrant.yaml").write_text(
@@ -89,9 +91,9 @@ def test_two_processes_are_one_that_takes_two_parts(together: Path, tmp_path: Pa
     assert losses(together / f"method-{method}") == alone(together, method, tmp_path / "out", 2)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "bitnet"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("bitnet", "recover")])
 def test_two_processes_lose_what_one_does(together: Path, tmp_path: Path, method: str) -> None:
-    """Of a whole batch sums are rounded otherwise; where that turns a ternary code, as in bitnet, the losses part."""
+    """Of a whole batch sums are rounded otherwise; where that turns a ternary code, as in bitnet and recover, the losses part."""
     wanted = alone(together, method, tmp_path / "out", 1)
     assert losses(together / f"method-{method}") == pytest.approx(wanted, abs=1e-5, rel=0)
 
