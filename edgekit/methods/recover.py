@@ -121,7 +121,7 @@ class Rounding(nn.Module):
         steps = _StraightThrough.apply(wide, _short(wide.detach())).view(self.shape)  # type: ignore[no-untyped-call]
         blocks = in_blocks(original, self.size)
         made: Tensor = blocks * steps[..., None] if self.fixed else _Rounded.apply(blocks, steps, *self.codes)  # type: ignore[no-untyped-call]
-        return made.flatten(1)[:, : original.shape[1]]
+        return made.flatten(1)[:, : original.shape[1]].contiguous()  # a view of padded rows is not saved
 
 
 class StoredBranch(nn.Module):

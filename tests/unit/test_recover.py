@@ -33,7 +33,7 @@ from edgekit.methods.training import Training
 from edgekit.parity import verify
 from tests.support.tiny_bundle import write_tokenizer
 from tests.support.tiny_decoders import build
-from tests.unit.test_compress import encoder  # noqa: F401
+from tests.unit.test_compress import CLASSIFIER, POINTS, encoder  # noqa: F401
 
 TEXT = "It was the best of times, it was the worst of times; nobody had asked the clock, and so it said nothing.\n"
 STEPS = 24
@@ -218,6 +218,20 @@ def test_only_what_is_asked_is_trained(decoder: Path, tmp_path: Path, train: str
         query, key = (after[f"model.layers.0.self_attn.{name}_proj.lora_A.weight"] for name in "qk")
         module: Any = load_module(str(tmp_path / "0.0001")).module
         assert torch.equal(query, key) and isinstance(module.model.layers[0].self_attn.q_proj, BranchedLinear)
+
+
+def test_a_classifier_whose_rows_fill_no_block(tmp_path: Path) -> None:
+    config = Compression(
+        1, Data((POINTS,)), "recover", Training(60, learning_rate=0.01), recover=Recovery("int2", 32, top=4)
+    )
+    result = compress(CLASSIFIER, config, tmp_path / "made")
+    assert result.history.evaluations[-1]["kl"] < result.history.evaluations[1]["kl"]
+    saved = load_file(tmp_path / "made" / "model.safetensors")
+    bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
+    packed = packed_weights(bundle)[0]
+    assert saved["0.weight"].shape == (64, 2) and sorted(packed) == ["0", "3", "5"]
+    for name, weight in packed.items():
+        assert np.array_equal(CODECS[weight.format].dequantize(weight), saved[f"{name}.weight"].numpy())
 
 
 def stop(part: str, share: float) -> Callable[[str, float], None]:
