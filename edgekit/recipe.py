@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,7 +16,7 @@ from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
 EMBEDDING_ROWS = ("keep", "drop")
-ONLY = ("", "ternary", "vocabulary")
+ONLY = ("", "ternary", "vocabulary", "exact")
 MOST_SAMPLES = 4096
 
 
@@ -27,7 +27,9 @@ class Rule:
     match: str  # glob over module paths, e.g. "*.down_proj"
     format: str  # one of spec.formats.FORMATS
     block_size: int = 0  # weights that share a scale; 0 = the format's default
-    only: str = ""  # "ternary": weights with at most 3 symmetric values; "vocabulary": embedding and output head
+    # "ternary": weights with at most 3 symmetric values; "vocabulary": embedding and output head; "exact": weights that
+    # the format keeps bit for bit
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ class Recipe:
         """Plain dicts, lists and numbers, ready for YAML or JSON."""
         return dataclasses.asdict(self)
 
-    def rule_for(self, layer: str, kinds: Collection[str] = ()) -> Rule | None:
-        """The first rule that applies to a layer, or None; ``kinds`` says what the layer is, of ``ONLY``."""
-        return next((r for r in self.rules if fnmatchcase(layer, r.match) and (not r.only or r.only in kinds)), None)
+    def rule_for(self, layer: str, applies: Callable[[Rule], bool] = lambda rule: False) -> Rule | None:
+        """The first rule that applies to a layer, or None; ``applies`` is asked about rules for some layers only."""
+        return next((r for r in self.rules if fnmatchcase(layer, r.match) and (not r.only or applies(r))), None)
 
 
 def shipped_recipes() -> tuple[str, ...]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.low_rank import branch_names
-from edgekit.lowbit.formats import CODECS, detect_ternary
+from edgekit.lowbit.formats import detect_ternary, keeps
 from edgekit.methods.calibrate import blocks_of
 from edgekit.methods.eora import block_of
 from edgekit.methods.gptq import GROUP_SIZES
@@ -55,13 +53,9 @@ def exact_format(weight: Tensor) -> Option:
         return "t2", 0
     sizes = sorted(GROUP_SIZES[1:], reverse=True)
     for name, block in [(name, block) for name in ("int4", "int8") for block in sizes]:
-        if all(_keeps(name, block, rows) for rows in (array[:4], array)):
+        if keeps(name, block, array):
             return name, block
     return "int8", 0
-
-
-def _keeps(name: str, block: int, array: NDArray[np.float32]) -> bool:
-    return np.array_equal(CODECS[name].dequantize(CODECS[name].quantize(array, block)), array)
 
 
 def _inside(model: nn.Module) -> dict[str, nn.Linear]:

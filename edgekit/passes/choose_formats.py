@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
 from edgekit.errors import RecipeError
-from edgekit.lowbit.formats import detect_ternary, sparse_facts
+from edgekit.lowbit.formats import detect_ternary, keeps, sparse_facts
 from edgekit.lowbit.initializers import weight_of
 from edgekit.passes.layers import experts_of, layers_of, weight_shape
 from edgekit.recipe import Recipe, Rule
@@ -57,8 +58,8 @@ class ChooseFormats(ir.passes.InPlacePass):
     def _decide(self, sharing: Sequence[ir.Node], used: set[Rule], vocabulary: bool) -> None:
         """All nodes that read one weight get one format: the linear layer's, if there is one."""
         leader = next((n for n in sharing if n.op_type == "Linear"), sharing[0])
-        kinds = (["vocabulary"] if vocabulary else []) + (["ternary"] if self._is_ternary(leader) else [])
-        rules = {id(node): self.recipe.rule_for(plan_of(node).layer, kinds) for node in sharing}
+        applies = partial(_applies, leader, vocabulary)
+        rules = {id(node): self.recipe.rule_for(plan_of(node).layer, applies) for node in sharing}
         used.update(rule for rule in rules.values() if rule is not None)
         rule = rules[id(leader)]
         embedding = any(n.op_type == "Embedding" for n in sharing)
@@ -73,7 +74,7 @@ class ChooseFormats(ir.passes.InPlacePass):
     def _decide_experts(self, node: ir.Node, used: set[Rule]) -> None:
         """All experts of a layer get one format, of those that ONNX Runtime's operator reads."""
         plan, (_, columns), (_, hidden) = plan_of(node), *(weight_shape(node, place) for place in (2, 4))
-        rule = self.recipe.rule_for(plan.layer, [])
+        rule = self.recipe.rule_for(plan.layer)
         name, block, reason = _resolve(rule, columns, embedding=False)
         if rule is not None:
             used.add(rule)
@@ -121,16 +122,16 @@ class ChooseFormats(ir.passes.InPlacePass):
             total += rows * columns * (FORMATS[rule.format].bits if rule else 32) // 8
         return total
 
-    def _is_ternary(self, node: ir.Node) -> bool:
-        """Whether the weight is ternary; looked at only where the recipe asks."""
-        weight = node.inputs[1]
-        if weight is None or weight.const_value is None or not any(r.only == "ternary" for r in self.recipe.rules):
-            return False
-        return detect_ternary(weight_of(weight.const_value)) is not None
-
     def _check_rules(self, used: set[Rule], layers: Sequence[str]) -> None:
+        exact = [rule for rule in self.recipe.rules if rule.only == "exact"]
+        if layers and exact and not used.intersection(exact):
+            formats = ", ".join(f"{rule.format} in blocks of {rule.block_size}" for rule in exact)
+            raise RecipeError(
+                f"recipe {self.recipe.name}: no layer holds values that {formats} keep bit for bit (a GGUF file of Q4_0 or Q8_0 "
+                "does, or what edgekit compress made); use int8 or int4"
+            )
         for index, rule in enumerate(self.recipe.rules):
-            if rule in used or (rule.match == "*" and (not layers or rule.only == "vocabulary")):
+            if rule in used or rule in exact or (rule.match == "*" and (not layers or rule.only == "vocabulary")):
                 continue
             if index and rule.match == "*" and not rule.only:
                 continue  # a catch-all that earlier rules left nothing for
@@ -142,6 +143,19 @@ class ChooseFormats(ir.passes.InPlacePass):
                 )
             close = difflib.get_close_matches(rule.match, layers, n=3, cutoff=0.3) or list(layers[:3])
             raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
+
+
+def _applies(node: ir.Node, vocabulary: bool, rule: Rule) -> bool:
+    """Whether a rule for some layers only is for this one; weights are looked at only where a recipe asks."""
+    if rule.only == "vocabulary":
+        return vocabulary
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return False
+    values = weight_of(weight.const_value)
+    if rule.only == "ternary":
+        return detect_ternary(values) is not None
+    return keeps(rule.format, rule.block_size, values)
 
 
 def _resolve(rule: Rule | None, columns: int, embedding: bool) -> tuple[str, int, str]:

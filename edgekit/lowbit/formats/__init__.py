@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from edgekit.lowbit.formats.floats import dequantize_float, quantize_fp16, quantize_fp32
 from edgekit.lowbit.formats.integers import (
     dequantize_int4,
@@ -19,7 +21,7 @@ from edgekit.lowbit.formats.integers import (
     quantize_int8_channel,
     unpack_int4,
 )
-from edgekit.lowbit.formats.packed import Floats, PackedTensor, block_count
+from edgekit.lowbit.formats.packed import Floats, PackedTensor, block_count, row_chunks, shape_of
 from edgekit.lowbit.formats.sparse import (
     dequantize_sparse,
     quantize_sparse,
@@ -30,7 +32,7 @@ from edgekit.lowbit.formats.ternary import dequantize_t2, detect_ternary, pack_t
 from edgekit.lowbit.weights import Weight
 
 __all__ = [
-    "CODECS", "Codec", "PackedTensor", "block_count", "detect_ternary", "pack_t2", "sparse_facts", "unpack_int4",
+    "CODECS", "Codec", "PackedTensor", "block_count", "detect_ternary", "keeps", "pack_t2", "sparse_facts", "unpack_int4",
     "unpack_sparse", "unpack_t2",
 ]  # fmt: skip
 
@@ -53,3 +55,15 @@ CODECS: dict[str, Codec] = {
     "sparse-int4": Codec(partial(quantize_sparse, "sparse-int4"), dequantize_sparse),
     "sparse-int8": Codec(partial(quantize_sparse, "sparse-int8"), dequantize_sparse),
 }
+
+
+def keeps(name: str, block: int, weight: Weight) -> bool:
+    """Whether a format in blocks of so many weights (0 = its default) holds a weight [N, K] bit for bit."""
+    rows, columns = shape_of(weight)
+    glance = slice(0, min(rows, 4))  # tells nearly always that it does not
+    parts = (np.asarray(weight[part], np.float32) for part in (glance, *row_chunks(rows, columns)))
+    return all(_keeps(CODECS[name], block, part) for part in parts)
+
+
+def _keeps(codec: Codec, block: int, rows: Floats) -> bool:
+    return np.array_equal(codec.dequantize(codec.quantize(rows, block)), rows)
