@@ -20,7 +20,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from edgekit.bundle import Bundle
 
-LOOKED_UP = ("Gather", "GatherBlockQuantized", "GroupQueryAttention", "RotaryEmbedding")
+LOOKED_UP = ("Gather", "GatherBlockQuantized", "CachedAttention", "GroupQueryAttention", "RotaryEmbedding")
 """Operators that read rows of a stored table; attention reads rows of the rotary tables."""
 F16 = 2
 

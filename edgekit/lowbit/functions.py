@@ -1,4 +1,4 @@
-"""ONNX function bodies of ``ai.edgekit::TernaryMatMul``, ``Int8MatMul``, ``SparseMatMul`` and ``Int4MatMul``.
+"""ONNX function bodies of the operators of ``ai.edgekit``.
 
 :func:`ternary_function` and :func:`int8_function` are what a bundle carries and a runtime without edgekit's library
 executes: one ``com.microsoft::MatMulNBits`` with 2 or 8 bits, block_size 128 and accuracy_level 4, which reads the very
@@ -11,6 +11,8 @@ computes the same but for the order of float sums.
 
 :func:`sparse_function` writes its weights out as 8-bit codes with standard operators and goes on in the same way. ONNX
 Runtime does that once, while it loads the model (constant folding): the model then runs at the speed and size of 8 bits.
+
+:func:`attention_function` is one ``com.microsoft::GroupQueryAttention``.
 
 :func:`exact_function` is the operator's definition in standard operators, bit for bit, for tests of kernels: slow, and
 every weight becomes a float in memory.
@@ -26,9 +28,25 @@ from numpy.typing import NDArray
 
 from edgekit.lowbit.reference import SMALLEST
 from edgekit.spec.formats import NATIVE_BLOCK
-from edgekit.spec.names import EDGEKIT, INT4_MATMUL, INT8_MATMUL, MATMUL_NBITS, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
+from edgekit.spec.names import (
+    CACHED_ATTENTION,
+    EDGEKIT,
+    GROUP_QUERY_ATTENTION,
+    INT4_MATMUL,
+    INT8_MATMUL,
+    MATMUL_NBITS,
+    MICROSOFT,
+    SPARSE_MATMUL,
+    TERNARY_MATMUL,
+)
 
 INTS = ("K", "N", "activation_block_size")
+ATTENTION_INTS = ("num_heads", "kv_num_heads", "local_window_size", "do_rotary", "rotary_interleaved")
+ATTENTION_FLOATS = ("scale", "softcap")
+ATTENTION_INPUTS = (
+    "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
+    "head_sink",
+)  # fmt: skip
 _NATIVE_BLOCKS = ir.AttrInt64("block_size", NATIVE_BLOCK)
 
 
@@ -112,11 +130,28 @@ def int4_function() -> ir.Function:
     return body.function(INT4_MATMUL, [x, w, scales, bias], y, (*INTS, "block_size"))
 
 
+def attention_function() -> ir.Function:
+    """``CachedAttention(*ATTENTION_INPUTS) -> output, present_key, present_value`` with the attributes above."""
+    inputs = [ir.Value(name=name) for name in ATTENTION_INPUTS]
+    kinds = [(name, ir.AttributeType.INT) for name in ATTENTION_INTS]
+    kinds += [(name, ir.AttributeType.FLOAT) for name in ATTENTION_FLOATS]
+    references = [ir.RefAttr(name, name, kind) for name, kind in kinds]
+    *given, sink = inputs  # what the stock operator takes between them, positions and a bias, is left out
+    node = ir.Node(MICROSOFT, GROUP_QUERY_ATTENTION, [*given, None, None, sink], references, num_outputs=3)
+    for output, name in zip(node.outputs, ("output", "present_key", "present_value"), strict=True):
+        output.name = name
+    imports = {"": 21, MICROSOFT: 1}
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=imports, name=CACHED_ATTENTION)
+    attributes = [ir.Attr(name, kind, None) for name, kind in kinds]
+    return ir.Function(EDGEKIT, CACHED_ATTENTION, graph=graph, attributes=attributes)
+
+
 FUNCTIONS = {
     TERNARY_MATMUL: ternary_function,
     INT8_MATMUL: int8_function,
     SPARSE_MATMUL: sparse_function,
     INT4_MATMUL: int4_function,
+    CACHED_ATTENTION: attention_function,
 }
 """What makes the body of each operator."""
 

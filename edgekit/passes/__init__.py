@@ -13,6 +13,7 @@ from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
+from edgekit.passes.lower_attention import LowerAttention
 from edgekit.passes.lower_experts import LowerExperts
 from edgekit.passes.lower_linears import Calibrate, LowerLinears
 from edgekit.passes.merge_linears import MergeLinears
@@ -41,6 +42,7 @@ def pipeline(
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
         LowerExperts(),  # after the choice
+        LowerAttention(),  # after merging, which knows the stock operator; before the next, which adds function bodies
         LowerLinears(calibrate),  # last rewrite: abstract layers become operators
         ListStockLayers(),  # after it: what it left
         RemoveUnusedNodesPass(),  # weights that merging replaced

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.bundle import Bundle
-from edgekit.spec.names import GATHER_QUANTIZED, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
+from edgekit.spec.names import GATHER_QUANTIZED, GROUP_QUERY_ATTENTION, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
 
 HEAVY = (
     *NATIVE_OPERATORS, MATMUL_NBITS, "MoE", "QMoE", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", GATHER_QUANTIZED, "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
+    "DynamicQuantizeMatMul", GROUP_QUERY_ATTENTION,
 )  # fmt: skip
-"""Operators that read weights; the rest is small change."""
+"""Operators that read weights or a cache; the rest is small change."""
 SPARSE_ISA = "avx512vbmi2"
 """Where sparse layers were measured to be faster than dense ones (docs/kernels.md)."""
 SHOWN = {"bits": "bits", "expert_weight_bits": "bits", "block_size": "block", "accuracy_level": "acc"}

@@ -27,10 +27,12 @@ TERNARY_MATMUL = "TernaryMatMul"
 INT8_MATMUL = "Int8MatMul"
 SPARSE_MATMUL = "SparseMatMul"
 INT4_MATMUL = "Int4MatMul"
-NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, INT4_MATMUL)
+CACHED_ATTENTION = "CachedAttention"
+NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, INT4_MATMUL, CACHED_ATTENTION)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
-OPTIONAL_OPERATORS = (INT4_MATMUL,)
+OPTIONAL_OPERATORS = (INT4_MATMUL, CACHED_ATTENTION)
 """Those that a library may lack: their function body is what a stock graph would hold, and rounds alike."""
+GROUP_QUERY_ATTENTION = "GroupQueryAttention"
 FUSED_MATMUL = "FusedMatMul"
 MATMUL_NBITS = "MatMulNBits"
 GATHER_QUANTIZED = "GatherBlockQuantized"

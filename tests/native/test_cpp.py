@@ -194,7 +194,7 @@ PLANTED_IN_THE_OPERATOR = [
     ("product.cpp", "if (freed != nullptr) api.release_status(freed);", ""),
     ("arguments.cpp", "w.dims[1] == static_cast<int64_t>(blocks)", "w.dims[1] <= static_cast<int64_t>(blocks)"),
     ("arguments.cpp", "if (x.dims[i] < 0 || x.dims[i] >= kMostRows)", "if (x.dims[i] >= kMostRows)"),
-    ("arguments.cpp", "  api.release_info(info);", ""),
+    ("tensor.h", "  api.release_info(info);", ""),
     ("operator.cpp", "  node.api.release_allocator(node.allocator);", ""),
     ("int4_quantize.h", "*corrections = -8 * sum", "*corrections = -7 * sum"),
     ("product_int4.cpp", "kernels.rows - left + r", "r"),

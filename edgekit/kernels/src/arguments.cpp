@@ -1,42 +1,10 @@
 // All validation of what a model or a caller may give: nothing past this file checks shapes again.
 #include "arguments.h"
 
-#include "message.h"
+#include "tensor.h"
 
 namespace edgekit {
 namespace {
-
-struct Tensor {
-  const OrtValue* value = nullptr;
-  ElementType type = kUndefined;
-  size_t rank = 0;
-  int64_t dims[kMostDimensions] = {};
-};
-
-OrtStatus* invalid(const Api& api, const Message& message) { return api.error(kInvalidArgument, message.text()); }
-
-Message& operator<<(Message& message, const Tensor& tensor) {
-  message << "[";
-  for (size_t i = 0; i < tensor.rank && i < kMostDimensions; ++i) message << (i ? ", " : "") << tensor.dims[i];
-  return message << "]";
-}
-
-OrtStatus* describe(const Api& api, const OrtTensorTypeAndShapeInfo* info, Tensor* out) {
-  if (OrtStatus* status = api.element_type(info, &out->type)) return status;
-  if (OrtStatus* status = api.rank(info, &out->rank)) return status;
-  if (out->rank > kMostDimensions) return nullptr;
-  return api.dimensions(info, out->dims, out->rank);
-}
-
-OrtStatus* read_tensor(const Api& api, const OrtKernelContext* context, size_t index, Tensor* out) {
-  if (OrtStatus* status = api.input(context, index, &out->value)) return status;
-  if (out->value == nullptr) return nullptr;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  if (OrtStatus* status = api.type_and_shape(out->value, &info)) return status;
-  OrtStatus* status = describe(api, info, out);
-  api.release_info(info);
-  return status;
-}
 
 OrtStatus* check_x(const Api& api, const Tensor& x, const Attributes& a, size_t* m) {
   Message message;
@@ -130,14 +98,6 @@ OrtStatus* check_bias(const Api& api, const Tensor& b, const Attributes& a) {
   if (b.type != kFloat) return invalid(api, message << "has element type " << b.type << ", float32 expected");
   if (b.rank == 1 && b.dims[0] == a.n) return nullptr;
   return invalid(api, message << "is " << b << ", [" << a.n << "] expected");
-}
-
-OrtStatus* read_data(const Api& api, const Tensor& tensor, const void** out) {
-  void* data = nullptr;
-  // ONNX Runtime's only accessor of data in this API version; nothing is written through it.
-  OrtStatus* status = api.data(const_cast<OrtValue*>(tensor.value), &data);
-  *out = data;
-  return status;
 }
 
 OrtStatus* make_output(const Api& api, OrtKernelContext* context, const Tensor& x, const Attributes& a, void** out) {

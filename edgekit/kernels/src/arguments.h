@@ -5,7 +5,6 @@
 
 namespace edgekit {
 
-constexpr size_t kMostDimensions = 16;
 constexpr int64_t kMostRows = int64_t{1} << 31;      // of X and of W
 constexpr int64_t kMostTernaryK = int64_t{1} << 22;  // sums of codes moved up by 6 bits stay below 2^31
 constexpr int64_t kMostInt8K = int64_t{1} << 17;     // 127 * 128 * K stays below 2^31

@@ -25,6 +25,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention.h"
+
 namespace edgekit {
 
 enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3, kInt4 = 4 };
@@ -138,6 +140,7 @@ struct Kernels {
   bool (*expand)(Format format, SparseRow* row, size_t blocks, uint8_t* codes);
 
   const Int4Kernels* int4;
+  const AttentionKernels* attention;  // null: fused multiply-adds would be slower than what ONNX Runtime has
 };
 
 // One table an instruction set, defined where the compiler's target has it.

@@ -55,7 +55,7 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 namespace edgekit {
 const Int4Kernels kAvx2Int4 = {kLanes, quantize_int4, multiply_int4};
 const Kernels kAvx2 = {"avx2", kRows, 16,     kInt8Zero, kInt8Zero, quantize,  gemv,
-                       pack,   tile,  finish, sparse,    expand,    &kAvx2Int4};
+                       pack,   tile,  finish, sparse,    expand,    &kAvx2Int4, &kAvx2Attention};
 }  // namespace edgekit
 
 EK_TARGET_END

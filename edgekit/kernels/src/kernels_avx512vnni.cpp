@@ -359,9 +359,9 @@ namespace edgekit {
 const Int4Kernels kAvx512Int4 = {kLanes, quantize_int4, multiply_int4};
 
 const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96,     128,    128,    quantize,    gemv,
-                             pack,         tile,  finish, sparse, expand, &kAvx512Int4};
+                             pack,         tile,  finish, sparse, expand, &kAvx512Int4, &kAvx512Attention};
 const Kernels kAvx512Vbmi2 = {"avx512vbmi2", kRows,  96,           128,          8,           quantize, gemv, pack,
-                              tile,          finish, sparse_vbmi2, expand_vbmi2, &kAvx512Int4};
+                              tile,          finish, sparse_vbmi2, expand_vbmi2, &kAvx512Int4, &kAvx512Attention};
 
 }  // namespace edgekit
 

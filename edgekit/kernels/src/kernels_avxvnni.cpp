@@ -48,7 +48,7 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 namespace edgekit {
 const Int4Kernels kAvxVnniInt4 = {kLanes, quantize_int4, multiply_int4};
 const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,     gemv,
-                          pack,      tile,  finish, sparse,    expand,    &kAvxVnniInt4};
+                          pack,      tile,  finish, sparse,    expand,    &kAvxVnniInt4, &kAvx2Attention};
 }  // namespace edgekit
 
 EK_TARGET_END

@@ -199,7 +199,8 @@ namespace edgekit {
 
 const Int4Kernels kNeonInt4 = {kInt4Group, quantize_int4, int4_few};
 
-const Kernels kNeon = {"neon", kRows, kGemvAlways, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4};
+const Kernels kNeon = {"neon", kRows, kGemvAlways, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4,
+                       EK_ATTENTION(kNeonAttention)};
 
 }  // namespace edgekit
 

@@ -141,7 +141,7 @@ void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from,
 
 const Int4Kernels kNeonDotprodInt4 = {kInt4TileRows, quantize_int4, multiply_int4};
 const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,         gemv,
-                              pack,           tile,  finish, sparse, expand, &kNeonDotprodInt4};
+                              pack,           tile,  finish, sparse, expand, &kNeonDotprodInt4, &kNeonAttention};
 
 }  // namespace edgekit
 

@@ -171,7 +171,7 @@ bool quantize_as_dotprod(const float* x, size_t count, size_t block, bool steps_
 }  // namespace
 
 const Int4Kernels kOwnInt4 = {kInt4TileRows, quantize_as_dotprod, multiply_int4};
-const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kOwnInt4};
+const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kOwnInt4, &kNeonAttention};
 
 }  // namespace edgekit
 

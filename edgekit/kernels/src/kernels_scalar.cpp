@@ -124,6 +124,6 @@ void int4_multiply(const Int4Product& p, size_t first, size_t rows, size_t from,
 
 const Int4Kernels kScalarInt4 = {1, quantize_int4, int4_multiply};
 const Kernels kScalar = {"scalar", kRows, 4,      128,    128,    quantize,    gemv,
-                         pack,     tile,  finish, sparse, expand, &kScalarInt4};
+                         pack,     tile,  finish, sparse, expand, &kScalarInt4, EK_ATTENTION(kScalarAttention)};
 
 }  // namespace edgekit

@@ -2,6 +2,7 @@
 #include "arguments.h"
 #include "export.h"
 #include "message.h"
+#include "operator.h"
 #include "processor.h"
 #include "product.h"
 
@@ -25,7 +26,7 @@ struct Node {
   Attributes attributes;
 };
 
-// Nodes created since the library was loaded: a runtime sees by it that the operators, not their function bodies, run.
+// Nodes created since the library was loaded.
 int64_t created = 0;
 
 Message& list_supported(Message& message) {
@@ -36,16 +37,6 @@ Message& list_supported(Message& message) {
     separator = " ";
   }
   return message;
-}
-
-// The kernels that EDGEKIT_ISA names, or the best; an error when this processor has no such.
-OrtStatus* choose_kernels(const Api& api, const Kernels** out) {
-  *out = choose();
-  if (*out != nullptr) return nullptr;
-  Message message;
-  message << "EDGEKIT_ISA=" << forced() << ": this processor cannot run it; it has ";
-  list_supported(message) << ". Unset EDGEKIT_ISA to let the library choose";
-  return api.error(kInvalidArgument, message.text());
 }
 
 const Operator& self(const OrtCustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
@@ -66,7 +57,7 @@ OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtK
   Node* node = static_cast<Node*>(memory);
   *node = Node{api, allocator, kernels, attributes};
   *out = node;
-  __atomic_fetch_add(&created, 1, __ATOMIC_RELAXED);
+  count_node();
   return nullptr;
 }
 
@@ -111,6 +102,18 @@ const Operator kOperators[] = {make(kTernary, false), make(kTernary, true), make
                                make(kSparse4, false), make(kSparse4, true), make(kInt4, false), make(kInt4, true)};
 
 }  // namespace
+
+OrtStatus* choose_kernels(const Api& api, const Kernels** out) {
+  *out = choose();
+  if (*out != nullptr) return nullptr;
+  Message message;
+  message << "EDGEKIT_ISA=" << forced() << ": this processor cannot run it; it has ";
+  list_supported(message) << ". Unset EDGEKIT_ISA to let the library choose";
+  return api.error(kInvalidArgument, message.text());
+}
+
+void count_node() { __atomic_fetch_add(&created, 1, __ATOMIC_RELAXED); }
+
 }  // namespace edgekit
 
 EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptions* options,
@@ -127,6 +130,12 @@ EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptio
   for (const Operator& op : kOperators) {
     if (OrtStatus* status = api.add_operator(domain, &op.interface)) return status;
   }
+#if !defined(__arm__)
+  // Its function body is faster than portable C++, which is for those who ask for it.
+  if (kernels != &kScalar || forced() != nullptr) {
+    if (OrtStatus* status = api.add_operator(domain, &kCachedAttention)) return status;
+  }
+#endif
   return api.add_domain(options, domain);  // which keeps it; sessions need it for as long as they live
 }
 

@@ -32,7 +32,7 @@ struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtAllocator;
 
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kFloat16 = 10 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
 
@@ -48,6 +48,7 @@ enum ApiIndex : int {
   kApiGetTensorTypeAndShape = 65,
   kApiAllocatorAlloc = 75,
   kApiAllocatorFree = 76,
+  kApiKernelInfoGetAttribute_float = 85,
   kApiKernelInfoGetAttribute_int64 = 86,
   kApiKernelContext_GetInputCount = 88,
   kApiKernelContext_GetInput = 90,
@@ -134,6 +135,10 @@ class Api {
   }
   OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* out) const {
     return at<OrtStatus*(EK_CALL*)(const OrtKernelInfo*, const char*, int64_t*)>(kApiKernelInfoGetAttribute_int64)(
+        info, name, out);
+  }
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, float* out) const {
+    return at<OrtStatus*(EK_CALL*)(const OrtKernelInfo*, const char*, float*)>(kApiKernelInfoGetAttribute_float)(
         info, name, out);
   }
   OrtStatus* input_count(const OrtKernelContext* context, size_t* out) const {

@@ -333,11 +333,18 @@ void test_int4(const Kernels& kernels) {
   }
 }
 
+}  // namespace
+
+#include "attention_tests.h"
+
+namespace {
+
 void test_all(const Kernels& kernels) {
   const int before = checks, failed = failures;
   test_products(kernels);
   test_sparse(kernels);
   test_int4(kernels);
+  test_attention(kernels);
   for (size_t count : {1, 5, 127, 128, 129, 300, 2560}) {
     for (float scale : {8.0f, 1e-42f, 0.0f, 1e38f}) {
       for (int mode = 0; mode < 8; ++mode) test_quantize(kernels, count, scale, mode);
