@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.bundle import Bundle
-from edgekit.spec.names import GATHER_QUANTIZED, GROUP_QUERY_ATTENTION, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
+from edgekit.spec.names import CACHED_ATTENTION, GATHER_QUANTIZED, MATMUL_NBITS, NATIVE_OPERATORS, SPARSE_MATMUL
 
 HEAVY = (
     *NATIVE_OPERATORS, MATMUL_NBITS, "MoE", "QMoE", "FusedMatMul", "MatMul", "Gemm", "FusedGemm", GATHER_QUANTIZED, "Conv", "FusedConv",
     "QLinearConv", "ConvInteger", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul", GROUP_QUERY_ATTENTION,
+    "DynamicQuantizeMatMul",
 )  # fmt: skip
-"""Operators that read weights or a cache; the rest is small change."""
+"""Operators that read weights, or a cache; the rest is small change."""
 SPARSE_ISA = "avx512vbmi2"
 """Where sparse layers were measured to be faster than dense ones (docs/kernels.md)."""
 SHOWN = {"bits": "bits", "expert_weight_bits": "bits", "block_size": "block", "accuracy_level": "acc"}
@@ -51,10 +51,10 @@ def from_nodes(bundle: Bundle, nodes: Sequence[tuple[str, str]], isa: str) -> tu
     settings, bodies = _settings(bundle)
     ran: Counter[tuple[str, str, str]] = Counter()
     for op, name in nodes:
-        if op not in HEAVY:
-            continue
         # ONNX Runtime names what it inlines "_inlfunc_<function>_...".
         body = next((f for f in bodies if name.startswith(f"_inlfunc_{f}_")), "")
+        if op not in HEAVY and body != CACHED_ATTENTION:
+            continue
         shown = isa if op in NATIVE_OPERATORS else settings.get(name, "")
         ran[op, bodies[body].get(op, "") if body else shown, body] += 1
     return tuple(Kernel(*key, count) for key, count in ran.most_common())

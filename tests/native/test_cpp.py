@@ -159,6 +159,9 @@ PLANTED = [
     ("x86_256_int4.h", "kApart == 2) sum =", "kApart == 3) sum ="),
     ("x86_256_int4.h", ": 4 * kChain", ": 8 * kChain"),
     ("x86_256_int4.h", "if (half) break;", ""),
+    ("attention_tiles.h", "k[at + 4] + d", "k[at + 3] + d"),
+    ("attention_tiles.h", "(hi[r] < first ? hi[r] : first)", "(first)"),
+    ("attention_tiles.h", "sees ? fused(sum, o, old_sum * b) : old_sum", "fused(sum, o, old_sum * b)"),
 ]
 
 
