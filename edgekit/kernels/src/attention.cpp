@@ -143,8 +143,10 @@ void turn_over(const float* q, size_t rows, size_t dim, size_t width, float* out
     for (size_t d = 0; d < dim; d += 4) {
       Four v[4];
       for (size_t i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const Four*>(q + (r + i) * dim + d);
-      const Four ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
-      const Four ef = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7), gh = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+      const Four ab = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5);
+      const Four cd = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+      const Four ef = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+      const Four gh = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
       float* to = out + d * width + r;
       *reinterpret_cast<Four*>(to) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
       *reinterpret_cast<Four*>(to + width) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
@@ -161,7 +163,8 @@ void turn_over(const float* q, size_t rows, size_t dim, size_t width, float* out
 void begin_tile(const Call& call, size_t head, size_t tile) {
   const AttentionArguments& a = call.a;
   const size_t width = call.kernels.width, row = tile * width, at = head * call.tiles_of_head() + tile;
-  const size_t rows = call.rows() - row < width ? call.rows() - row : width, b = head / a.groups, g = head - b * a.groups;
+  const size_t rows = call.rows() - row < width ? call.rows() - row : width;
+  const size_t b = head / a.groups, g = head - b * a.groups;
   turn_over(call.q + (head * call.rows() + row) * a.dim, rows, a.dim, width, call.columns + at * width * a.dim);
   float* state = call.states + at * 2 * width;
   for (size_t r = 0; r < width; ++r) {
@@ -177,7 +180,8 @@ void begin_tile(const Call& call, size_t head, size_t tile) {
 void add_block(const Call& call, size_t head, size_t tile, size_t block) {
   const AttentionArguments& a = call.a;
   const size_t width = call.kernels.width, row = tile * width, at = head * call.tiles_of_head() + tile;
-  const size_t rows = call.rows() - row < width ? call.rows() - row : width, b = head / a.groups, g = head - b * a.groups;
+  const size_t rows = call.rows() - row < width ? call.rows() - row : width;
+  const size_t b = head / a.groups, g = head - b * a.groups;
   alignas(kAligned) float weights[kPositions * kMostAttentionRows];
   alignas(kAligned) int32_t lo[kMostAttentionRows] = {}, hi[kMostAttentionRows] = {};
   call.see(b, block, row, rows, lo, hi);
@@ -223,8 +227,8 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call, bool
   const AttentionArguments& a = call.a;
   const size_t heads = a.batch * a.groups, seen = call.blocks * kPositions * a.dim;
   if (a.present_k != a.past_k || a.present_v != a.past_v) {
-    const size_t items = 2 * heads;
-    if (OrtStatus* status = api.parallel_for(context, copy_cache, items, sharing(items * seen, items), &call)) return status;
+    const size_t caches = 2 * heads, some = sharing(caches * seen, caches);
+    if (OrtStatus* status = api.parallel_for(context, copy_cache, caches, some, &call)) return status;
   }
   const size_t tokens = a.batch * a.tokens;
   const size_t few_tokens = sharing(tokens * a.heads * a.dim, tokens);
@@ -233,8 +237,8 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call, bool
     const size_t items = heads * call.shares;
     return api.parallel_for(context, tiles_part, items, items, &call);
   }
-  const size_t items = heads * call.blocks;
-  if (OrtStatus* status = api.parallel_for(context, few_part, items, sharing(heads * seen, items), &call)) return status;
+  const size_t items = heads * call.blocks, some = sharing(heads * seen, items);
+  if (OrtStatus* status = api.parallel_for(context, few_part, items, some, &call)) return status;
   const size_t rows = heads * call.rows();
   return api.parallel_for(context, few_row, rows, sharing(rows * call.blocks * a.dim, rows), &call);
 }

@@ -8,11 +8,9 @@ namespace {
 
 constexpr int64_t kMost = int64_t{1} << 20;       // heads, rows, tokens: their products stay below 2^63
 constexpr int64_t kMostSlots = int64_t{1} << 30;  // positions of a cache
-const char* const kNames[kAttentionInputs] = {"query",     "key",
-                                              "value",     "past_key",
-                                              "past_value", "seqlens_k",
-                                              "total_sequence_length", "cos_cache",
-                                              "sin_cache", "head_sink"};
+const char* const kNames[kAttentionInputs] = {
+    "query",     "key",       "value",    "past_key", "past_value", "seqlens_k", "total_sequence_length",
+    "cos_cache", "sin_cache", "head_sink"};
 
 Message& begin(Message& message) { return message << "CachedAttention: "; }
 

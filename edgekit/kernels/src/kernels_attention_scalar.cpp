@@ -1,5 +1,5 @@
-// CachedAttention in portable C++: the definition that the others are compared with. It rounds a * b + c once without an
-// instruction for it, which is slow: operator.cpp offers it only where it is asked for.
+// CachedAttention in portable C++: the definition that the others are compared with. It rounds a * b + c once without
+// an instruction for it, which is slow: operator.cpp offers it only where it is asked for.
 #if !defined(__arm__)
 #include "attention.h"
 
