@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
+from edgekit.bundle.manifest import schema_version
 from edgekit.errors import CheckFailed, SourceError, UnsupportedError, UsageError
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.frontend.source import ModuleSource, Source
@@ -19,7 +20,7 @@ from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import OPERATORS, SCHEMA_VERSION
+from edgekit.spec.names import OPERATORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DecoderInfo, TensorInfo
 from edgekit.strict import build as from_dict
@@ -190,7 +191,7 @@ def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Man
     if isinstance(source, ModuleSource) and facts.decoder is not None:
         decoder = _decoder_info(facts.decoder, source)
     return Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=schema_version(decoder),
         task=source.task,
         name=source.name,
         architecture=source.architecture,

@@ -15,10 +15,10 @@ from pathlib import Path
 from edgekit.recipe import Limits
 from edgekit.spec import names
 from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
-from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
+from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, StateTensor, TensorInfo, VectorInfo
 
 TARGET = Path(__file__).parent.parent / "android_demo/edgekit/src/main/kotlin/dev/edgekit/Spec.kt"
-RECORDS = (TensorInfo, Layer, DeadUnits, DecoderInfo, VectorInfo, FileInfo, Limits)
+RECORDS = (TensorInfo, Layer, DeadUnits, StateTensor, DecoderInfo, VectorInfo, FileInfo, Limits)
 HINTS: tuple[tuple[object, str, str], ...] = (
     (str, "String", "text"),
     (int, "Long", "whole"),
@@ -47,6 +47,10 @@ def _constants() -> str:
     lines = [
         f"const val SCHEMA_VERSION = {names.SCHEMA_VERSION}",
         f"const val SCHEMA_MINOR = {names.SCHEMA_MINOR}",
+        f"const val STATES_VERSION = {names.STATES_VERSION}",
+        f"val STATE_TYPES = {_texts(names.STATE_TYPES)}",
+        f"val STATE_KINDS = {_texts(names.STATE_KINDS)}",
+        f"const val LARGEST_STATE = {names.LARGEST_STATE}L",
         f"val TASKS = {_texts(names.TASKS)}",
         f"val NATIVE_FORMATS = {_texts(NATIVE_FORMATS)}",
         f"val NEEDED_FORMATS = {_texts(NEEDED_FORMATS)}",
@@ -84,6 +88,10 @@ def _record(record: type) -> str:
 
 
 def _read(record: type, field: dataclasses.Field[typing.Any], hint: object) -> str:
+    part = next((part for part in RECORDS if hint == tuple[part, ...]), None)
+    if part is not None:
+        optional = "" if field.default is dataclasses.MISSING else ", optional = true"
+        return f'List<{part.__name__}> = fields.parts("{field.name}", ::{part.__name__}{optional})'
     kind, reader = next((kind, reader) for known, kind, reader in HINTS if known == _plain(hint))
     arguments = f'"{field.name}"'
     if record is DecoderInfo and field.name in names.DECODER_LIMITS:

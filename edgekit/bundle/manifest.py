@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from edgekit.errors import BundleError
 from edgekit.recipe import Recipe
 from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
-from edgekit.spec.names import DECODER_LIMITS, SCHEMA_MINOR, SCHEMA_VERSION, TASKS
+from edgekit.spec.names import (
+    DECODER_LIMITS,
+    LARGEST_STATE,
+    SCHEMA_MINOR,
+    SCHEMA_VERSION,
+    STATE_KINDS,
+    STATE_TYPES,
+    STATES_VERSION,
+    TASKS,
+)
 from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build, known, parse_json
 
@@ -57,7 +67,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        data = dataclasses.asdict(self)
+        if self.decoder is not None and not self.decoder.states:
+            del data["decoder"]["states"]  # which readers of version 1 do not know
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
@@ -85,11 +98,16 @@ class Manifest:
         if manifest.task not in TASKS:
             raise BundleError(f"{where}: manifest.task: {manifest.task[:60]!r} is not one of {', '.join(TASKS)}")
         if manifest.decoder is not None:
-            _check_decoder(manifest.decoder, f"{where}: manifest.decoder")
+            _check_decoder(manifest.decoder, version, f"{where}: manifest.decoder")
         return manifest
 
 
-def _check_decoder(info: DecoderInfo, where: str) -> None:
+def schema_version(decoder: DecoderInfo | None) -> int:
+    """The oldest version that says all of a manifest with this decoder: old readers go on reading what they can run."""
+    return STATES_VERSION if decoder is not None and (decoder.states or 0 in decoder.kv_heads) else 1
+
+
+def _check_decoder(info: DecoderInfo, version: int, where: str) -> None:
     """Buffers are allocated by these numbers."""
     if len(info.kv_heads) != info.layers or len(info.head_dim) != info.layers:
         raise BundleError(
@@ -97,6 +115,16 @@ def _check_decoder(info: DecoderInfo, where: str) -> None:
         )
     for name in ("kv_heads", "head_dim", "vocab_size", "max_length"):
         value = getattr(info, name)
+        least = 0 if isinstance(value, tuple) and version >= STATES_VERSION else 1
         for size in value if isinstance(value, tuple) else (value,):
-            if not 1 <= size <= DECODER_LIMITS[name]:
-                raise BundleError(f"{where}.{name}: {size} is not between 1 and {DECODER_LIMITS[name]:,}")
+            if not least <= size <= DECODER_LIMITS[name]:
+                raise BundleError(f"{where}.{name}: {size} is not between {least} and {DECODER_LIMITS[name]:,}")
+    for state in info.states:
+        place = f"{where}.states: {state.input[:60]!r}"
+        if state.kind not in STATE_KINDS or state.dtype not in STATE_TYPES:
+            raise BundleError(
+                f"{place} is {state.kind[:60]!r} and {state.dtype[:60]!r}, this edgekit knows "
+                f"{', '.join(STATE_KINDS)} and {', '.join(STATE_TYPES)}; pip install --upgrade edgekit"
+            )
+        if not state.dims or min(state.dims) < 1 or math.prod(state.dims) > LARGEST_STATE:
+            raise BundleError(f"{place} has dims {list(state.dims[:8])}, from 1 and {LARGEST_STATE:,} numbers at most")

@@ -170,9 +170,10 @@ def _of_a_decoder(manifest: Manifest) -> Iterator[str]:
     if manifest.decoder is None:
         return
     yield from ("input_ids", "attention_mask", "logits")
-    for layer in range(manifest.decoder.layers):
-        for part in ("key", "value"):
-            yield from (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
+    for name, _ in manifest.decoder.caches():
+        yield from (f"past_key_values.{name}", f"present.{name}")
+    for state in manifest.decoder.states:
+        yield from (state.input, state.output)
 
 
 def _values(model: ModelProto) -> set[str]:

@@ -255,13 +255,22 @@ class Decoder:
             raise Refused("UsageError", told)
         self._vocabulary = int(info["vocab_size"])
         self._mask = np.ones((1, self._slots), np.int64)
-        self._held: dict[tuple[str, str], Any] = {}
-        self._binding = session.io_binding()
+        self._held: dict[tuple[int, str, str], Any] = {}
+        # A pair: a state is read from one buffer and written to another, which is read the next time.
+        self._bindings, self._now = (session.io_binding(), session.io_binding()), 0
         for layer, (heads, dim) in enumerate(zip(info["kv_heads"], info["head_dim"], strict=True)):
-            for part in ("key", "value"):
+            for part in ("key", "value") if heads else ():
                 cache = np.zeros((1, heads, self._slots, dim), np.float32)
-                self._input(f"past_key_values.{layer}.{part}", cache)
-                self._output(f"present.{layer}.{part}", cache)
+                for now in range(2):
+                    self._input(now, f"past_key_values.{layer}.{part}", cache)
+                    self._output(now, f"present.{layer}.{part}", cache)
+        self._states = []
+        for state in info.get("states", []):
+            pair = [np.zeros((1, *state["dims"]), np.float32) for _ in range(2)]
+            self._states.append(pair)
+            for now in range(2):
+                self._input(now, state["input"], pair[now])
+                self._output(now, state["output"], pair[1 - now])
         ids = runner.vector(runner.vectors[0])["input.input_ids"].ravel() if runner.vectors else np.zeros(1, np.int64)
         self._prompt = np.resize(ids, runner.prompt)
         self._next = 0
@@ -274,19 +283,25 @@ class Decoder:
         if self.length + ids.shape[1] > self._slots:
             raise Refused("UsageError", f"context full: {self.length} + {ids.shape[1]} tokens, {self._slots} slots")
         logits = np.empty((1, keep or ids.shape[1], self._vocabulary), np.float32)
-        self._input("input_ids", ids)
-        self._input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
-        self._input("logits_to_keep", np.array([keep], np.int64))
-        self._output("logits", logits)
+        self._input(self._now, "input_ids", ids)
+        self._input(self._now, "attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
+        self._input(self._now, "logits_to_keep", np.array([keep], np.int64))
+        self._output(self._now, "logits", logits)
         try:
-            self.session.run_with_iobinding(self._binding, self._options)
+            self.session.run_with_iobinding(self._bindings[self._now], self._options)
         except Exception as error:
             raise self._runner.stopped(error) from error
+        self._now = 1 - self._now
         self.length += ids.shape[1]
         return logits[0]
 
-    def first(self) -> None:
+    def reset(self) -> None:
         self.length = 0
+        for pair in self._states:
+            pair[self._now].fill(0)
+
+    def first(self) -> None:
+        self.reset()
         self._feed(self._prompt)
 
     def round(self) -> dict[str, list[float]]:
@@ -299,7 +314,8 @@ class Decoder:
 
     def generate(self, ids: list[int], most: int, stop: set[int]) -> Iterator[Json]:
         """A line for each new token, then one that says how it went."""
-        self.length, made, fed = 0, 0, ids
+        self.reset()
+        made, fed = 0, ids
         while True:
             began = time.perf_counter()
             self._feed(fed)
@@ -319,7 +335,8 @@ class Decoder:
         import numpy as np
 
         ids = vector["input.input_ids"].ravel()
-        steps, self.length = len(vector["compressed.logits"]) - 1, 0
+        self.reset()
+        steps = len(vector["compressed.logits"]) - 1
         first = max(1, len(ids) - steps)
         bounds = [*range(0, first, self._replay_piece), *range(first, len(ids) + 1)]
         wanted = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
@@ -340,13 +357,13 @@ class Decoder:
             logits = self.run(ids[start : start + self._piece])
         self._next = int(logits[-1].argmax())
 
-    def _input(self, name: str, array: Any) -> None:
-        self._held["input", name] = array  # ONNX Runtime keeps the address only
-        self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+    def _input(self, now: int, name: str, array: Any) -> None:
+        self._held[now, "input", name] = array  # ONNX Runtime keeps the address only
+        self._bindings[now].bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
-    def _output(self, name: str, array: Any) -> None:
-        self._held["output", name] = array
-        self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+    def _output(self, now: int, name: str, array: Any) -> None:
+        self._held[now, "output", name] = array
+        self._bindings[now].bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
 
 def _onnxruntime(settings: Json) -> Any:

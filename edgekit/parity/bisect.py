@@ -128,9 +128,10 @@ def _decoder_feeds(bundle: Bundle, ids: np.ndarray) -> dict[str, np.ndarray]:
     info = bundle.manifest.decoder
     assert info is not None
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "logits_to_keep": np.ones(1, np.int64)}
-    for layer, (heads, dim) in enumerate(zip(info.kv_heads, info.head_dim, strict=True)):
-        for part in ("key", "value"):
-            inputs[f"past_key_values.{layer}.{part}"] = np.zeros((1, heads, 0, dim), np.float32)
+    for name, (heads, dim) in info.caches():
+        inputs[f"past_key_values.{name}"] = np.zeros((1, heads, 0, dim), np.float32)
+    for state in info.states:
+        inputs[state.input] = np.zeros((1, *state.dims), np.float32)
     return inputs
 
 

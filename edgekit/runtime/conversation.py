@@ -1,7 +1,7 @@
 """A conversation on disk: what was said, and the key-value cache it left, to go on from another day.
 
 The file is safetensors: ``cached`` int64 [L], the tokens whose keys and values follow: ``key.0``, ``value.0``, ...
-float32 [heads, L, head_dim]; for plain text ``text`` int64 [T], its tokens. The metadata hold the format's version, the
+float32 [heads, L, head_dim], states under their inputs' names; for plain text ``text`` int64 [T], its tokens. The metadata hold the format's version, the
 sha256 of the bundle's graph and weights, and the messages of a chat.
 
 What was said and what is cached are two things: of an answer the last token has not been fed, and a prompt that was
@@ -42,13 +42,16 @@ class Saved:
     def refill(self, decoder: Decoder, ids: Sequence[int]) -> int:
         """Gives ``decoder`` the cache of the longest beginning that ``ids`` shares with the cached tokens; its length.
 
-        At least one token of ``ids`` is left to be fed.
+        At least one token of ``ids`` is left to be fed. States are those after all cached tokens: where fewer are
+        shared, none are, and all are computed anew.
         """
         most = min(len(self.cached), len(ids) - 1)
         shared = next((i for i in range(most) if ids[i] != self.cached[i]), most)
+        if decoder.info.states and shared < len(self.cached):
+            return 0
         if shared and self.path is not None:  # safetensors refuses empty slices
             with _open(self.path) as file:
-                decoder.refill(lambda name: file.get_slice(name)[:, :shared], shared)
+                decoder.refill(lambda name: file.get_slice(name)[:], shared)
         return shared
 
     def write(self, path: Path, decoder: Decoder) -> None:
@@ -122,11 +125,12 @@ def _tokens(file: Any, name: str, path: Path, bundle: Bundle) -> list[int]:
 
 def _check_cache(file: Any, length: int, path: Path, bundle: Bundle) -> None:
     info = decoder_info(bundle)
-    for layer, (heads, dim) in enumerate(zip(info.kv_heads, info.head_dim, strict=True)):
-        for name in (f"key.{layer}", f"value.{layer}"):
-            dtype, shape = _header(file, name, path)
-            if (dtype, shape) != ("F32", [heads, length, dim]):
-                raise _damaged(path, f"{name} is {dtype} {shape}", f"F32 {[heads, length, dim]}")
+    wanted = {".".join(reversed(name.split("."))): [heads, length, dim] for name, (heads, dim) in info.caches()}
+    wanted |= {state.input: list(state.dims) for state in info.states}
+    for name, expected in wanted.items():
+        dtype, shape = _header(file, name, path)
+        if (dtype, shape) != ("F32", expected):
+            raise _damaged(path, f"{name} is {dtype} {shape}", f"F32 {expected}")
 
 
 def _header(file: Any, name: str, path: Path) -> tuple[str, list[int]]:

@@ -1,7 +1,9 @@
-"""Runs a decoder graph token by token with its key-value cache in place."""
+"""Runs a decoder graph token by token with its key-value cache in place and its other states in turns."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +12,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
 from edgekit.spec.names import PROMPT_PIECE
-from edgekit.spec.records import DecoderInfo
+from edgekit.spec.records import DecoderInfo, StateTensor
 
 DEFAULT_LENGTH = 2048
 """Tokens of context when none are asked for: a model may reach 128k, its cache would fill the machine."""
@@ -26,11 +28,20 @@ def decoder_info(bundle: Bundle) -> DecoderInfo:
     return info
 
 
+def unrewindable(bundle: Bundle, state: StateTensor, what: str) -> UnsupportedError:
+    """What to raise where ``what`` would need a state of some tokens ago."""
+    return UnsupportedError(
+        f"{bundle.directory}: {what}: the model has states that no token can be taken out of ({state.input} is "
+        f"{state.kind} at each step)"
+    )
+
+
 class Decoder:
     """A bundle's decoder with its cache.
 
-    Past and present of each layer are one buffer of ``max_length`` slots that the graph writes in place. A prompt is
-    fed in pieces; a single token through :meth:`step` allocates nothing.
+    Past and present of each layer are one buffer of ``max_length`` slots that the graph writes in place. A state that is
+    replaced has two: each run reads one and writes the other, so that a run that is stopped leaves what was before it. A
+    prompt is fed in pieces; a single token through :meth:`step` allocates nothing.
     """
 
     def __init__(
@@ -55,36 +66,54 @@ class Decoder:
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
         self.session = Session(bundle, threads, profile=profile, prepack=prepack)
         self.length = 0
-        self._many = _Binding(self.session)
-        self._one = _Binding(self.session)  # of a single token, whose buffers stay bound
+        # A pair, for the two ways around of the states; ``_now`` says which of them reads what is now.
+        self._many = (_Binding(self.session), _Binding(self.session))
+        self._one = (_Binding(self.session), _Binding(self.session))  # of a single token, whose buffers stay bound
+        self._now = 0
         self._options = onnxruntime().RunOptions()
         # ONNX Runtime's Python looks this entry up in every run, and finding none costs it an exception of 30 us.
         self._options.add_run_config_entry("gpu_graph_id", "0")
         self._batch = 0
         self._mask = np.zeros((0, self.max_length), np.int64)
         self._cache: dict[str, np.ndarray] = {}  # "key.0", "value.0", ...: [batch, heads, max_length, head_dim]
+        self._states: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by input: [batch, *dims]
         self._kept = np.ones(1, np.int64)
         self._token = np.zeros((1, 1), np.int64)
         self._logits = np.empty((1, 1, info.vocab_size), np.float32)
-        self._many.input("logits_to_keep", self._kept)
-        self._one.input("logits_to_keep", np.ones(1, np.int64))
-        self._one.input("input_ids", self._token)
-        self._one.output("logits", self._logits)
+        for many, one in zip(self._many, self._one, strict=True):
+            many.input("logits_to_keep", self._kept)
+            one.input("logits_to_keep", np.ones(1, np.int64))
+            one.input("input_ids", self._token)
+            one.output("logits", self._logits)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the whole cache for one row; the system commits them as they fill."""
-        return 4 * 2 * self.max_length * sum(h * d for h, d in zip(self.info.kv_heads, self.info.head_dim, strict=True))
+        cached = self.max_length * sum(heads * dim for _, (heads, dim) in self.info.caches())
+        return 4 * (cached + 2 * sum(math.prod(state.dims) for state in self.info.states))
 
     def reset(self) -> None:
         """Forgets all tokens, and a :meth:`stop`; the buffers stay."""
         self.length = 0
         self._options.terminate = False
+        for buffers in self._states.values():
+            buffers[self._now].fill(0)
 
     def rewind(self, length: int) -> None:
-        """Forgets the tokens from slot ``length`` on. Raises UsageError when there are fewer."""
+        """Forgets the tokens from slot ``length`` on.
+
+        Raises UsageError when there are fewer, UnsupportedError when some stay and the model has states that have no
+        slots: :meth:`reset` and feed them again.
+        """
         if not 0 <= length <= self.length:
             raise UsageError(f"rewind: {length} given, the cache holds {self.length} tokens")
+        if length < self.length:
+            for buffers in self._states.values():
+                if length:
+                    raise unrewindable(
+                        self.bundle, self.info.states[0], f"rewind from {self.length} to {length} tokens"
+                    )
+                buffers[self._now].fill(0)
         self.length = length
 
     def stop(self) -> None:
@@ -126,22 +155,33 @@ class Decoder:
             return logits
         self._mask[0, self.length] = 1
         self._token[0, 0] = token
-        self._one.input("attention_mask", self._mask[:, : self.length + 1])
-        self.session.run_bound(self._one.ort, self._options)
+        one = self._one[self._now]
+        one.input("attention_mask", self._mask[:, : self.length + 1])
+        self.session.run_bound(one.ort, self._options)
+        self._now = 1 - self._now
         self.length += 1
         row: np.ndarray = self._logits[0, 0]
         return row
 
     def cache(self) -> dict[str, np.ndarray]:
-        """What the cache holds of a single row: "key.0", "value.0", ... float32 [heads, length, head_dim], views."""
-        return {name: array[0, :, : self.length] for name, array in self._cache.items()}
+        """What the cache holds of a single row: "key.0", "value.0", ... float32 [heads, length, head_dim], views.
+
+        A state is there under the name of its input, with the dims that the manifest gives.
+        """
+        cached = {name: array[0, :, : self.length] for name, array in self._cache.items()}
+        return cached | {name: buffers[self._now][0] for name, buffers in self._states.items()}
 
     def refill(self, read: Callable[[str], np.ndarray], length: int) -> None:
-        """Makes a single row's cache hold ``length`` tokens; ``read`` gives [heads, >= length, head_dim] by name."""
+        """Makes a single row's cache hold ``length`` tokens.
+
+        ``read`` gives [heads, >= length, head_dim] by name, and states as they were after ``length`` tokens.
+        """
         self.reset()
         self._allocate(1)
         for name, array in self._cache.items():
             array[0, :, :length] = read(name)[:, :length]
+        for name, buffers in self._states.items():
+            buffers[self._now][0] = read(name)
         self._mask[0, :length] = 1
         self.length = length
 
@@ -163,25 +203,35 @@ class Decoder:
 
     def _run(self, ids: np.ndarray, rows: int) -> np.ndarray:
         logits = np.empty((self._batch, rows, self.info.vocab_size), np.float32)
-        self._kept[0] = rows
-        self._many.input("input_ids", np.ascontiguousarray(ids, np.int64))
-        self._many.input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
-        self._many.output("logits", logits)
-        self.session.run_bound(self._many.ort, self._options)
+        self._kept[0], many = rows, self._many[self._now]
+        many.input("input_ids", np.ascontiguousarray(ids, np.int64))
+        many.input("attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
+        many.output("logits", logits)
+        self.session.run_bound(many.ort, self._options)
+        self._now = 1 - self._now
         self.length += ids.shape[1]
         return logits
 
     def _allocate(self, batch: int) -> None:
         self._batch = batch
         self._mask = np.zeros((batch, self.max_length), np.int64)
-        for layer, (heads, dim) in enumerate(zip(self.info.kv_heads, self.info.head_dim, strict=True)):
-            for part in ("key", "value"):
-                # Zeroed pages take memory when they are first written, so a long cache costs what is used of it.
-                buffer = np.zeros((batch, heads, self.max_length, dim), np.float32)
-                self._cache[f"{part}.{layer}"] = buffer
-                for binding in (self._many, self._one) if batch == 1 else (self._many,):
-                    binding.input(f"past_key_values.{layer}.{part}", buffer)
-                    binding.output(f"present.{layer}.{part}", buffer)
+        pairs = (self._many, self._one) if batch == 1 else (self._many,)
+        for name, (heads, dim) in self.info.caches():
+            # Zeroed pages take memory when they are first written, so a long cache costs what is used of it.
+            buffer = np.zeros((batch, heads, self.max_length, dim), np.float32)
+            layer, part = name.split(".")
+            self._cache[f"{part}.{layer}"] = buffer
+            for binding in itertools.chain(*pairs):
+                binding.input(f"past_key_values.{name}", buffer)
+                binding.output(f"present.{name}", buffer)
+        for state in self.info.states:
+            shape = (batch, *state.dims)
+            buffers = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            self._states[state.input] = buffers
+            for pair in pairs:
+                for now, binding in enumerate(pair):
+                    binding.input(state.input, buffers[now])
+                    binding.output(state.output, buffers[1 - now])
 
 
 class _Binding:

@@ -14,7 +14,7 @@ import numpy as np
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import UsageError
 from edgekit.runtime.conversation import Messages, Saved, read
-from edgekit.runtime.decoder import Decoder, decoder_info
+from edgekit.runtime.decoder import Decoder, decoder_info, unrewindable
 from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
@@ -94,11 +94,11 @@ def generate(
     goes on there.
 
     Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
-    decoder or tokenizer.
+    decoder or tokenizer, and for ``lookup`` where a model's states cannot go back to before a proposal.
     """
     bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
     session = None if session is None else Path(session)
-    _check_choices(sampling, lookup)
+    _check_choices(sampling, lookup, bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
     asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session)
     if isinstance(model, Decoder):
@@ -169,13 +169,15 @@ def _check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> Non
         raise UsageError("stop: an empty string would stop at once; leave it out")
 
 
-def _check_choices(sampling: Sampling, lookup: int) -> None:
+def _check_choices(sampling: Sampling, lookup: int, bundle: Bundle) -> None:
     if lookup < 0:
         raise UsageError(f"lookup: {lookup} is negative; 0 proposes nothing, 8 is usual")
     if lookup and (sampling.temperature or sampling.repetition_penalty != 1.0):
         raise UsageError(
             "lookup: proposes the likeliest tokens only; leave out temperature and repetition_penalty, or lookup"
         )
+    if lookup and (states := decoder_info(bundle).states):
+        raise unrewindable(bundle, states[0], "lookup takes proposals back; leave it out")
 
 
 def _begun(session: Path | None, bundle: Bundle, chat: bool, system: str | None) -> Saved:

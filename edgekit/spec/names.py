@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA_MINOR = 0
 """Of manifest.json: readers refuse a larger version, and ignore unknown keys of a larger minor version."""
+STATES_VERSION = 2
+"""The version of a manifest whose decoder has states, or layers without keys and values; all others are written as 1."""
+STATE_TYPES = ("float",)
+STATE_KINDS = ("replaced",)
+"""How a state of a decoder changes: ``replaced`` has one size, is zeros at first, and each call gives a new one; nothing rewinds it."""
 TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
 REAL_INPUT = ("text", "sample")
 VECTOR_KINDS = (*REAL_INPUT, "random")
@@ -43,6 +48,8 @@ LARGEST_GRAPH = 256 << 20
 """Bytes of model.onnx; weights belong into the data file."""
 DECODER_LIMITS = {"kv_heads": 4096, "head_dim": 65_536, "vocab_size": 1 << 27, "max_length": 1 << 27}
 """The largest numbers that a manifest's decoder may hold: buffers are allocated by them."""
+LARGEST_STATE = 1 << 27
+"""Numbers in a row of a decoder's state at most."""
 
 OLDEST_RUNTIME = (1, 28)
 """The oldest ONNX Runtime whose 2-bit MatMulNBits is fast; older ones fall off a cliff silently."""

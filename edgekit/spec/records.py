@@ -51,17 +51,34 @@ class DeadUnits:
 
 
 @dataclass(frozen=True)
+class StateTensor:
+    """A tensor that a decoder hands from call to call beside keys and values: a convolution's window, a recurrent matrix."""
+
+    input: str
+    output: str
+    dtype: str  # one of names.STATE_TYPES
+    dims: tuple[int, ...]  # of one row; batch_size stands before them in the graph
+    kind: str  # one of names.STATE_KINDS
+
+
+@dataclass(frozen=True)
 class DecoderInfo:
     """What a program needs to generate text with the graph."""
 
     layers: int
-    kv_heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]  # of each layer, 0 where it has no keys and values
     head_dim: tuple[int, ...]
     vocab_size: int
     max_length: int  # tokens the rotary tables reach
     proof_error: float = 0.0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    states: tuple[StateTensor, ...] = ()
+
+    def caches(self) -> list[tuple[str, tuple[int, int]]]:
+        """Keys and values as their tensors are named, "0.key" and so on, and each one's heads and head size."""
+        sizes = enumerate(zip(self.kv_heads, self.head_dim, strict=True))
+        return [(f"{i}.{part}", size) for i, size in sizes if size[0] for part in ("key", "value")]
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,9 @@ def parity(bundle: Bundle) -> dict[str, object]:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jvm.needed()
     folder = tmp_path_factory.mktemp("bundles")
-    decoder = decoder_bundle(folder / "decoder", max_abs=1e-3, kl=1e-3, top1=0.99)
     measured = {
-        "decoder": decoder,
+        "decoder": decoder_bundle(folder / "decoder", max_abs=1e-3, kl=1e-3, top1=0.99),
+        "states": decoder_bundle(folder / "states", Weights(window=3), max_abs=1e-3, kl=1e-3, top1=0.99),
         "other": decoder_bundle(folder / "other", graph_weights=Weights(1), kl=0.1),
         "linear": linear_bundle(folder / "linear", rows=3),
         "random": linear_bundle(folder / "random", kind="random"),
@@ -91,13 +91,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     linear_bundle(folder / "ternary", "t2")
     slow_decoder(folder / "slow")
     broken_graph(linear_bundle(folder / "broken").directory)
-    texts = [
-        {
-            **case,
-            "text": "".join(generate(decoder, str(case["prompt"]), **{k: v for k, v in case.items() if k != "prompt"})),
-        }
-        for case in TEXTS
-    ]
+    texts = {
+        name: [{**case, "text": "".join(generate(measured[name], **case))} for case in TEXTS]
+        for name in ("decoder", "states")
+    }
     answers = {"texts": texts, "parity": {name: parity(bundle) for name, bundle in measured.items()}}
     (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
     return folder
@@ -116,4 +113,4 @@ def test_the_engine(bundles: Path) -> None:
         timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "OK (38 tests)" in done.stdout
+    assert "OK (39 tests)" in done.stdout

@@ -12,9 +12,10 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
+from edgekit.bundle.manifest import schema_version
 from edgekit.recipe import Recipe
 from edgekit.spec.names import MICROSOFT
-from edgekit.spec.records import DecoderInfo, Layer, TensorInfo, VectorInfo
+from edgekit.spec.records import DecoderInfo, Layer, StateTensor, TensorInfo, VectorInfo
 
 LAYERS, HEADS, KV_HEADS, DIM, HIDDEN, MAX_LENGTH = 3, 2, 1, 16, 32, 64
 SPECIAL = ("<bos>", "<eos>", "<user>")
@@ -25,9 +26,11 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass
 class Weights:
-    """Random weights of a small decoder; a fixed seed."""
+    """Random weights of a small decoder; a fixed seed. With a ``window`` the second layer is no attention but a causal
+    convolution of so many tokens."""
 
     seed: int = 0
+    window: int = 0
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -43,6 +46,10 @@ class Weights:
                 self.arrays[f"{i}.{name}"] = (random.normal(size=shape) / np.sqrt(shape[1])).astype(np.float32)
         angle = np.outer(np.arange(MAX_LENGTH), 100.0 ** (-np.arange(DIM // 2) / (DIM // 2)))
         self.arrays["cos"], self.arrays["sin"] = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        self.arrays["window"] = random.normal(size=(HIDDEN, 1, self.window)).astype(np.float32)
+
+    def attends(self, layer: int) -> bool:
+        return layer != 1 or not self.window
 
 
 def reference(weights: Weights, ids: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -50,6 +57,11 @@ def reference(weights: Weights, ids: np.ndarray) -> tuple[np.ndarray, dict[str, 
     w = weights.arrays
     x, taps, length = w["embed"][ids].astype(np.float64), {}, len(ids)
     for i in range(LAYERS):
+        if not weights.attends(i):
+            before = np.concatenate([np.zeros((weights.window - 1, HIDDEN)), _norm(x)])
+            x = x + sum(before[at : at + length] * w["window"][:, 0, at] for at in range(weights.window))
+            taps[f"layers.{i}"] = x.astype(np.float32)
+            continue
         q, k, v = np.split(_norm(x) @ w[f"{i}.qkv"].T, [HEADS * DIM, (HEADS + KV_HEADS) * DIM], axis=1)
         q, k = (_rope(w, a.reshape(length, -1, DIM)) for a in (q, k))
         out = np.zeros((length, HEADS, DIM))
@@ -134,6 +146,15 @@ def decoder_graph(weights: Weights) -> ir.Model:
     (x,) = g.op("Gather", embed, ids)
     outputs: dict[str, tuple[ir.Value, list[int | str]]] = {}
     for i in range(LAYERS):
+        if not weights.attends(i):
+            dims: list[int | str] = ["batch_size", HIDDEN, weights.window - 1]
+            turned = g.op("Transpose", _rms(g, x, scale), perm=[0, 2, 1])[0]
+            window = g.input(f"past_conv.{i}", FLOAT, dims)
+            kernel = g.constant("window", w["window"])
+            mixed, left = g.op("CausalConvWithState", turned, kernel, None, window, domain=MICROSOFT, outputs=2)
+            outputs[f"present_conv.{i}"] = left, dims
+            (x,) = g.op("Add", x, g.op("Transpose", mixed, perm=[0, 2, 1])[0], name=f"tap{i}")
+            continue
         past = [
             g.input(f"past_key_values.{i}.{part}", FLOAT, ["batch_size", KV_HEADS, "past_sequence_length", DIM])
             for part in ("key", "value")
@@ -184,7 +205,7 @@ def manifest(model: ir.Model, task: str, recipe: dict[str, object], **extra: Any
         for values in (model.graph.inputs, model.graph.outputs)
     ]
     return Manifest(
-        schema_version=1, task=task, name="tiny", architecture="Tiny", source="tests", recipe=recipe,
+        schema_version=schema_version(extra.get("decoder")), task=task, name="tiny", architecture="Tiny", source="tests", recipe=recipe,
         inputs=infos[0], outputs=infos[1], nodes=len(model.graph), **extra,
     )  # fmt: skip
 
@@ -230,7 +251,14 @@ def decoder_bundle(
     """A bundle whose vectors come from ``weights`` and whose graph holds ``graph_weights`` (the same by default)."""
     weights = weights or Weights()
     model = decoder_graph(graph_weights or weights)
-    info = DecoderInfo(LAYERS, (KV_HEADS,) * LAYERS, (DIM,) * LAYERS, VOCABULARY, MAX_LENGTH, 0.0, BOS, (EOS,))
+    sizes = [(KV_HEADS, DIM) if weights.attends(i) else (0, 0) for i in range(LAYERS)]
+    states = tuple(
+        StateTensor(f"past_conv.{i}", f"present_conv.{i}", "float", (HIDDEN, weights.window - 1), "replaced")
+        for i in range(LAYERS)
+        if not weights.attends(i)
+    )
+    heads, dims = zip(*sizes, strict=True)
+    info = DecoderInfo(LAYERS, heads, dims, VOCABULARY, MAX_LENGTH, 0.0, BOS, (EOS,), states)
     layers = tuple(
         Layer(f"layers.{i}.{name}", "fp32", 0, 32.0, (1, 1)) for i in range(LAYERS) for name in ("qkv", "o", "mlp")
     )

@@ -33,6 +33,11 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 48,
     "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + 0.1 * i for i in range(8)],
 }  # fmt: skip
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+SELECTIVE = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8}
 
 LATENT = {
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "num_key_value_heads": 4, "first_k_dense_replace": 1,
@@ -167,6 +172,85 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "is_encoder_decoder": False,
         },
     ),
+    "lfm2": ("Lfm2", {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
+    "lfm2-bias": ("Lfm2", {"layer_types": ["full_attention", "conv"], "conv_bias": True, "conv_L_cache": 4}),
+    "lfm2-moe": (
+        "Lfm2Moe",
+        {
+            "layer_types": ["conv", "full_attention"],
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "num_dense_layers": 1,
+        },
+    ),
+    "lfm3": ("Lfm3", {}),
+    "qwen3.5": ("Qwen3_5Text", {"head_dim": 16, **DELTA}),
+    "qwen3-next": (
+        "Qwen3Next",
+        {
+            "head_dim": 16,
+            **DELTA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
+    "olmo-hybrid": ("OlmoHybrid", {**DELTA, "linear_num_key_heads": 4}),
+    "mamba": ("Mamba", {"state_size": 8, "time_step_rank": 4}),
+    "falcon-mamba": ("FalconMamba", {"state_size": 8, "time_step_rank": 4}),
+    "mamba2": ("Mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "chunk_size": 8}),
+    "bamba": ("Bamba", {**SELECTIVE, "mamba_n_groups": 2, "attn_layer_indices": [1]}),
+    "falcon-h1": ("FalconH1", {**SELECTIVE, "mamba_n_groups": 2, "mamba_d_ssm": 128, "head_dim": 16}),
+    "granite4": (
+        "GraniteMoeHybrid",
+        {
+            **SELECTIVE,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_groups": 1,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 32,
+        },
+    ),
+    "granite4-dense": (
+        "GraniteMoeHybrid",
+        {
+            **SELECTIVE,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_groups": 1,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 96,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "nemotron-h": (
+        "NemotronH",
+        {
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+        },
+    ),
+    "jamba": (
+        "Jamba",
+        {
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
 }
 """name -> transformers class prefix, configuration on top of COMMON."""
 
@@ -174,10 +258,20 @@ ALONE = ("GPT2", "Mpt", "OpenAIGPT")
 """Their configurations have names of their own."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "nemotron-h": (
+    "nemotron-h-moe": (
         "NemotronH",
         {"head_dim": 16, "layers_block_type": ["moe", "attention"], "n_routed_experts": 4, "moe_intermediate_size": 32},
         "experts other than",
+    ),
+    "kimi-linear": (
+        "KimiLinear",
+        {"num_hidden_layers": 4},
+        r"layers\.0 \(KimiLinear\w+\): the way its recurrent state",
+    ),
+    "recurrent-gemma": (
+        "RecurrentGemma",
+        {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8},
+        r"layers\.0 \(RecurrentGemma\w+\): uses neither|attention interface",
     ),
 }
 """name -> transformers class prefix, configuration, words of the refusal."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgekit.errors import UnsupportedError
+from edgekit.frontend.decoder.recurrence import States, convolutions, true_name
 
 MAX_POSITIONS = 32768
 """Rotary tables are cut here: a 131072-position table costs 67 MB. The bundle's ``max_length`` says what was kept."""
@@ -34,6 +35,7 @@ class Cached:
 
     new: tuple[Tensor, Tensor]
     present: tuple[Tensor, Tensor]
+    layer: int | None  # what transformers calls it
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Context:
     total: Tensor | None = None
     kept: tuple[Tensor, Tensor] | None = None
     past: list[tuple[Tensor, Tensor]] | None = None
+    states: States = field(default_factory=States)
     caches: list[Cached] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
     tables: list[tuple[tuple[Tensor, ...], str, Any]] = field(default_factory=list)
@@ -52,14 +55,36 @@ class Context:
     tracing: bool = False
 
 
-def check_attention(model: nn.Module, context: Context) -> None:
-    """Refuses a model some of whose layers never called the substituted attention. Raises UnsupportedError."""
-    count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
-    if len(context.layers) != count:
+def check_layers(model: nn.Module, blocks: dict[str, nn.Module], context: Context) -> None:
+    """Refuses a model some of whose layers called no substituted attention, convolution or scan. Raises UnsupportedError."""
+    kinds = getattr(model.config.get_text_config(), "layers_block_type", None) or [""] * len(blocks)  # type: ignore[operator, union-attr]
+    for layer, block in enumerate(blocks.values()):
+        attends = any(id(part) in context.layers for part in block.modules())
+        if not attends and layer not in context.states.layers() and kinds[layer] not in ("mlp", "moe"):
+            raise UnsupportedError(
+                f"{true_name(blocks, layer)}: uses neither transformers' attention interface nor its functions for "
+                "convolution and recurrent state, so it has no substitution"
+            )
+    seen = sum(name.startswith("conv.") for name in context.states.dims)
+    if seen != convolutions(model):
         raise UnsupportedError(
-            f"{type(model).__name__}: {len(context.layers)} of {count} layers use transformers' attention interface; "
-            "the others (convolution or recurrent state) have no substitution"
+            f"{type(model).__name__}: {convolutions(model)} convolutions, {seen} of them with a state that edgekit knows; "
+            "the others have no substitution"
         )
+
+
+def kv_shapes(context: Context, count: int) -> tuple[tuple[int, int], ...]:
+    """Heads and head size of every cache; beside states, of every one of ``count`` layers, 0 and 0 where it has none."""
+    sizes = [(cached.present[0].shape[1], cached.present[0].shape[3]) for cached in context.caches]
+    if not context.states.dims:
+        return tuple(sizes)
+    layers = [-1 if cached.layer is None else cached.layer for cached in context.caches]
+    if layers != sorted({layer for layer in layers if 0 <= layer < count}):
+        raise UnsupportedError(
+            f"keys and values of layers {layers} of {count}: each of a layer of its own is supported"
+        )
+    known = dict(zip(layers, sizes, strict=True))
+    return tuple(known.get(layer, (0, 0)) for layer in range(count))
 
 
 def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
@@ -107,5 +132,5 @@ def attend(
         q, k, v, past_k, past_v, context.lengths, context.total, scale, softcap, window, sink
     )
     if shared is None:
-        context.caches.append(Cached(given, (present[0], present[1])))
+        context.caches.append(Cached(given, (present[0], present[1]), getattr(module, "layer_idx", None)))
     return cast(Tensor, out if wanted == size else out[..., :wanted])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import conv1d, linear
 
 LIBRARY: Any = torch.library.Library("edgekit", "DEF")  # type: ignore[no-untyped-call]
 
@@ -26,6 +26,16 @@ LIBRARY.define(
     "experts(Tensor x, Tensor index, Tensor weights, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias,"
     " float alpha, float beta, float limit) -> Tensor"
 )
+LIBRARY.define("real(Tensor ids, Tensor mask) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(
+    "conv(Tensor x, Tensor weight, Tensor? bias, Tensor past, Tensor mask, Tensor left, Tensor right, bool silu)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "scan(Tensor q, Tensor k, Tensor v, Tensor decay, Tensor? beta, Tensor past, Tensor mask, float scale)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.define("l2norm(Tensor x, float eps) -> Tensor")
 LIBRARY.define("restore(Tensor x, Tensor index, Tensor keep) -> Tensor")
 LIBRARY.define("tap(Tensor x, str name) -> Tensor")
 
@@ -136,6 +146,64 @@ def experts(
     return out
 
 
+def real(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the new tokens of each row are, after :func:`align`: a state must not see padding.
+
+    Arguments as there. Returns 1 for tokens and 0 for padding, float32 [B, S, 1], and two indices int64 [B, S, 1]: that
+    which moves each row's padding to the left, and that which moves it back.
+    """
+    length = ids.shape[1]
+    count = mask[:, mask.shape[1] - length :].sum(dim=1, keepdim=True)
+    slots = torch.arange(length)
+    left, right = (slots + count) % length, (slots - count) % length
+    return (slots < count).to(torch.float32).unsqueeze(-1), left.unsqueeze(-1), right.unsqueeze(-1)
+
+
+def conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, mask: Tensor, left: Tensor, right: Tensor, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """A causal convolution of each channel by itself (``com.microsoft::CausalConvWithState``), padding left out.
+
+    ``x`` float32 [B, C, S]; ``weight`` [C, K]; ``bias`` [C]; ``past`` [B, C, K - 1] are the inputs before these; the rest is
+    of :func:`real`. Returns [B, C, S], after SiLU where it is asked for, and the last K - 1 inputs.
+    """
+    moved = (x.transpose(1, 2) * mask).gather(1, left.expand(-1, -1, x.shape[1])).transpose(1, 2)
+    whole = torch.cat((past, moved), dim=2)
+    out = conv1d(whole, weight.unsqueeze(1), bias, groups=weight.shape[0])
+    out = torch.nn.functional.silu(out) if silu else out
+    back = out.transpose(1, 2).gather(1, right.expand(-1, -1, x.shape[1])).transpose(1, 2)
+    return back.contiguous(), whole[:, :, whole.shape[2] - past.shape[2] :].contiguous()
+
+
+def scan(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, past: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """A linear recurrence of matrices (``com.microsoft::LinearAttention``): S = exp(decay) S + k u, answer = scale q S.
+
+    u is v, or with ``beta`` the correction beta (v - k exp(decay) S) (gated delta rule, arXiv 2412.06464). ``q``, ``k``
+    float32 [B, S, G, K], ``v`` [B, S, H, V] with H a multiple of G; ``decay`` [B, S, H] or [B, S, H, K]; ``beta``
+    [B, S, H]; ``past`` [B, H, K, V]; ``mask`` of :func:`real`. Returns [B, S, H, V] and the state after the last token.
+    """
+    groups = v.shape[2] // k.shape[2]
+    q, k = q.repeat_interleave(groups, dim=2), k.repeat_interleave(groups, dim=2)
+    decay = decay if decay.dim() == 4 else decay.unsqueeze(-1)
+    state, answers = past, []
+    for step in range(v.shape[1]):
+        seen = mask[:, step, :, None]
+        state = state * torch.exp(decay[:, step] * seen).unsqueeze(-1)
+        update = v[:, step] * seen
+        if beta is not None:
+            update = (v[:, step] - torch.einsum("bhkv,bhk->bhv", state, k[:, step])) * beta[:, step, :, None] * seen
+        state = state + k[:, step].unsqueeze(-1) * update.unsqueeze(-2)
+        answers.append(scale * torch.einsum("bhkv,bhk->bhv", state, q[:, step]))
+    return torch.stack(answers, dim=1), state.clone()
+
+
+def l2norm(x: Tensor, eps: float) -> Tensor:
+    """``x`` float32 [..., K] over the root of its sum of squares."""
+    return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + eps)
+
+
 def restore(x: Tensor, index: Tensor, keep: Tensor) -> Tensor:
     """Rows of ``x`` [B, S, K] where the caller had them, at ``index`` int64 [B, S]; only the last ``keep`` (int64 [1]; 0 is all) are returned."""
     wanted = index[:, -int(keep) :]
@@ -166,7 +234,25 @@ def _gqa_shape(
     return q.new_empty((batch, length, heads, dim)), k.new_empty(cache), v.new_empty(cache)
 
 
-_SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {align: _align_shape, gqa: _gqa_shape}
-for _function in (align, rope, gqa, rmsnorm, experts, restore, tap):
+def _real_shape(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length = ids.shape
+    places = ids.new_empty((batch, length, 1)), ids.new_empty((batch, length, 1))
+    return ids.new_empty((batch, length, 1), dtype=torch.float32), *places
+
+
+def _conv_shape(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), past.new_empty(past.shape)
+
+
+def _scan_shape(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor | None, past: Tensor, *others: object
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), past.new_empty(past.shape)
+
+
+_SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {
+    align: _align_shape, gqa: _gqa_shape, real: _real_shape, conv: _conv_shape, scan: _scan_shape,
+}  # fmt: skip
+for _function in (align, rope, gqa, rmsnorm, experts, real, conv, scan, l2norm, restore, tap):
     LIBRARY.impl(_function.__name__, _function, "CPU")
     torch.library.register_fake(f"edgekit::{_function.__name__}", _SHAPES.get(_function, _same_shape))

@@ -21,13 +21,19 @@ from edgekit.frontend.decoder.attention import Context, attention
 from edgekit.frontend.decoder.mixture import check_experts, experts_forward, mixtures_of
 from edgekit.frontend.decoder.own_attention import OWN, kind_of
 from edgekit.frontend.decoder.positions import Place, looked_up
+from edgekit.frontend.decoder.recurrence import States, gated_norm, substitutes
 from edgekit.frontend.decoder.rotary import Rotary, close, rotate, rotates
 
 
 def check_supported(model: nn.Module) -> None:
     """Refuses by name what no substitution exists for. Raises UnsupportedError."""
     check_experts(model)
-    if not _has_interface(model) and not any(kind_of(module) in OWN for module in model.modules()):
+    own = any(kind_of(module) in OWN for module in model.modules())
+    if (
+        not _has_interface(model)
+        and not own
+        and not any(substitutes(States(), file) for file in _modeling_modules(model))
+    ):
         raise UnsupportedError(
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot be "
             "replaced; architectures that do (Llama, Qwen, Gemma, Phi-3, Mistral, OLMo, GPT-2, ...) can be exported"
@@ -56,13 +62,21 @@ def expand_latent(module: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     return forward
 
 
+KNOWN_MASKS = (
+    "create_causal_mask",
+    "create_sliding_window_causal_mask",
+    "create_masks_for_generate",
+    "create_recurrent_attention_mask",
+)
+
+
 def _causal_only(name: str, mask: Tensor | None) -> Callable[..., Tensor | None]:
     """Stands in for a mask builder: the operator masks by itself, so only causal and sliding masks may be asked for."""
 
     def forward(*args: Any, **kwargs: Any) -> Tensor | None:
         if "encoder_hidden_states" in kwargs and kwargs["encoder_hidden_states"] is None:
             return None  # of an attention to an encoder that is not there
-        if name not in ("create_causal_mask", "create_sliding_window_causal_mask", "create_masks_for_generate"):
+        if name not in KNOWN_MASKS:
             raise UnsupportedError(
                 f"{name}: this mask is not supported (only causal and sliding); exporting without it would be wrong"
             )
@@ -78,8 +92,8 @@ def norm_weight(module: nn.Module) -> tuple[Tensor, float] | None:
     """The weight and epsilon that make ``rmsnorm`` compute what ``module`` does; None when no known form does."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
-        return None
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(eps, float):
+        return None  # a weight that is no parameter may be there for show, and of another size
     other = isinstance(module, nn.LayerNorm) or getattr(module, "bias", None) is not None
     if other or "Norm" not in type(module).__name__:
         return None
@@ -127,6 +141,9 @@ def _replace_modules(model: nn.Module, context: Context, patches: _Patches, has_
         if has_rope and "RotaryEmbedding" in kind:
             rotaries.append(Rotary(module, module.forward, context))
             patches.set(module, "forward", rotaries[-1])
+        elif "NormGated" in kind:
+            if (gated := gated_norm(module)) is not None:
+                patches.set(module, "forward", gated)
         elif (norm := norm_weight(module)) is not None:
             weight, eps = norm
             if not torch.equal(weight, cast(Tensor, module.weight)):
@@ -208,6 +225,8 @@ def substituted(model: nn.Module, context: Context, places: dict[nn.Module, Plac
                 patches.set(file, name, _causal_only(name, None if _has_interface(model) else torch.zeros(())))
             for name, function in turning[file].items():
                 patches.set(file, name, rotate(context, function))
+            for name, function in substitutes(context.states, file).items():
+                patches.set(file, name, function)
         yield _replace_modules(model, context, patches, any(turning.values()))
     finally:
         patches.restore()

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
-from edgekit.frontend.decoder.attention import Context, check_attention
+from edgekit.frontend.decoder.attention import Context, check_layers, kv_shapes
 from edgekit.frontend.decoder.own_attention import ALIBI, kind_of
 from edgekit.frontend.decoder.positions import Place, watched
-from edgekit.frontend.decoder.substitute import check_supported, substituted
+from edgekit.frontend.decoder.recurrence import cache
+from edgekit.frontend.decoder.substitute import attention_free, check_supported, substituted
 from edgekit.frontend.streamed import streaming
 
 WITH_OPERATORS = "with edgekit's operators"
@@ -30,12 +31,20 @@ PROOF_TOLERANCE = 2e-4
 
 @dataclass(frozen=True)
 class TracedDecoder:
-    """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past..."""
+    """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past keys and
+    values by layer, past states."""
 
     program: ExportedProgram
-    kv_shapes: tuple[tuple[int, int], ...]  # per cache: key-value heads, head size
+    kv_shapes: tuple[
+        tuple[int, int], ...
+    ]  # per cache: key-value heads, head size; 0, 0 for a layer of a hybrid without one
+    states: dict[str, tuple[int, ...]]  # by name: the dims of a row
     max_length: int  # positions the rotary tables hold
     proof_error: float  # max abs difference of substituted against untouched logits, over the largest logit
+
+    def attending(self) -> list[int]:
+        """The layers that have keys and values."""
+        return [layer for layer, (heads, _) in enumerate(self.kv_shapes) if heads]
 
 
 class _Decoder(nn.Module):
@@ -49,6 +58,7 @@ class _Decoder(nn.Module):
         # transformers 5.24 has another name for it; without one every call would start anew, which here it does.
         self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), None)
         self._takes_positions = "position_ids" in taken
+        self.cached = 0  # tensors of ``past`` that are keys and values; the others are states
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor]
@@ -58,36 +68,21 @@ class _Decoder(nn.Module):
             input_ids, attention_mask
         )
         context.kept = (index, logits_to_keep)
-        context.past = list(zip(past[::2], past[1::2], strict=True)) if past else None
+        cached = self.cached
+        context.past = list(zip(past[:cached:2], past[1:cached:2], strict=True)) if past else None
+        context.states.begin(ids, attention_mask, dict(zip(context.states.dims, past[cached:], strict=False)))
         context.caches, context.tables = [], []
         more: dict[str, Any] = {"position_ids": context.positions} if self._takes_positions else {}
         if self._cache_name is not None:
-            more |= {self._cache_name: _cache(self.model.config), "use_cache": True}
+            more |= {self._cache_name: cache(decoder_layers(self.model), context.states), "use_cache": True}
         out = self.model(input_ids=ids, return_dict=True, **more)
-        return [out.logits, *(tensor for cache in context.caches for tensor in cache.present)]
+        present = [tensor for cached in context.caches for tensor in cached.present]
+        return [out.logits, *present, *(context.states.present[name] for name in context.states.dims)]
 
     def restore(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hook before the head: only the wanted rows reach it, in the caller's order."""
         assert self._context.kept is not None
         return (torch.ops.edgekit.restore(args[0], *self._context.kept), *args[1:])
-
-
-def _cache(config: Any) -> Any:
-    """A transformers cache that hands keys and values on: the operator owns the real one."""
-    from transformers.cache_utils import Cache, DynamicLayer
-
-    class PassThrough(Cache):
-        def update(
-            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-        ) -> tuple[Tensor, Tensor]:
-            return key_states, value_states
-
-        def get_seq_length(self, layer_idx: int = 0) -> int:
-            return 0
-
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layer: Any = DynamicLayer
-    return PassThrough(layers=[layer() for _ in range(text.num_hidden_layers)])
 
 
 def _tap(name: str) -> Any:
@@ -111,7 +106,7 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
 def check_positions(model: nn.Module, places: dict[nn.Module, Place]) -> None:
     """Refuses a model that cannot be told where each row's tokens stand. Raises UnsupportedError."""
     told = "position_ids" in inspect.signature(model.forward).parameters or places
-    if not told and not any(kind_of(module) in ALIBI for module in model.modules()):
+    if not attention_free(model) and not told and not any(kind_of(module) in ALIBI for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__}.forward takes no position_ids, and no table of positions is known in it; padded "
             "batches could not be right"
@@ -167,8 +162,9 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                 keep = torch.zeros(1, dtype=torch.int64)
                 with streaming(model), _model_code(model, WITH_OPERATORS):
                     mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
-                check_attention(model, context)
-                shapes = tuple((c.present[0].shape[1], c.present[0].shape[3]) for c in context.caches)
+                check_layers(model, decoder_layers(model), context)
+                shapes = kv_shapes(context, len(decoder_layers(model)))
+                decoder.cached = 2 * len(context.caches)
                 error = prove(original, mine)
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
@@ -179,7 +175,7 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                     hook.remove()
                 for module, name in buffers:
                     delattr(module, name)
-    return TracedDecoder(program, shapes, context.max_length, error)
+    return TracedDecoder(program, shapes, dict(context.states.dims), context.max_length, error)
 
 
 @contextmanager
@@ -199,15 +195,19 @@ def _model_code(model: nn.Module, how: str) -> Iterator[None]:
 def _export(decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], ...]) -> ExportedProgram:
     # All sizes differ and exceed 1, or torch.export would take equal or unit sizes for one constant.
     batch, sequence, past = 2, 5, 7
-    caches = [torch.zeros(batch, heads, past, dim) for heads, dim in shapes for _ in ("key", "value")]
+    caches = [torch.zeros(batch, heads, past, dim) for heads, dim in shapes if heads for _ in ("key", "value")]
+    states = [torch.zeros(batch, *dims) for dims in context.states.dims.values()]
     ids = torch.ones(batch, sequence, dtype=torch.int64)
     mask = torch.ones(batch, past + sequence, dtype=torch.int64)
     b, s, p, t = Dim("batch"), Dim("sequence", min=2), Dim("past", min=2), Dim("total", min=2)
-    dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches])
+    dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches] + [{0: b} for _ in states])
     context.tracing = True
     try:
         return torch.export.export(
-            decoder, (ids, mask, torch.zeros(1, dtype=torch.int64), caches), dynamic_shapes=dynamic, strict=False
+            decoder,
+            (ids, mask, torch.zeros(1, dtype=torch.int64), [*caches, *states]),
+            dynamic_shapes=dynamic,
+            strict=False,
         )
     finally:
         context.tracing = False

@@ -12,16 +12,16 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgekit.errors import UnsupportedError
-from edgekit.frontend.decoder import aten, elementwise, experts
+from edgekit.frontend.decoder import aten, elementwise, experts, scan
 from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.facts import facts_of
 from edgekit.spec.names import EDGEKIT, MICROSOFT
-from edgekit.spec.records import DecoderInfo
+from edgekit.spec.records import DecoderInfo, StateTensor
 
-HANDLERS = {**aten.HANDLERS, **elementwise.HANDLERS, **experts.HANDLERS}
+HANDLERS = {**aten.HANDLERS, **elementwise.HANDLERS, **experts.HANDLERS, **scan.HANDLERS}
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 
@@ -38,7 +38,7 @@ def to_onnx(
     """
     program = traced.program
     emitter = Emitter(sizes=_sizes(program), streams=streams)
-    values = _placeholders(program, emitter, len(traced.kv_shapes))
+    values = _placeholders(program, emitter, traced)
     needed = _needed(program)
     for node in program.graph.nodes:
         if node.op == "call_function" and node in needed:
@@ -80,9 +80,10 @@ def _sizes(program: ExportedProgram) -> dict[sympy.Expr, tuple[str, int]]:
     return sizes
 
 
-def _placeholders(program: ExportedProgram, emitter: Emitter, layers: int) -> dict[torch.fx.Node, Any]:
+def _placeholders(program: ExportedProgram, emitter: Emitter, traced: TracedDecoder) -> dict[torch.fx.Node, Any]:
     names = ["input_ids", "attention_mask", "logits_to_keep"]
-    names += [f"past_key_values.{i}.{part}" for i in range(layers) for part in ("key", "value")]
+    names += [f"past_key_values.{i}.{part}" for i in traced.attending() for part in ("key", "value")]
+    names += [f"past_{name}" for name in traced.states]
     users = iter(names)
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     values: dict[torch.fx.Node, Any] = {}
@@ -111,6 +112,8 @@ def _dims(name: str, tensor: torch.Tensor) -> list[int | str]:
     """Sizes named as in Hugging Face's exports: transformers.js makes empty caches from these names."""
     if name.startswith("past_key_values"):
         return ["batch_size", int(tensor.shape[1]), "past_sequence_length", int(tensor.shape[3])]
+    if name.startswith("past_"):
+        return ["batch_size", *(int(size) for size in tensor.shape[1:])]
     plain: dict[str, list[int | str]] = {
         "input_ids": ["batch_size", "sequence_length"],
         "attention_mask": ["batch_size", "total_sequence_length"],
@@ -178,9 +181,12 @@ def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
 
 
 def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_length: int) -> ir.Model:
-    names = ["logits"] + [f"present.{i}.{part}" for i in range(len(traced.kv_shapes)) for part in ("key", "value")]
+    names = ["logits"] + [f"present.{i}.{part}" for i in traced.attending() for part in ("key", "value")]
+    names += [f"present_{name}" for name in traced.states]
     shapes: list[list[int | str]] = [["batch_size", "logits_sequence_length", int(results[0].shape[2])]]
-    shapes += [["batch_size", heads, "total_sequence_length", dim] for heads, dim in traced.kv_shapes for _ in range(2)]
+    caches = [traced.kv_shapes[i] for i in traced.attending()]
+    shapes += [["batch_size", heads, "total_sequence_length", dim] for heads, dim in caches for _ in range(2)]
+    shapes += [["batch_size", *dims] for dims in traced.states.values()]
     outputs = []
     for name, shape, view in zip(names, shapes, results, strict=True):
         value = emitter.read(view)
@@ -193,6 +199,12 @@ def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_leng
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgekit")
     facts = facts_of(model)
     heads, dims = zip(*traced.kv_shapes, strict=True)
-    facts.decoder = DecoderInfo(len(heads), heads, dims, int(results[0].shape[2]), max_length, traced.proof_error)
+    states = tuple(
+        StateTensor(f"past_{name}", f"present_{name}", "float", dims, "replaced")
+        for name, dims in traced.states.items()
+    )
+    facts.decoder = DecoderInfo(
+        len(heads), heads, dims, int(results[0].shape[2]), max_length, traced.proof_error, states=states
+    )
     facts.taps = {layer: str(value.name) for layer, value in emitter.taps.items()}
     return model

@@ -115,5 +115,6 @@ def _shrink(product: Product, rows: Bools, columns: Bools) -> None:
 def _kv_heads(model: ir.Model, known: tuple[int, ...]) -> tuple[int, ...]:
     """The key-value heads that each layer's cache has now."""
     inputs = {value.name: value for value in model.graph.inputs}
-    shapes = [inputs[f"past_key_values.{layer}.key"].shape for layer in range(len(known))]
+    keys = (inputs.get(f"past_key_values.{layer}.key") for layer in range(len(known)))
+    shapes = [None if key is None else key.shape for key in keys]
     return tuple(count if shape is None else int(shape[1]) for shape, count in zip(shapes, known, strict=True))  # type: ignore[arg-type]

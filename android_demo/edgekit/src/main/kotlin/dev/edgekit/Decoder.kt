@@ -8,8 +8,9 @@ import java.nio.ByteOrder
 /**
  * A language model with a key-value cache of [slots] tokens.
  *
- * Past and present of a layer are one buffer, which the graph writes in place; nothing is copied, and a single token allocates no more
- * than ONNX Runtime's Java API does itself. For one thread at a time.
+ * Past and present keys and values of a layer are one buffer, which the graph writes in place; a state that is replaced has two, of which
+ * each run reads one and writes the other. Nothing is copied, and a single token allocates no more than ONNX Runtime's Java API does
+ * itself. For one thread at a time.
  *
  * Throws [UsageException] when the cache does not fit into memory.
  */
@@ -22,9 +23,13 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
     val logits = FloatArray(info.vocabSize)
 
     private val owned = ArrayList<OnnxTensor>()
-    private val given = LinkedHashMap(session.keepInput())
-    private val cache = LinkedHashMap<String, OnnxTensor>()
-    private val last: Map<String, OnnxTensor>
+
+    // Two ways around of the states; [now] says which of them reads what is now.
+    private val given = List(2) { LinkedHashMap(session.keepInput()) }
+    private val cache = List(2) { LinkedHashMap<String, OnnxTensor>() }
+    private val last: List<Map<String, OnnxTensor>>
+    private val states = ArrayList<List<ByteBuffer>>()
+    private var now = 0
     private val ids = buffer(Spec.PROMPT_PIECE.toLong() * Long.SIZE_BYTES)
     private val ones = buffer(slots.toLong() * Long.SIZE_BYTES)
     private val row = buffer(info.vocabSize.toLong() * Float.SIZE_BYTES)
@@ -37,26 +42,37 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
         for (layer in info.kvHeads.indices) {
             val heads = info.kvHeads[layer].toLong()
             val dim = info.headDim[layer].toLong()
-            for (part in listOf("key", "value")) {
+            for (part in if (heads > 0) listOf("key", "value") else emptyList()) {
                 val memory = buffer(heads * slots * dim * Float.SIZE_BYTES)
                 val tensor = owned(DType.FLOAT32, memory, 1, heads, slots.toLong(), dim)
-                given["past_key_values.$layer.$part"] = tensor
-                cache["present.$layer.$part"] = tensor
+                given.forEach { it["past_key_values.$layer.$part"] = tensor }
+                cache.forEach { it["present.$layer.$part"] = tensor }
             }
         }
-        last = cache + ("logits" to owned(DType.FLOAT32, row, 1, 1, info.vocabSize.toLong()))
+        for (state in info.states) {
+            val memory = List(2) { buffer(state.dims.fold(Float.SIZE_BYTES.toLong(), Long::times)) }
+            val pair = memory.map { owned(DType.FLOAT32, it, 1, *state.dims.toLongArray()) }
+            for (turn in 0..1) {
+                given[turn][state.input] = pair[turn]
+                cache[turn][state.output] = pair[1 - turn]
+            }
+            states.add(memory)
+        }
+        val only = owned(DType.FLOAT32, row, 1, 1, info.vocabSize.toLong())
+        last = cache.map { it + ("logits" to only) }
         single = owned(DType.INT64, part(ids, Long.SIZE_BYTES), 1, 1)
     }
 
     /** Forgets all tokens; the buffers stay. */
     fun reset() {
         length = 0
+        for (pair in states) pair[now].duplicate().put(ByteArray(pair[now].capacity()))
     }
 
     /** Feeds [tokens], in pieces of [Spec.PROMPT_PIECE]; [logits] are then those of the last. Throws [UsageException] when the context is full. */
     fun feed(tokens: IntArray) {
         checkRoom(tokens.size)
-        for (start in tokens.indices step Spec.PROMPT_PIECE) run(tokens, start, minOf(start + Spec.PROMPT_PIECE, tokens.size), 1, last)
+        for (start in tokens.indices step Spec.PROMPT_PIECE) run(tokens, start, minOf(start + Spec.PROMPT_PIECE, tokens.size), 1, last[now])
         rowValues.rewind()
         rowValues.get(logits)
     }
@@ -68,7 +84,7 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
         val bytes = count.toLong() * info.vocabSize * Float.SIZE_BYTES
         if (rows.capacity() < bytes) rows = buffer(bytes)
         session.tensor(DType.FLOAT32, part(rows, bytes.toInt()), 1, count.toLong(), info.vocabSize.toLong()).use { all ->
-            run(tokens, start, stop, 0, cache + ("logits" to all))
+            run(tokens, start, stop, 0, cache[now] + ("logits" to all))
         }
         val values = rows.asFloatBuffer()
         for (position in start until stop) {
@@ -85,6 +101,7 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
         val count = stop - start
         for (index in 0 until count) ids.putLong(index * Long.SIZE_BYTES, tokens[start + index].toLong())
         val total = length + count
+        val given = given[now]
         session.tensor(DType.INT64, part(ones, total * Long.SIZE_BYTES), 1, total.toLong()).use { mask ->
             given["attention_mask"] = mask
             if (count == 1) {
@@ -97,6 +114,7 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
                 }
             }
         }
+        now = 1 - now
         length = total
     }
 

@@ -27,7 +27,7 @@ public class Manifest private constructor(fields: Fields) {
     public val files: List<FileInfo>
 
     init {
-        fields.whole("schema_version")
+        val version = fields.whole("schema_version")
         fields.whole("schema_minor", 0)
         task = fields.text("task")
         name = fields.text("name")
@@ -55,6 +55,10 @@ public class Manifest private constructor(fields: Fields) {
                 val counts = "${it.layers} layers, but ${it.kvHeads.size} kv_heads and ${it.headDim.size} head_dim"
                 throw BundleException("${fields.where}.decoder: $counts")
             }
+            if (version < Spec.STATES_VERSION && (0 in it.kvHeads || 0 in it.headDim)) {
+                throw BundleException("${fields.where}.decoder: a layer without keys and values in a manifest of version $version")
+            }
+            it.states.forEach { state -> checkState(state, "${fields.where}.decoder.states: \"${state.input.take(60)}\"") }
         }
     }
 
@@ -63,6 +67,20 @@ public class Manifest private constructor(fields: Fields) {
 
     /** Whether some layer would be slower, or rounded in another way, without edgekit's operator library. */
     public val needsOperators: Boolean get() = nativeFormats().any { it in Spec.NEEDED_FORMATS }
+
+    private fun checkState(state: StateTensor, place: String) {
+        if (state.kind !in Spec.STATE_KINDS || state.dtype !in Spec.STATE_TYPES) {
+            throw BundleException(
+                "$place is \"${state.kind.take(60)}\" and \"${state.dtype.take(60)}\", this edgekit knows " +
+                    "${Spec.STATE_KINDS.joinToString()} and ${Spec.STATE_TYPES.joinToString()}: update the app",
+            )
+        }
+        var numbers = if (state.dims.isEmpty()) 0L else 1L
+        for (size in state.dims) numbers = if (size in 1..Spec.LARGEST_STATE && numbers in 1..Spec.LARGEST_STATE) numbers * size else 0
+        if (numbers !in 1..Spec.LARGEST_STATE) {
+            throw BundleException("$place has dims ${state.dims.take(8)}, from 1 and ${Spec.LARGEST_STATE} numbers at most")
+        }
+    }
 
     private fun nativeFormats(): List<String> = layers.filter {
         it.format in Spec.NATIVE_FORMATS && (it.activationBlockSize >= 0 || it.format !in Spec.TABLE_FORMATS)
@@ -132,12 +150,13 @@ internal class Fields(val where: String, value: Any?, val lenient: Boolean = fal
     }
 
     /** A number that buffers are allocated by. */
-    fun limited(key: String, most: Int): Int = limit(whole(key), key, most)
+    fun limited(key: String, most: Int): Int = limit(whole(key), key, 1, most)
 
-    fun allLimited(key: String, most: Int): List<Int> = wholes(key).map { limit(it, key, most) }
+    /** Of each layer, 0 where it has none of it. */
+    fun allLimited(key: String, most: Int): List<Int> = wholes(key).map { limit(it, key, 0, most) }
 
-    private fun limit(value: Long, key: String, most: Int): Int {
-        if (value !in 1..most) throw BundleException("${at(key)}: $value is not between 1 and $most")
+    private fun limit(value: Long, key: String, least: Int, most: Int): Int {
+        if (value !in least..most) throw BundleException("${at(key)}: $value is not between $least and $most")
         return value.toInt()
     }
 

@@ -3,8 +3,12 @@ package dev.edgekit
 
 /** Names and limits that Python and Kotlin share. */
 internal object Spec {
-    const val SCHEMA_VERSION = 1
+    const val SCHEMA_VERSION = 2
     const val SCHEMA_MINOR = 0
+    const val STATES_VERSION = 2
+    val STATE_TYPES = listOf("float")
+    val STATE_KINDS = listOf("replaced")
+    const val LARGEST_STATE = 134217728L
     val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
     val NATIVE_FORMATS = listOf("int8-channel", "int4", "t2", "sparse-int4", "sparse-int8")
     val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
@@ -72,9 +76,26 @@ public class DeadUnits internal constructor(fields: Fields) {
     }
 }
 
+/** A tensor that a decoder hands from call to call beside keys and values: a convolution's window, a recurrent matrix. */
+public class StateTensor internal constructor(fields: Fields) {
+    public val input: String = fields.text("input")
+    public val output: String = fields.text("output")
+    /** One of names.STATE_TYPES. */
+    public val dtype: String = fields.text("dtype")
+    /** Of one row; batch_size stands before them in the graph. */
+    public val dims: List<Long> = fields.wholes("dims")
+    /** One of names.STATE_KINDS. */
+    public val kind: String = fields.text("kind")
+
+    init {
+        fields.end()
+    }
+}
+
 /** What a program needs to generate text with the graph. */
 public class DecoderInfo internal constructor(fields: Fields) {
     public val layers: Long = fields.whole("layers")
+    /** Of each layer, 0 where it has no keys and values. */
     public val kvHeads: List<Int> = fields.allLimited("kv_heads", 4096)
     public val headDim: List<Int> = fields.allLimited("head_dim", 65536)
     public val vocabSize: Int = fields.limited("vocab_size", 134217728)
@@ -83,6 +104,7 @@ public class DecoderInfo internal constructor(fields: Fields) {
     public val proofError: Double = fields.number("proof_error", 0.0)
     public val bosTokenId: Long? = fields.wholeOrNull("bos_token_id")
     public val eosTokenIds: List<Long> = fields.wholes("eos_token_ids", emptyList())
+    public val states: List<StateTensor> = fields.parts("states", ::StateTensor, optional = true)
 
     init {
         fields.end()

@@ -67,6 +67,26 @@ class ManifestTest {
     }
 
     @Test
+    fun statesAreReadAndUnknownOnesRefused() {
+        fun of(state: String, version: Int = 2): String {
+            val changed = decoder.replace("\"kv_heads\": [1, 1]", "\"kv_heads\": [1, 0]").replace("}", ", \"states\": [$state]}")
+            return text("schema_version" to "$version", "decoder" to changed)
+        }
+        fun state(kind: String = "replaced", dtype: String = "float", dims: String = "[4, 2]"): String =
+            """{"input": "past_conv.1", "output": "present_conv.1", "dtype": "$dtype", "dims": $dims, "kind": "$kind"}"""
+        val place = "m.json: manifest.decoder.states: \"past_conv.1\""
+        val info = Manifest.parse(of(state()), "m.json").decoder!!
+        assertEquals(listOf(1, 0), info.kvHeads)
+        assertEquals(listOf(4L, 2L), info.states.single().dims)
+        refused("$place is \"appended\" and \"float\", this edgekit knows replaced and float: update the app", of(state(kind = "appended")))
+        refused("$place is \"replaced\" and \"float16\"", of(state(dtype = "float16")))
+        refused("$place has dims [], from 1 and 134217728 numbers at most", of(state(dims = "[]")))
+        refused("$place has dims [4, 0]", of(state(dims = "[4, 0]")))
+        refused("$place has dims [134217728, 2]", of(state(dims = "[134217728, 2]")))
+        refused("m.json: manifest.decoder: a layer without keys and values in a manifest of version 1", of(state(), version = 1))
+    }
+
+    @Test
     fun onlyLayersOfTheOperatorsNeedThem() {
         fun of(format: String, more: String): Manifest = parse("layers" to "[${layer.replace("int8", format).replace("}", "$more}")}]")
         fun uses(format: String, more: String = ""): Boolean = of(format, more).usesOperators
@@ -87,7 +107,7 @@ class ManifestTest {
         refused("m.json: no schema_version; this is not an edgekit bundle", "[]")
         refused("m.json: no schema_version", text("schema_version" to "true"))
         refused("m.json: no schema_version", text("schema_version" to "1.0"))
-        refused("m.json: schema_version 2, this edgekit reads up to 1", """{"schema_version": 2, "unheard": "of"}""")
+        refused("m.json: schema_version 3, this edgekit reads up to 2", """{"schema_version": 3, "unheard": "of"}""")
     }
 
     @Test
