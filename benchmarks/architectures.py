@@ -110,16 +110,15 @@ class Bundle:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         self.session = onnxruntime.InferenceSession(directory / "model.onnx", options)
-        self.caches = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values")]
+        self.caches = [i for i in self.session.get_inputs() if i.name.startswith("past_")]
         self.past: list[np.ndarray] | None = None
 
     def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Logits float32 [B, S, V] of tokens int64 [B, S]; the mask int64 [B, total] covers what came before too."""
         feed: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "logits_to_keep": np.zeros(1, np.int64)}
         for index, cache in enumerate(self.caches):
-            _, heads, _, size = cache.shape
-            empty = np.zeros((len(ids), heads, 0, size), np.float32)
-            feed[cache.name] = empty if self.past is None else self.past[index]
+            empty = [0 if size == "past_sequence_length" else size for size in cache.shape[1:]]
+            feed[cache.name] = np.zeros((len(ids), *empty), np.float32) if self.past is None else self.past[index]
         logits, *self.past = self.session.run(None, feed)
         return logits  # type: ignore[no-any-return]
 

@@ -88,7 +88,7 @@ def _record(record: type) -> str:
 
 
 def _read(record: type, field: dataclasses.Field[typing.Any], hint: object) -> str:
-    part = next((part for part in RECORDS if hint == tuple[part, ...]), None)
+    part = next((part for part in RECORDS if typing.get_args(hint)[:1] == (part,)), None)
     if part is not None:
         optional = "" if field.default is dataclasses.MISSING else ", optional = true"
         return f'List<{part.__name__}> = fields.parts("{field.name}", ::{part.__name__}{optional})'

@@ -301,7 +301,7 @@ def test_ctrl_c_ends_a_generation_and_gives_out_what_was_ready(bundle: Bundle, t
     def endless(ids: np.ndarray) -> np.ndarray:
         started.set()
         while True:
-            decoder.session.run_bound(decoder._one.ort, decoder._options)
+            decoder.session.run_bound(decoder._one[1 - decoder._now].ort, decoder._options)
 
     running = generate(decoder, "abc", chat=False, session=tmp_path / "s")
     decoder.run(np.zeros((1, 1), np.int64))

@@ -28,12 +28,7 @@ from edgekit.frontend.decoder.rotary import Rotary, close, rotate, rotates
 def check_supported(model: nn.Module) -> None:
     """Refuses by name what no substitution exists for. Raises UnsupportedError."""
     check_experts(model)
-    own = any(kind_of(module) in OWN for module in model.modules())
-    if (
-        not _has_interface(model)
-        and not own
-        and not any(substitutes(States(), file) for file in _modeling_modules(model))
-    ):
+    if attention_free(model) and not any(substitutes(States(), file) for file in _modeling_modules(model)):
         raise UnsupportedError(
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot be "
             "replaced; architectures that do (Llama, Qwen, Gemma, Phi-3, Mistral, OLMo, GPT-2, ...) can be exported"
@@ -49,6 +44,11 @@ def check_supported(model: nn.Module) -> None:
         )
 
 
+def attention_free(model: nn.Module) -> bool:
+    """Whether no attention of the model's code can be replaced; a model of states alone has none."""
+    return not _has_interface(model) and not any(kind_of(module) in OWN for module in model.modules())
+
+
 def expand_latent(module: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     """Stands in for latent attention's ``expand_kv``, which writes keys into an empty tensor."""
 
@@ -62,11 +62,12 @@ def expand_latent(module: Any) -> Callable[..., tuple[Tensor, Tensor]]:
     return forward
 
 
+RECURRENT_MASK = "create_recurrent_attention_mask"
 KNOWN_MASKS = (
     "create_causal_mask",
     "create_sliding_window_causal_mask",
     "create_masks_for_generate",
-    "create_recurrent_attention_mask",
+    RECURRENT_MASK,
 )
 
 
@@ -83,7 +84,7 @@ def _causal_only(name: str, mask: Tensor | None) -> Callable[..., Tensor | None]
         for key in ("or_mask_function", "and_mask_function", "block_sequence_ids"):
             if kwargs.get(key) is not None:
                 raise UnsupportedError(f"{name}({key}=...): only causal and sliding-window masks are supported")
-        return mask
+        return None if name == RECURRENT_MASK else mask  # which would zero what is padding: the operators do
 
     return forward
 
