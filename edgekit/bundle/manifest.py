@@ -119,6 +119,10 @@ def _check_decoder(info: DecoderInfo, version: int, where: str) -> None:
         for size in value if isinstance(value, tuple) else (value,):
             if not least <= size <= DECODER_LIMITS[name]:
                 raise BundleError(f"{where}.{name}: {size} is not between {least} and {DECODER_LIMITS[name]:,}")
+    if any((heads == 0) != (dim == 0) for heads, dim in zip(info.kv_heads, info.head_dim, strict=True)):
+        raise BundleError(
+            f"{where}: kv_heads {list(info.kv_heads)} and head_dim {list(info.head_dim)}, 0 in one of them"
+        )
     for state in info.states:
         place = f"{where}.states: {state.input[:60]!r}"
         if state.kind not in STATE_KINDS or state.dtype not in STATE_TYPES:

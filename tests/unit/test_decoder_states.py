@@ -172,6 +172,15 @@ def test_a_layer_without_keys_needs_the_version(bundle: Bundle) -> None:
         Manifest.from_json(json.dumps({**data, "schema_version": 1}), "manifest.json")
 
 
+def test_a_layer_has_both_or_neither(bundle: Bundle) -> None:
+    data = json.loads((bundle.directory / "manifest.json").read_text())
+    data["decoder"]["head_dim"] = [16, 16, 16]
+    with pytest.raises(
+        BundleError, match=r"decoder: kv_heads \[1, 0, 1\] and head_dim \[16, 16, 16\], 0 in one of them"
+    ):
+        Manifest.from_json(json.dumps(data), "manifest.json")
+
+
 def test_the_graph_must_have_the_states(bundle: Bundle, tmp_path: Path) -> None:
     decoder = bundle.manifest.decoder
     assert decoder is not None

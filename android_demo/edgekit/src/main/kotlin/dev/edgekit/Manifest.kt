@@ -58,6 +58,9 @@ public class Manifest private constructor(fields: Fields) {
             if (version < Spec.STATES_VERSION && (0 in it.kvHeads || 0 in it.headDim)) {
                 throw BundleException("${fields.where}.decoder: a layer without keys and values in a manifest of version $version")
             }
+            if (it.kvHeads.zip(it.headDim).any { (heads, dim) -> (heads == 0) != (dim == 0) }) {
+                throw BundleException("${fields.where}.decoder: kv_heads ${it.kvHeads} and head_dim ${it.headDim}, 0 in one of them")
+            }
             it.states.forEach { state -> checkState(state, "${fields.where}.decoder.states: \"${state.input.take(60)}\"") }
         }
     }

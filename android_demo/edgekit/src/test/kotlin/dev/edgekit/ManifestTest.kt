@@ -69,7 +69,7 @@ class ManifestTest {
     @Test
     fun statesAreReadAndUnknownOnesRefused() {
         fun of(state: String, version: Int = 2): String {
-            val changed = decoder.replace("\"kv_heads\": [1, 1]", "\"kv_heads\": [1, 0]").replace("}", ", \"states\": [$state]}")
+            val changed = decoder.replace("[1, 1]", "[1, 0]").replace("[16, 16]", "[16, 0]").replace("}", ", \"states\": [$state]}")
             return text("schema_version" to "$version", "decoder" to changed)
         }
         fun state(kind: String = "replaced", dtype: String = "float", dims: String = "[4, 2]"): String =
@@ -84,6 +84,8 @@ class ManifestTest {
         refused("$place has dims [4, 0]", of(state(dims = "[4, 0]")))
         refused("$place has dims [134217728, 2]", of(state(dims = "[134217728, 2]")))
         refused("m.json: manifest.decoder: a layer without keys and values in a manifest of version 1", of(state(), version = 1))
+        val halved = of(state()).replace("[16, 0]", "[16, 16]")
+        refused("m.json: manifest.decoder: kv_heads [1, 0] and head_dim [16, 16], 0 in one of them", halved)
     }
 
     @Test
@@ -136,8 +138,9 @@ class ManifestTest {
         fun wrong(from: String, to: String, expected: String) =
             refused("m.json: manifest.decoder$expected", text("decoder" to decoder.replace(from, to)))
         wrong("\"layers\": 2", "\"layers\": 3", ": 3 layers, but 2 kv_heads and 2 head_dim")
-        wrong("[1, 1]", "[1, 0]", ".kv_heads: 0 is not between 1 and 4096")
-        wrong("[16, 16]", "[16, 65537]", ".head_dim: 65537 is not between 1 and 65536")
+        wrong("[1, 1]", "[1, 0]", ": a layer without keys and values in a manifest of version 1")
+        wrong("[1, 1]", "[1, 4097]", ".kv_heads: 4097 is not between 0 and 4096")
+        wrong("[16, 16]", "[16, 65537]", ".head_dim: 65537 is not between 0 and 65536")
         wrong("259", "1000000000000", ".vocab_size: 1000000000000 is not between 1 and 134217728")
         wrong("64", "-64", ".max_length: -64 is not between 1 and 134217728")
         wrong("[257]", "257", ".eos_token_ids: expected a list, found 257")
