@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.errors import RecipeError
-from edgekit.spec.formats import FORMATS
+from edgekit.spec.formats import FORMATS, SEARCHED
 from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
@@ -85,7 +85,7 @@ class Recipe:
         _one_of(self.unused_embedding_rows, EMBEDDING_ROWS, "recipe.unused_embedding_rows")
         if not 0 <= self.calibrate <= MOST_SAMPLES:
             raise RecipeError(f"recipe.calibrate: {self.calibrate} is not a number of samples from 0 to {MOST_SAMPLES}")
-        if self.calibrate and all(rule.format != "int4" for rule in self.rules):
+        if self.calibrate and all(rule.format not in SEARCHED for rule in self.rules):
             raise RecipeError("recipe.calibrate: searches the scales of int4, and no rule says int4; leave it out")
         _check_limits(self.parity, "recipe.parity")
         _check_limits(self.accuracy, "recipe.accuracy")

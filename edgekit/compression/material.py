@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -33,9 +34,9 @@ class Material:
     evaluation: Examples
 
     def batches(self, count: int, size: int) -> list[dict[str, Tensor]]:
-        """The model's inputs of the first ``count`` examples to train with, ``size`` at a time."""
-        first = Examples(self.train.select(slice(0, count)))
-        return [self.objective.inputs(batch) for batch in first.batches(size)]
+        """The model's inputs of ``count`` examples to train with, drawn at random with a fixed seed, ``size`` at a time."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:count]
+        return [self.objective.inputs(batch) for batch in Examples(self.train.select(order)).batches(size)]
 
     def scores(self, name: str, model: nn.Module) -> dict[str, float]:
         """Scores on the held-out examples, before any step. Raises CheckFailed when they are not finite."""

@@ -11,7 +11,7 @@ as Llama's or BERT's; a model without such blocks is one block.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -272,22 +272,31 @@ def _change_block(
     sequential: bool,
 ) -> None:
     masks = [batch.get("attention_mask") for batch in batches]
-    groups = _hessians(model, block, names, calls, masks)
+    groups = _hessians(model, block, names, calls, masks, only_first=sequential)
     for index, group in enumerate(groups):
         if sequential and index:
-            group = _hessians(model, block, list(group.layers), calls, masks)[0]
+            group = _hessians(model, block, list(group.layers), calls, masks, stop=True)[0]
         change(group)
 
 
+class _Reached(Exception):
+    """All that a pass was for has been seen."""
+
+
 def _hessians(
-    model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs], masks: Sequence[Tensor | None]
-) -> list[Group]:
-    """Runs a block on all batches; layers that are given the very same tensor are one group."""
+    model: nn.Module, block: nn.Module, names: Sequence[str], calls: Sequence[_Inputs],
+    masks: Sequence[Tensor | None], *, only_first: bool = False, stop: bool = False,
+) -> list[Group]:  # fmt: skip
+    """Runs a block on all batches; layers that are given the very same tensor are one group.
+
+    ``only_first`` sums for the first group alone, ``stop`` leaves a batch when each layer has been called.
+    """
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     leaders: dict[str, str] = {}  # of each layer the first that read its input
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     reading: list[tuple[Tensor, str]] = []  # in this batch
+    called: set[str] = set()  # in this batch
     mask: Tensor | None = None
 
     def read(name: str, x: Tensor) -> None:
@@ -297,6 +306,10 @@ def _hessians(
         if leader != name:
             return
         reading.append((x, name))
+        if only_first and sums and name not in sums:
+            sums[name], counts[name] = torch.zeros(0, 0), 0
+        if only_first and name != next(iter(sums), name):
+            return
         rows = _rows(x, mask)
         total = _finite(name, (rows.t() @ rows).double())  # float32 within a batch, float64 over batches
         sums[name] = sums[name] + total if name in sums else total
@@ -304,12 +317,17 @@ def _hessians(
 
     def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         read(name, args[0] if args else kwargs["input"])
+        called.add(name)
+        if stop and len(called) == len(layers):
+            raise _Reached
 
     with _watched(layers, enter):
         for call, mask_of_batch in zip(calls, masks, strict=True):
             mask = mask_of_batch  # read by the hooks
             reading.clear()
-            _call(block, call)
+            called.clear()
+            with suppress(_Reached):
+                _call(block, call)
     missed = next((name for name in names if name not in leaders), None)
     if missed is not None:
         raise UnsupportedError(f"{missed}: the calibration examples never reach it; leave it out with exclude")

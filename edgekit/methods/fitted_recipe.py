@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekit.low_rank import branch_names
 from edgekit.lowbit.formats import detect_ternary, keeps
+from edgekit.lowbit.formats.integers import FLOAT16_MOST
 from edgekit.methods.calibrate import blocks_of
 from edgekit.methods.eora import block_of
 from edgekit.methods.gptq import GROUP_SIZES
@@ -38,21 +39,22 @@ def weight_bytes(layers: Iterable[nn.Module], option: Option | None) -> int:
 
 
 def stored_block(shapes: Sequence[tuple[int, int]], group_size: int) -> int:
-    """The block size with which int4 stores layers [N, K] of a GPTQ group size in the fewest bytes, and exactly.
+    """The block size with which int4-fp16 stores layers [N, K] of a GPTQ group size in the fewest bytes, and exactly.
 
     Blocks may be parts of a group: padding a last half group can cost more than a second scale.
     """
     fitting = [size for size in GROUP_SIZES[1:] if not group_size or group_size % size == 0]
-    return min(fitting, key=lambda size: sum(FORMATS["int4"].nbytes(n, k, size) for n, k in shapes))
+    return min(fitting, key=lambda size: sum(FORMATS["int4-fp16"].nbytes(n, k, size) for n, k in shapes))
 
 
 def exact_format(weight: Tensor) -> Option:
-    """The smallest of t2, int4 and int8 that keeps a weight [N, K] bit for bit; int8 where none does."""
+    """The smallest of t2, int4-fp16, int4 and int8 that keeps a weight [N, K] bit for bit; int8 where none does."""
     array = weight.detach().numpy()
     if detect_ternary(array) is not None:
         return "t2", 0
-    sizes = sorted(GROUP_SIZES[1:], reverse=True)
-    for name, block in [(name, block) for name in ("int4", "int8") for block in sizes]:
+    names = ("int4-fp16", "int4", "int8") if float(abs(array).max()) <= FLOAT16_MOST else ("int4", "int8")
+    options = [(name, block) for name in names for block in GROUP_SIZES[1:]]
+    for name, block in sorted(options, key=lambda option: FORMATS[option[0]].nbytes(1, max(GROUP_SIZES), option[1])):
         if keeps(name, block, array):
             return name, block
     return "int8", 0
@@ -80,7 +82,7 @@ def option_of(model: nn.Module, of: str, group_size: int) -> Option | None:
     if of in ("ternarize", "2:4"):
         return ("t2", 0) if of == "ternarize" else ("int8", 0)
     shapes = [(layer.out_features, layer.in_features) for layer in _inside(model).values()]
-    return "int4", stored_block(shapes, group_size)
+    return "int4-fp16", stored_block(shapes, group_size)
 
 
 def recipe_for(

@@ -5,8 +5,8 @@ With H = sum x x^T, H^-1 = U^T U and U upper triangular, rounding column i to q 
 column j after it, which minimizes trace(dW H dW^T) over those columns.
 
 The grid is the one that the int4 format stores: symmetric, a step for each ``group_size`` columns of a row, searched for the
-least error weighted with the diagonal of H (edgekit.lowbit.step_search). Steps have 16 significant bits, so that every weight is code * step in float32
-and is found again bit for bit when the model is exported (edgekit.lowbit.grid).
+least error weighted with the diagonal of H (edgekit.lowbit.step_search). Steps are numbers that float16 holds, so that
+int4-fp16 finds every weight again bit for bit when the model is exported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Gptq:
     """
 
     bits: int = 4
-    group_size: int = 128
+    group_size: int = 32
     act_order: bool = True
     damping: float = 0.05
 
@@ -115,7 +115,7 @@ def step_of(values: Tensor, bits: int, moments: Tensor | None = None) -> Tensor:
         weights = (moments / moments.max().clamp(min=SMALLEST)).float().numpy()[None]
         block, plain = values.float().numpy()[:, None], step.float().numpy()[:, None]
         step = torch.from_numpy(search_scales(block, weights, plain, (1 << (bits - 1)) - 1)[:, 0]).double()
-    return shortened(step)
+    return halved(step)
 
 
 def column_steps(weight: Tensor, bits: int, group: int, moments: Tensor | None = None) -> Tensor:
@@ -137,3 +137,10 @@ def shortened(steps: Tensor) -> Tensor:
     """The nearest numbers of 16 significant bits: float32 holds their multiples exactly."""
     mantissa, exponent = torch.frexp(steps)
     return torch.ldexp(torch.round(torch.ldexp(mantissa, torch.tensor(MANTISSA))), exponent - MANTISSA)
+
+
+def halved(steps: Tensor) -> Tensor:
+    """The nearest numbers that float16 holds, not zero."""
+    unit = (torch.frexp(steps).exponent - 11).clamp(min=-24)
+    halves = torch.ldexp(torch.round(torch.ldexp(steps, -unit)), unit)
+    return torch.where(halves == 0, torch.full_like(halves, 2.0**-24), halves)

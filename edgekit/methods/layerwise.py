@@ -31,9 +31,9 @@ Rounding = Callable[[Tensor, Tensor], Planes]
 
 @dataclass(frozen=True)
 class Calibration:
-    """``examples`` of the training data run through the model, ``batch`` at a time; ``exclude``: globs over layers."""
+    """``examples`` drawn from the training data run through the model, ``batch`` at a time; ``exclude``: globs over layers."""
 
-    examples: int = 64
+    examples: int = 256
     batch: int = 8
     sequential: bool = True  # a block's later layers see what its earlier ones have become
     exclude: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from edgekit.methods.distill import check_targets, entropy, predictions, soft_cr
 from edgekit.methods.eora import Compensation, stored
 from edgekit.methods.examples import Batch, Objective
 from edgekit.methods.fitted_recipe import Option
-from edgekit.methods.gptq import SMALLEST, Gptq, shortened
+from edgekit.methods.gptq import SMALLEST, Gptq, halved, shortened
 from edgekit.methods.layerwise import Method
 from edgekit.methods.ternarize import Ternary
 from edgekit.spec.formats import NATIVE_BLOCK
@@ -118,10 +118,15 @@ class Rounding(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         """float32 [N, K] -> float32 [N, K]."""
         wide = self.steps / self.slowed
-        steps = _StraightThrough.apply(wide, _short(wide.detach())).view(self.shape)  # type: ignore[no-untyped-call]
+        steps = _StraightThrough.apply(wide, self.as_stored(wide.detach())).view(self.shape)  # type: ignore[no-untyped-call]
         blocks = in_blocks(original, self.size)
         made: Tensor = blocks * steps[..., None] if self.fixed else _Rounded.apply(blocks, steps, *self.codes)  # type: ignore[no-untyped-call]
         return made.flatten(1)[:, : original.shape[1]].contiguous()  # a view of padded rows is not saved
+
+    def as_stored(self, steps: Tensor) -> Tensor:
+        """As the format holds them: int4-fp16 in float16, t2 in float32."""
+        wide = steps.double()
+        return (_short(wide) if self.codes == (-1, 1) else halved(wide)).float()
 
 
 class StoredBranch(nn.Module):
@@ -151,7 +156,7 @@ def in_blocks(matrix: Tensor, size: int) -> Tensor:
 
 
 def _short(steps: Tensor) -> Tensor:
-    return shortened(torch.where(steps.abs() < SMALLEST, SMALLEST, steps).double()).float()
+    return shortened(torch.where(steps.abs() < SMALLEST, SMALLEST, steps))
 
 
 def simulate(model: nn.Module, originals: Mapping[str, Tensor], option: Option, settings: Recovery) -> None:
@@ -186,7 +191,7 @@ def codes_of(weight: Tensor, option: Option, settings: Recovery) -> tuple[Tensor
     packed = CODECS[name].quantize(weight.numpy(), option[1])
     size = columns if settings.format == "ternary-row" else packed.block_size
     assert packed.scales is not None
-    steps = torch.from_numpy(packed.scales).reshape(-1, 1 if packed.scales.ndim < 2 else packed.scales.shape[1])
+    steps = torch.from_numpy(packed.scales).float().reshape(-1, 1 if packed.scales.ndim < 2 else packed.scales.shape[1])
     steps = steps.expand(len(weight), -(-columns // size)).clone()
     blocks = in_blocks(weight, size)
     codes = (blocks / steps[..., None]).round()

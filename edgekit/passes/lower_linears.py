@@ -17,7 +17,7 @@ from edgekit.lowbit.initializers import weight_of
 from edgekit.lowbit.reference import SMALLEST
 from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
-from edgekit.spec.formats import FORMATS
+from edgekit.spec.formats import FORMATS, SEARCHED
 from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, INT4_MATMUL, MATMUL_NBITS, MICROSOFT, STORAGE
 from edgekit.spec.records import Layer, Part, Plan, Surviving
 
@@ -43,7 +43,7 @@ class LowerLinears(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         facts, nodes, moments = facts_of(model), layers_of(model.graph), None
-        int4 = {_layer_read_by(n) for n in nodes if n.op_type == "Linear" and plan_of(n).format == "int4"}
+        int4 = {_layer_read_by(n) for n in nodes if n.op_type == "Linear" and plan_of(n).format in SEARCHED}
         if self.calibrate is not None and int4:
             moments = self.calibrate(int4, facts.decoder.max_length if facts.decoder is not None else 0)
         lowering = _Lowering(model.graph, moments, facts.surviving)
@@ -111,7 +111,7 @@ class StoredWeight:
 
     @property
     def bits_per_weight(self) -> float:
-        scales = 32 * math.prod(self.scales_shape) if self.scales_shape else 0
+        scales = self.kind.scale_bits * math.prod(self.scales_shape) if self.scales_shape else 0
         return round((self.dtype.bitwidth * math.prod(self.shape) + scales) / (self.rows * self.columns), 4)
 
     def _pack(self) -> PackedTensor:
@@ -120,7 +120,7 @@ class StoredWeight:
             if self.ternary is not None:
                 return pack_t2(weight, self.ternary)
             if self.moments is not None:
-                return quantize_int4(weight, self.block, self.moments)
+                return quantize_int4(weight, self.block, self.moments, self.kind.name)
             return CODECS[self.kind.name].quantize(weight, self.block)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.layer}: {error}") from None
@@ -176,13 +176,14 @@ class _Lowering:
             data = self._lazy(f"{weight.name}.{weight.kind.name}", weight.data, weight.dtype, weight.shape, weight)
             scales = None
             if weight.scales_shape:
-                scales = self._lazy(f"{weight.name}.scales", weight.scales, FLOAT, weight.scales_shape)
+                kind = ir.DataType[weight.kind.scale_dtype.upper()]
+                scales = self._lazy(f"{weight.name}.scales", weight.scales, kind, weight.scales_shape)
             self._weights[key] = weight, data, scales
         return self._weights[key]
 
     def _moments_of(self, node: ir.Node) -> np.ndarray | None:
         """Those of its input, where they are known: layers that were merged read one, dead units are not in it any more."""
-        if plan_of(node).format != "int4" or node.op_type != "Linear":
+        if plan_of(node).format not in SEARCHED or node.op_type != "Linear":
             return None
         name = _layer_read_by(node)
         moments, left = (self.moments or {}).get(name), self.surviving.get(name)
@@ -295,6 +296,8 @@ class _Lowering:
         return self._node(node, "Mul", [signed, self._node(node, "Unsqueeze", [steps, last])])
 
     def _native(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
+        if scales is not None and weight.kind.scale_bits == 16:  # of a constant: done once, while the model is loaded
+            scales = self._node(node, "Cast", [scales], to=FLOAT.value)
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}
@@ -313,7 +316,7 @@ class _Lowering:
 
     def _record(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> None:
         plan, table, block = plan_of(node), node.op_type == "Embedding", -1
-        plain = self.moments is not None and weight.kind.name == "int4" and not table and weight.moments is None
+        plain = self.moments is not None and weight.kind.name in SEARCHED and not table and weight.moments is None
         if not table:
             block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         for part in plan.parts or [Part(plan.layer, (0, weight.rows), plan.reason)]:

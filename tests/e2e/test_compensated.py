@@ -167,11 +167,11 @@ def test_rounded_weights_keep_their_formats_beside_a_new_path(tmp_path: Path, de
     config = settings(tmp_path, "eora", eora=Compensation("none", original=str(decoder), rank=4, format="fp16"))
     result = compress(rounded.exportable, config, tmp_path / "made")
     formats = {rule.match: (rule.format, rule.block_size) for rule in Recipe.load(result.recipe).rules}
-    assert formats["model.layers.0.mlp.up_proj"] == ("int4", 16) and formats["*.lora_A"] == ("fp16", 0)
+    assert formats["model.layers.0.mlp.up_proj"] == ("int4-fp16", 16) and formats["*.lora_A"] == ("fp16", 0)
     assert formats["model.layers.0.mlp.down_proj"] == ("int8", 0)
     bundle = export(result.exportable, result.recipe, tmp_path / "bundle")
     named = {layer.name.removeprefix("model.layers.0."): layer for layer in bundle.manifest.layers}
-    assert named["mlp.up_proj"].format == "int4" and named["mlp.down_proj"].format == "int8"
+    assert named["mlp.up_proj"].format == "int4-fp16" and named["mlp.down_proj"].format == "int8"
     assert verify(bundle).parity.passed
 
 

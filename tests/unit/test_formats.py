@@ -41,7 +41,7 @@ def test_rows_of_a_packed_weight_are_the_packed_rows(name: str, shape: tuple[int
     np.testing.assert_array_equal(CODECS[name].dequantize(part), CODECS[name].dequantize(alone))
 
 
-@pytest.mark.parametrize(("name", "bound"), [("int8", 0.51 / 127), ("int4", 1.01 / 8)])
+@pytest.mark.parametrize(("name", "bound"), [("int8", 0.51 / 127), ("int4", 1.01 / 8), ("int4-fp16", 1.01 / 8)])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 @given(shape=SHAPES, seed=st.integers(0, 99))
 def test_rounding_stays_within_a_step(name: str, bound: float, block: int, shape: tuple[int, int], seed: int) -> None:
@@ -61,6 +61,7 @@ def test_rounding_stays_within_a_step(name: str, bound: float, block: int, shape
         ("int8", 8 + 32 / 64),
         ("int8-channel", 8 + 32 / 256),
         ("int4", 4 + 32 / 64),
+        ("int4-fp16", 4 + 16 / 32),
         ("t2", 2 + 32 / 256),
     ],
 )
@@ -83,7 +84,7 @@ def test_rounding_by_row_stays_within_a_step(shape: tuple[int, int], seed: int) 
     assert (np.abs(found - weight) <= 0.51 / 127 * largest + 1e-7).all()
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4", "int4-fp16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_no_numbers(name: str, bad: float) -> None:
     weight = gaussian((3, 64))
@@ -92,12 +93,25 @@ def test_weights_that_are_no_numbers(name: str, bad: float) -> None:
         CODECS[name].quantize(weight, 0)
 
 
+@pytest.mark.parametrize("part", [1, 2, 3, 5, 6, 7])
+def test_multiples_of_a_float16_step_are_kept_exactly(part: int) -> None:
+    """Also where all codes are multiples of one number, so that a coarser step would do that float16 does not hold."""
+    step = np.float32(np.float16(0.0012345))
+    codes = np.random.default_rng(0).integers(-(7 // part), 7 // part + 1, (4, 96)) * part
+    weight = (codes * step).astype(np.float32)
+    packed = CODECS["int4-fp16"].quantize(weight, 32)
+    assert packed.scales is not None and packed.scales.dtype == np.float16
+    np.testing.assert_array_equal(CODECS["int4-fp16"].dequantize(packed), weight)
+
+
 def test_float16_refuses_what_it_cannot_hold() -> None:
+    with pytest.raises(UnsupportedError, match=r"scales of up to 1e\+06, float16 holds at most 65504; use int4"):
+        CODECS["int4-fp16"].quantize(np.full((1, 2), 1e6, np.float32), 0)
     with pytest.raises(UnsupportedError, match="float16 holds at most 65504"):
         CODECS["fp16"].quantize(np.full((1, 2), 1e6, np.float32), 0)
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int8-channel", "int4", "int4-fp16"])
 def test_zero_and_tiny_weights(name: str) -> None:
     for weight in (np.zeros((2, 64), np.float32), np.full((2, 64), 1e-44, np.float32)):
         assert np.isfinite(CODECS[name].dequantize(CODECS[name].quantize(weight, 0))).all()

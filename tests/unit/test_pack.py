@@ -23,7 +23,7 @@ from tests.support.tiny_models import linear_bundle
 from tests.support.wide_bundle import wide_bundle
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "packs"
-FORMATS = ("fp32", "int8", "int4", "t2")
+FORMATS = ("fp32", "int8", "int4", "int4-fp16", "t2")
 
 
 def same(one: Path, other: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_bundle_comes_back_byte_for_byte(format_name: str, tmp_path: Path) -> 
     assert (tmp_path / "n.edgepack").read_bytes() == (tmp_path / "m.edgepack").read_bytes()
 
 
-@pytest.mark.parametrize("format_name", ["int8", "int4", "t2"])
+@pytest.mark.parametrize("format_name", ["int8", "int4", "int4-fp16", "t2"])
 def test_ternary_weights_take_1_6_bits_in_every_format(format_name: str, tmp_path: Path) -> None:
     """The weight of linear_bundle is ternary; its scales are one number a row or 128 columns."""
     made = pack(linear_bundle(tmp_path / "b", format_name), tmp_path / "m.edgepack")

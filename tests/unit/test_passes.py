@@ -104,7 +104,7 @@ def branches(bias: Sequence[bool] = (False, False, False)) -> ir.Model:
     return net.model(*outs)
 
 
-@pytest.mark.parametrize("format_name", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("format_name", ["fp32", "fp16", "int8", "int4", "int4-fp16"])
 @pytest.mark.parametrize("bias", [(False, False, False), (True, True, True), (True, False, True)])
 def test_merging_changes_no_number(format_name: str, bias: Sequence[bool]) -> None:
     global RANDOM

@@ -26,7 +26,6 @@ from edgekit.golden import packed_weights
 from edgekit.low_rank import BranchedLinear
 from edgekit.lowbit.formats import CODECS, PackedTensor, unpack_int4, unpack_t2
 from edgekit.methods.examples import LANGUAGE, Examples
-from edgekit.methods.gptq import shortened
 from edgekit.methods.layerwise import Calibration, compress_layers
 from edgekit.methods.recover import FORMATS, Recovery, Rounding, codes_of, settle, simulate
 from edgekit.methods.training import Training
@@ -76,7 +75,8 @@ def test_a_simulated_weight_against_numpy(name: str) -> None:
     made.backward(gradient)
     short = (rounding.steps.detach().double() / math.sqrt(size)).view(steps.shape)
     mantissa, exponent = np.frexp(short.numpy())
-    wide = np.repeat(np.ldexp(np.rint(mantissa * 2**16), exponent - 16), size, 1)[:, :40]
+    bits = 16 if name.startswith("ternary") else 11
+    wide = np.repeat(np.ldexp(np.rint(mantissa * 2**bits), exponent - bits), size, 1)[:, :40]
     ratio = weight.double().numpy() / wide
     codes = np.clip(np.rint(ratio), low, high)
     inside = (ratio > low - 0.5) & (ratio < high + 0.5)
@@ -191,7 +191,7 @@ def test_the_bundle_holds_what_was_trained(
 
 
 def steps_of(rounding: Rounding) -> Tensor:
-    return shortened((rounding.steps.detach() / rounding.slowed).double()).float().view(rounding.shape)
+    return rounding.as_stored(rounding.steps.detach() / rounding.slowed).view(rounding.shape)
 
 
 def weights(path: Path) -> dict[str, Tensor]:

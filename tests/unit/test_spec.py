@@ -31,6 +31,7 @@ OPERATORS = (DOCS / "operators.md").read_text(encoding="utf-8")
 SCALES = {
     "none": "none",
     "float32 [N, ⌈K/b⌉]": "block",
+    "float16 [N, ⌈K/b⌉]": "block",
     "float32 [N]": "row",
     "float32 [1], [N] or [N, ⌈K/128⌉]": "ternary",
 }
@@ -64,7 +65,7 @@ def test_formats_are_those_of_the_operators_page() -> None:
     assert [row[0].strip("`") for row in rows] == list(FORMATS) == list(CODECS)
     for (name, data, scales, _, operator, lookup), row in zip(rows, FORMATS.values(), strict=True):
         assert data.startswith(described(row)), name
-        assert SCALES[scales] == row.scales, name
+        assert SCALES[scales] == row.scales and (row.scale_bits == 16) == scales.startswith("float16"), name
         assert operator == f"`{row.operator}`", name
         assert lookup == (row.lookup or f"`{row.stand_in}`"), name
     (blocks,) = re.findall(r"^b is (\d+) unless the recipe says ([\d, ]+) or (\d+)", OPERATORS, re.M)
@@ -81,6 +82,7 @@ def test_a_row_fits_itself() -> None:
 
 def test_bytes_of_a_dense_weight() -> None:
     assert FORMATS["fp16"].nbytes(1, 100) == 200
+    assert FORMATS["int4-fp16"].nbytes(1, 100) == 4 * (16 + 2)
     assert FORMATS["int4"].nbytes(1, 100, 32) == 4 * (16 + 4)  # four blocks, each with a scale
     assert FORMATS["int8-channel"].nbytes(3, 100) == 3 * (128 + 4)
     assert FORMATS["t2"].nbytes(3, 129) == 3 * 2 * (32 + 4)

@@ -51,6 +51,7 @@ CODECS: dict[str, Codec] = {
     "int8": Codec(quantize_int8, dequantize_int8),
     "int8-channel": Codec(quantize_int8_channel, dequantize_int8_channel),
     "int4": Codec(quantize_int4, dequantize_int4),
+    "int4-fp16": Codec(partial(quantize_int4, name="int4-fp16"), dequantize_int4),
     "t2": Codec(quantize_t2, dequantize_t2),
     "sparse-int4": Codec(partial(quantize_sparse, "sparse-int4"), dequantize_sparse),
     "sparse-int8": Codec(partial(quantize_sparse, "sparse-int8"), dequantize_sparse),

@@ -1,4 +1,4 @@
-"""int8, int8-channel and int4: whole numbers times a scale for each block or row, as MatMulNBits has them.
+"""int8, int8-channel, int4 and int4-fp16: whole numbers times a scale for each block or row, as MatMulNBits has them.
 
 A row whose values are whole multiples of a step already, at most 127 (int4: 7) of them, has that step for its scale and is
 kept exactly (grid.py); so are int4 blocks with a step each, as GPTQ makes them.
@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.errors import UnsupportedError
 from edgekit.lowbit.formats.packed import (
     Array,
     Floats,
@@ -31,6 +32,7 @@ from edgekit.lowbit.weights import Weight
 from edgekit.spec.formats import FORMATS, NATIVE_BLOCK
 
 Codes = NDArray[np.uint8]
+FLOAT16_MOST, FLOAT16_LEAST = np.float32(65504), np.float32(2**-24)
 
 
 def by_blocks(
@@ -42,11 +44,12 @@ def by_blocks(
     block, most, shape = block_size or kind.block_size, (1 << (kind.bits - 1)) - 1, shape_of(weight)
     count = block_count(shape[1], block)
     data = np.empty((shape[0], count, block * kind.bits // 8), np.uint8)
-    scales = np.empty((shape[0], count), np.float32)
+    scales = np.empty((shape[0], count), f"float{kind.scale_bits}")
     for part in row_chunks(*shape):
         values = finite_rows(weight, part)
         blocks = in_blocks(values, block)
-        scales[part] = scale = on_grid(values, scale_of(blocks), most)
+        scale = on_grid(values, scale_of(blocks), most)
+        scales[part] = scale = scale if kind.scale_bits == 32 else _halves(scale, blocks)
         data[part] = pack((np.clip(np.rint(blocks / scale[..., None]), -most - 1, most) + (most + 1)).astype(np.uint8))
     return PackedTensor(name, shape, block, data, scales)
 
@@ -79,11 +82,12 @@ def dequantize_int8_channel(packed: PackedTensor) -> Floats:
     return scaled(replace(packed, scales=packed.scales[:, None]), packed.data, 128)
 
 
-def quantize_int4(weight: Weight, block_size: int, moments: Floats | None = None) -> PackedTensor:
+def quantize_int4(weight: Weight, block_size: int, moments: Floats | None = None, name: str = "int4") -> PackedTensor:
     """Symmetric, codes 0 to 15 for -8 to 7; the weight of largest magnitude in a block becomes -8 exactly.
 
     With ``moments`` float32 [K], the mean squares of the layer's inputs, each block has the scale with which its outputs
-    lose least instead (step_search.py).
+    lose least instead (step_search.py). ``name`` int4-fp16: scales are float16. Raises UnsupportedError for weights beyond
+    its range.
     """
 
     def searched(blocks: Floats) -> Floats:
@@ -91,7 +95,26 @@ def quantize_int4(weight: Weight, block_size: int, moments: Floats | None = None
         return search_scales(blocks, in_blocks(moments[None], blocks.shape[-1])[0], _int4_scales(blocks), 7)
 
     scale_of = _int4_scales if moments is None else searched
-    return by_blocks("int4", weight, block_size, scale_of, lambda codes: codes[..., 0::2] | codes[..., 1::2] << 4)
+    return by_blocks(name, weight, block_size, scale_of, lambda codes: codes[..., 0::2] | codes[..., 1::2] << 4)
+
+
+def _halves(scales: Floats, blocks: Floats) -> Floats:
+    """The nearest numbers that float16 holds, not zero, as float32.
+
+    A block of whole multiples of a float16 step may have been found with several of it, which float16 does not hold.
+    """
+    if np.abs(scales).max(initial=0) > FLOAT16_MOST:
+        most = np.abs(scales).max()
+        raise UnsupportedError(
+            f"needs scales of up to {most:.3g}, float16 holds at most 65504; use int4, whose scales are float32"
+        )
+    largest = np.abs(blocks).max(axis=-1)
+    for part in (3, 5, 7):
+        finer = scales / np.float32(part)
+        fits = (scales.astype(np.float16) != scales) & (finer.astype(np.float16) == finer)
+        scales = np.where(fits & (largest <= 7.5 * np.abs(finer)), finer, scales)
+    halves = scales.astype(np.float16)
+    return np.where(halves == 0, np.copysign(FLOAT16_LEAST, scales), halves).astype(np.float32)
 
 
 def _int4_scales(blocks: Floats) -> Floats:
