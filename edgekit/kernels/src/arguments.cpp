@@ -150,7 +150,7 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   if (out->n < 1 || out->n >= kMostRows) {
     return invalid(api, message << "attribute N is " << out->n << ", 1 to 2^31 - 1 expected");
   }
-  if (block < 16 || block > static_cast<int64_t>(kMostInt4Block) || (block & (block - 1)) != 0) {
+  if (block < 16 || block > static_cast<int64_t>(kMostBlock) || (block & (block - 1)) != 0) {
     return invalid(api, message << "attribute block_size is " << block << ", 16, 32, 64, 128 or 256 expected");
   }
   if (rounding != 0 && rounding != block) {

@@ -13,6 +13,21 @@ inline int32x4_t sum_rows(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
   return vcombine_s32(vpadd_s32(a2, b2), vpadd_s32(c2, d2));
 }
 
+// Codes `f` of 16 bytes of kTernary.
+inline uint8x16_t plane(uint8x16_t words, int f) {
+  const uint8x16_t mask = vdupq_n_u8(3);
+  switch (f) {
+    case 0:
+      return vandq_u8(words, mask);
+    case 1:
+      return vandq_u8(vshrq_n_u8(words, 2), mask);
+    case 2:
+      return vandq_u8(vshrq_n_u8(words, 4), mask);
+    default:
+      return vshrq_n_u8(words, 6);
+  }
+}
+
 // Asks for as much as `bytes` of four rows, one line of memory after the other.
 inline const uint8_t* prefetch(const uint8_t* ahead, size_t bytes) {
   for (size_t i = 0; i < 4 * bytes; i += 64) __builtin_prefetch(ahead + i);

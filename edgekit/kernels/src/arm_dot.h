@@ -4,10 +4,10 @@
 namespace edgekit {
 namespace {
 
-typedef int32x4_t Int4Sum;
-inline Int4Sum int4_zero() { return vdupq_n_s32(0); }
-inline Int4Sum int4_add(Int4Sum sum, int8x16_t codes, int8x16_t x) { return vdotq_s32(sum, codes, x); }
-inline int32x4_t int4_total(Int4Sum sum) { return sum; }
+typedef int32x4_t CodeSum;
+inline CodeSum no_codes() { return vdupq_n_s32(0); }
+inline CodeSum add_codes(CodeSum sum, int8x16_t codes, int8x16_t x) { return vdotq_s32(sum, codes, x); }
+inline int32x4_t total_codes(CodeSum sum) { return sum; }
 
 inline int32x4_t dot_int8(int32x4_t sum, int8x16_t w, int8x16_t x) { return vdotq_s32(sum, w, x); }
 
@@ -95,20 +95,6 @@ inline void transpose(const uint8_t* const* rows, size_t offset, uint8x16_t* wor
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) v[i] = vld1q_u8(rows[i] + offset);
   transpose(v, words);
-}
-
-inline uint8x16_t plane(uint8x16_t words, int f) {
-  const uint8x16_t mask = vdupq_n_u8(3);
-  switch (f) {
-    case 0:
-      return vandq_u8(words, mask);
-    case 1:
-      return vandq_u8(vshrq_n_u8(words, 2), mask);
-    case 2:
-      return vandq_u8(vshrq_n_u8(words, 4), mask);
-    default:
-      return vshrq_n_u8(words, 6);
-  }
 }
 
 }  // namespace

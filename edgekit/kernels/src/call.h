@@ -1,4 +1,4 @@
-// What the parts of one product share, for product.cpp and product_int4.cpp.
+// What the parts of one product share, for product.cpp and product_blocks.cpp.
 #pragma once
 #include "arguments.h"
 #include "half.h"
@@ -29,6 +29,7 @@ struct Call {
   bool sparse_rows() const { return is_sparse(format) && a.m == 1; }
   int32_t zero() const {
     if (format == kTernary) return 1;
+    if (format == kInt4) return 8;
     return format == kSparse4 && sparse_rows() ? kernels.sparse4_zero : kernels.int8_zero;
   }
 };
@@ -46,7 +47,7 @@ inline void complete(const Arguments& a, size_t t, size_t first, size_t rows, fl
   if (a.half) to_half(y, rows, static_cast<uint16_t*>(a.y) + t * a.n + first);
 }
 
-// Rows of a 4-bit W from 32 * `part` on, for all tokens; `data` is a Call.
-void int4_part(void* data, size_t part);
+// Rows of a W whose blocks have a scale each, from 32 * `part` on, for all tokens; `data` is a Call.
+void block_part(void* data, size_t part);
 
 }  // namespace edgekit

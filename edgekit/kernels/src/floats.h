@@ -43,6 +43,16 @@ inline int32_t rounded(float x, float inverse) {
   return static_cast<int32_t>(bits_of(x * inverse + kRounder)) - kRounderBits;
 }
 
+// A block in order to the planes in which kTernary weights meet it.
+inline void to_planes(const int8_t* ordered, int8_t* codes) {
+  uint32_t words[kPlane];
+  __builtin_memcpy(words, ordered, kBlock);
+#pragma GCC unroll 4
+  for (size_t f = 0; f < 4; ++f) {
+    for (size_t j = 0; j < kPlane; ++j) codes[f * kPlane + j] = static_cast<int8_t>(words[j] >> (8 * f));
+  }
+}
+
 inline int32_t round_block(const float* x, float inverse, bool planes, int8_t* codes) {
   int8_t ordered[kBlock];
   int32_t sum = 0;
@@ -51,15 +61,10 @@ inline int32_t round_block(const float* x, float inverse, bool planes, int8_t* c
     sum += code;
     ordered[i] = static_cast<int8_t>(code);
   }
-  if (!planes) {
+  if (planes) {
+    to_planes(ordered, codes);
+  } else {
     __builtin_memcpy(codes, ordered, kBlock);
-    return sum;
-  }
-  uint32_t words[kPlane];
-  __builtin_memcpy(words, ordered, kBlock);
-#pragma GCC unroll 4
-  for (size_t f = 0; f < 4; ++f) {
-    for (size_t j = 0; j < kPlane; ++j) codes[f * kPlane + j] = static_cast<int8_t>(words[j] >> (8 * f));
   }
   return sum;
 }
@@ -106,13 +111,13 @@ inline void finish_piece(const int32_t* sums, int32_t correction, float step, co
 }
 
 void finish(const int32_t* sums, size_t sum_stride, size_t pieces, const int32_t* corrections, const float* steps,
-            const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y) {
+            const float* scales, bool one_scale, size_t rows, bool add, float* y) {
   for (size_t p = 0; p < pieces; ++p) {
     const int32_t* own = sums + p * sum_stride;
     if (add || p > 0) {
-      finish_piece<true>(own, corrections[p], steps[p], scales + p * scale_stride, one_scale, rows, y);
+      finish_piece<true>(own, corrections[p], steps[p], scales, one_scale, rows, y);
     } else {
-      finish_piece<false>(own, corrections[p], steps[p], scales + p * scale_stride, one_scale, rows, y);
+      finish_piece<false>(own, corrections[p], steps[p], scales, one_scale, rows, y);
     }
   }
 }

@@ -13,10 +13,10 @@
 // - 8, in the low halves of the bytes those of the first 64 weights of every block, in the high halves those of the
 // others; so no code has to be moved to another byte. kSparseTail bytes can be read behind any row.
 //
-// kInt4: blocks of another size, 16 to 256 codes, element 2 i of a block in the low half of its byte i and element 2 i
-// + 1 in the high half, worth code - 8. Activations lie in planes of another kind: in every 128 bytes first the
-// elements with even numbers, then those with odd ones. A block ends in the middle of such 128 bytes where it ends
-// there.
+// kInt4 and kInt8Blocks: blocks of another size, 16 to 256 codes, and a scale for each. kInt8Blocks: a byte a code, as
+// kInt8. kInt4: element 2 i of a block in the low half of its byte i and element 2 i + 1 in the high half, worth code
+// - 8. Activations of kInt4 lie in planes of another kind: in every 128 bytes first the elements with even numbers,
+// then those with odd ones. A block ends in the middle of such 128 bytes where it ends there.
 //
 // Products are summed exactly and never accumulated over K in fewer than 32 bits; floats.h holds the float arithmetic
 // for all instruction sets, so results are the same bits on each. Everything is valid input here: operator.cpp checked
@@ -29,7 +29,7 @@
 
 namespace edgekit {
 
-enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3, kInt4 = 4 };
+enum Format : int { kTernary = 0, kInt8 = 1, kSparse4 = 2, kSparse8 = 3, kInt4 = 4, kInt8Blocks = 5 };
 
 constexpr size_t kBlock = 128;         // codes of K
 constexpr size_t kPlane = 32;          // bytes of a plane of activations
@@ -67,12 +67,19 @@ struct SparseRow {
 };
 
 constexpr size_t kInt4Span = 128;    // activations of which the even ones come first
-constexpr size_t kInt4Rows = 32;     // rows at most that one Int4Kernels::multiply() takes
-constexpr size_t kInt4Tokens = 128;  // tokens at most
-constexpr size_t kMostInt4Block = 256;
+constexpr size_t kPartRows = 32;     // rows at most that one BlockKernels::multiply() takes
+constexpr size_t kPartTokens = 128;  // tokens at most
+constexpr size_t kMostBlock = 256;
 
-// Y = X W^T with 4-bit weights.
-struct Int4Product {
+// Bytes of so many codes of a row whose blocks have a scale each.
+constexpr size_t code_bytes(Format format, size_t codes) {
+  return format == kTernary ? codes / 4 : format == kInt4 ? codes / 2 : codes;
+}
+
+// Y = X W^T where every block of W has its scale. kTernary, kInt4 or kInt8Blocks.
+struct BlockProduct {
+  Format format;
+  int32_t zero;          // what corrections take a code's zero for
   size_t block, blocks;  // codes of a block; blocks of a row
   const uint8_t* w;
   size_t row_bytes;
@@ -80,22 +87,22 @@ struct Int4Product {
   const int8_t* x;
   size_t stride;               // bytes from one row of x to the next, all of them there
   const float* steps;          // [tokens, blocks]
-  const int32_t* corrections;  // [tokens, blocks], what is missing from sums over codes: -8 times the sum of x
+  const int32_t* corrections;  // [tokens, blocks], what is missing from sums over codes: -zero times the sum of x
 };
 
 // What an instruction set has for it. Sums of blocks are scaled where they are made: there are too many to store them.
-struct Int4Kernels {
+struct BlockKernels {
   size_t rows;  // what multiply() takes a multiple of
 
-  // Rounds a row of `count` floats to int8 codes in planes, with step = absmax / 127 of the row or with `steps_each` of
-  // each block. Stores whole blocks of codes, and for each block the step and -8 times the sum of its codes. False when
-  // an element is infinite or not a number.
-  bool (*quantize)(const float* x, size_t count, size_t block, bool steps_each, int8_t* codes, float* steps,
-                   int32_t* corrections);
+  // Rounds a row of `count` floats to int8 codes in the format's order, with step = absmax / 127 of the row or with
+  // `steps_each` of each block. Stores whole blocks of codes, and for each block the step and -`zero` times the sum of
+  // its codes. False when an element is infinite or not a number.
+  bool (*quantize)(const float* x, size_t count, size_t block, bool steps_each, Format format, int32_t zero,
+                   int8_t* codes, float* steps, int32_t* corrections);
 
-  // y[t * kInt4Rows + r] = the product of row `first` + r of W and token `from` + t, for `rows` rows and `tokens`
+  // y[t * kPartRows + r] = the product of row `first` + r of W and token `from` + t, for `rows` rows and `tokens`
   // tokens: from +0.0, blocks in order, float(sum + correction) * (step * scale). y is aligned to 64 bytes.
-  void (*multiply)(const Int4Product& product, size_t first, size_t rows, size_t from, size_t tokens, float* y);
+  void (*multiply)(const BlockProduct& product, size_t first, size_t rows, size_t from, size_t tokens, float* y);
 };
 
 struct Kernels {
@@ -103,7 +110,7 @@ struct Kernels {
 
   size_t panel_rows;  // rows of W that pack() and tile() work on
   size_t gemv_most;   // tokens up to which gemv() is faster than pack() and tile() (measured: docs/kernels.md)
-  int int8_zero;      // what the kernels below take a kInt8 code's zero for: 128 = the bytes as stored, 0 = signed
+  int int8_zero;      // what the kernels take a kInt8 or kInt8Blocks code's zero for: 128 = as stored, 0 = signed
   int sparse4_zero;   // what sparse() takes a kSparse4 weight's zero for; a kSparse8 weight's is int8_zero
 
   // Rounds a row of `count` floats to int8 codes, with step = absmax / 127 of the row or with `steps_each` of each
@@ -127,9 +134,9 @@ struct Kernels {
                bool add, int32_t* sums);
 
   // y[r] = the sum over pieces p, in order, of float(sums[p * sum_stride + r] - corrections[p]) * (steps[p] * scale),
-  // where scale is scales[p * scale_stride + r], or with `one_scale` scales[0]; with `add` added to what is there.
+  // where scale is scales[r], or with `one_scale` scales[0]; with `add` added to what is there.
   void (*finish)(const int32_t* sums, size_t sum_stride, size_t pieces, const int32_t* corrections, const float* steps,
-                 const float* scales, size_t scale_stride, bool one_scale, size_t rows, bool add, float* y);
+                 const float* scales, bool one_scale, size_t rows, bool add, float* y);
 
   // sums[p * kGemvRows] = sum over piece p of code * activation, for `blocks` blocks of one sparse row and one token;
   // a weight that is not stored counts as its format's zero. Moves `row` on. False when the codes of a block end behind
@@ -139,13 +146,13 @@ struct Kernels {
   // The same blocks as kInt8 codes.
   bool (*expand)(Format format, SparseRow* row, size_t blocks, uint8_t* codes);
 
-  const Int4Kernels* int4;
+  const BlockKernels* blocks;
   const AttentionKernels* attention;  // null: fused multiply-adds would be slower than what ONNX Runtime has
 };
 
 // One table an instruction set, defined where the compiler's target has it.
-extern const Int4Kernels kScalarInt4;  // what an instruction set has that has no better
-extern const Int4Kernels kNeonDotprodInt4;
+extern const BlockKernels kScalarBlocks;                    // what an instruction set has that has no better
+extern const BlockKernels kAvx2Blocks, kNeonDotprodBlocks;  // and parts of others
 extern const Kernels kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi2, kNeon, kNeonDotprod, kNeonI8mm;
 
 }  // namespace edgekit

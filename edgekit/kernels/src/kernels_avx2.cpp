@@ -7,7 +7,7 @@
 
 EK_TARGET_BEGIN("avx2,fma,popcnt")
 
-#include "floats.h"
+#include "block_quantize.h"
 
 namespace edgekit {
 namespace {
@@ -48,14 +48,13 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 }  // namespace
 }  // namespace edgekit
 
+#include "blocks_256.h"
 #include "sparse_256.h"
-#include "x86_256.h"
-#include "x86_256_int4.h"
 
 namespace edgekit {
-const Int4Kernels kAvx2Int4 = {kLanes, quantize_int4, multiply_int4};
-const Kernels kAvx2 = {"avx2", kRows, 16,     kInt8Zero, kInt8Zero, quantize,  gemv,
-                       pack,   tile,  finish, sparse,    expand,    &kAvx2Int4, &kAvx2Attention};
+const BlockKernels kAvx2Blocks = {kLanes, quantize_blocks, multiply_blocks};
+const Kernels kAvx2 = {"avx2", kRows, 16,     kInt8Zero, kInt8Zero, quantize,     gemv,
+                       pack,   tile,  finish, sparse,    expand,    &kAvx2Blocks, &kAvx2Attention};
 }  // namespace edgekit
 
 EK_TARGET_END

@@ -19,11 +19,16 @@ constexpr size_t kNear = 2048;  // where a single row is read
 
 inline void store(int32_t* out, __m128i v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(out), v); }
 
-// Sums of four rows, 16 lanes each -> four sums over the lower halves, then four over the upper.
-inline __m256i sum_halves(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
+// Four vectors of 16 lanes -> in each quarter four sums of its four lanes.
+inline __m512i sum_lanes(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
   const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(s0, s1), _mm512_unpackhi_epi32(s0, s1));
   const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(s2, s3), _mm512_unpackhi_epi32(s2, s3));
-  const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+// Sums of four rows, 16 lanes each -> four sums over the lower halves, then four over the upper.
+inline __m256i sum_halves(__m512i s0, __m512i s1, __m512i s2, __m512i s3) {
+  const __m512i c = sum_lanes(s0, s1, s2, s3);
   const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xB1));
   return _mm256_inserti128_si256(_mm512_castsi512_si256(d), _mm512_extracti32x4_epi32(d, 2), 1);
 }
@@ -265,28 +270,37 @@ void gemv(Format format, const uint8_t* w, size_t row_bytes, size_t rows, const 
   }
 }
 
+// 32 bytes from `offset` on of 16 rows, unpacked: the words of a row lie kRows words apart, in the order of their
+// activations; those of kInt4 with low codes and those with high ones in turn.
+__attribute__((noinline)) void pack_words(Format format, const uint8_t* const* at, size_t offset, uint8_t* panel) {
+  constexpr size_t kWords = 4 * kRows;
+  __m512i words[8];
+  transpose([&](size_t i, size_t j) { return load_pair(at[i] + offset, at[j] + offset); }, words);
+#pragma GCC unroll 8
+  for (size_t g = 0; g < 8; ++g) {
+    if (format == kTernary) {
+      const __m512i mask = _mm512_set1_epi8(3);
+      _mm512_storeu_si512(panel + g * kWords, _mm512_and_si512(words[g], mask));
+      _mm512_storeu_si512(panel + (8 + g) * kWords, _mm512_and_si512(_mm512_srli_epi16(words[g], 2), mask));
+      _mm512_storeu_si512(panel + (16 + g) * kWords, _mm512_and_si512(_mm512_srli_epi16(words[g], 4), mask));
+      _mm512_storeu_si512(panel + (24 + g) * kWords, _mm512_and_si512(_mm512_srli_epi16(words[g], 6), mask));
+    } else if (format == kInt4) {
+      const __m512i mask = _mm512_set1_epi8(15);
+      _mm512_storeu_si512(panel + 2 * g * kWords, _mm512_and_si512(words[g], mask));
+      _mm512_storeu_si512(panel + (2 * g + 1) * kWords, _mm512_and_si512(_mm512_srli_epi16(words[g], 4), mask));
+    } else {
+      _mm512_storeu_si512(panel + g * kWords, words[g]);
+    }
+  }
+}
+
 void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
-  const __m512i mask = _mm512_set1_epi8(3);
+  const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
   for (size_t half = 0; half < 2; ++half) {
     const uint8_t* at[16];
-#pragma GCC unroll 16
     for (size_t i = 0; i < 16; ++i) at[i] = w + (half * 16 + i < rows ? half * 16 + i : rows - 1) * row_bytes;
-    const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
     for (size_t p = 0; p < blocks * parts; ++p) {
-      __m512i words[8];
-      transpose([&](size_t i, size_t j) { return load_pair(at[i] + p * kPlane, at[j] + p * kPlane); }, words);
-      uint8_t* out = panel + p * (kBlock / parts) * kRows + half * 64;
-#pragma GCC unroll 8
-      for (size_t g = 0; g < 8; ++g, out += 4 * kRows) {
-        if (format == kInt8) {
-          _mm512_storeu_si512(out, words[g]);
-          continue;
-        }
-        _mm512_storeu_si512(out, _mm512_and_si512(words[g], mask));
-        _mm512_storeu_si512(out + 32 * kRows, _mm512_and_si512(_mm512_srli_epi16(words[g], 2), mask));
-        _mm512_storeu_si512(out + 64 * kRows, _mm512_and_si512(_mm512_srli_epi16(words[g], 4), mask));
-        _mm512_storeu_si512(out + 96 * kRows, _mm512_and_si512(_mm512_srli_epi16(words[g], 6), mask));
-      }
+      pack_words(format, at, p * kPlane, panel + p * (kBlock / parts) * kRows + half * 64);
     }
   }
 }
@@ -351,17 +365,18 @@ inline __m256i dot_int8(__m256i sum, __m256i stored, __m256i x) { return _mm256_
 }  // namespace
 }  // namespace edgekit
 
-#include "int4_avx512.h"
+#include "blocks_avx512.h"
 #include "sparse_256.h"
 
 namespace edgekit {
 
-const Int4Kernels kAvx512Int4 = {kLanes, quantize_int4, multiply_int4};
+const BlockKernels kAvx512Blocks = {kLanes, quantize_blocks, multiply_blocks};
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96,     128,    128,    quantize,    gemv,
-                             pack,         tile,  finish, sparse, expand, &kAvx512Int4, &kAvx512Attention};
-const Kernels kAvx512Vbmi2 = {"avx512vbmi2", kRows,  96,           128,          8,           quantize, gemv, pack,
-                              tile,          finish, sparse_vbmi2, expand_vbmi2, &kAvx512Int4, &kAvx512Attention};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 96,     128,    128,    quantize,       gemv,
+                             pack,         tile,  finish, sparse, expand, &kAvx512Blocks, &kAvx512Attention};
+const Kernels kAvx512Vbmi2 = {
+    "avx512vbmi2",    kRows, 96, 128, 8, quantize, gemv, pack, tile, finish, sparse_vbmi2, expand_vbmi2, &kAvx512Blocks,
+    &kAvx512Attention};
 
 }  // namespace edgekit
 

@@ -41,14 +41,22 @@ inline __m256i dot_block(__m256i sum, __m256i w, __m256i x0, __m256i x1, __m256i
 }  // namespace
 }  // namespace edgekit
 
+#include "blocks_256.h"
 #include "sparse_256.h"
-#include "x86_256.h"
-#include "x86_256_int4.h"
 
 namespace edgekit {
-const Int4Kernels kAvxVnniInt4 = {kLanes, quantize_int4, multiply_int4};
-const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,     gemv,
-                          pack,      tile,  finish, sparse,    expand,    &kAvxVnniInt4, &kAvx2Attention};
+namespace {
+
+bool quantize_as_avx2(const float* x, size_t count, size_t block, bool steps_each, Format format, int32_t zero,
+                      int8_t* codes, float* steps, int32_t* corrections) {
+  return kAvx2Blocks.quantize(x, count, block, steps_each, format, zero, codes, steps, corrections);
+}
+
+}  // namespace
+
+const BlockKernels kAvxVnniBlocks = {kLanes, quantize_as_avx2, multiply_blocks};
+const Kernels kAvxVnni = {"avxvnni", kRows, 16,     kInt8Zero, kInt8Zero, quantize,        gemv,
+                          pack,      tile,  finish, sparse,    expand,    &kAvxVnniBlocks, &kAvx2Attention};
 }  // namespace edgekit
 
 EK_TARGET_END

@@ -9,14 +9,15 @@
 EK_TARGET_BEGIN(EK_ARM_NEON)
 
 #include "arm.h"
+#include "block_quantize.h"
 #include "floats.h"
-#include "int4_quantize.h"
 
 namespace edgekit {
 namespace {
 
 constexpr size_t kRows = 8;
-constexpr size_t kGemvAlways = size_t{1} << 31;  // gemv_most: packing a panel never pays (docs/measured/kernels-arm-counts.csv)
+constexpr size_t kGemvAlways =
+    size_t{1} << 31;  // gemv_most: packing a panel never pays (docs/measured/kernels-arm-counts.csv)
 constexpr int kMostInt16 = 32767;
 constexpr size_t kTernaryChain = 64, kInt8Chain = 2;  // products that are added before they are widened
 static_assert(16 * 3 * 127 <= kMostInt16, "a block of a row: 16 products of a code and an activation in each lane");
@@ -182,25 +183,25 @@ void tile(Format format, const uint8_t* panel, const int8_t* x, size_t stride, s
 }
 
 static_assert(kInt4Span / 8 * 15 * 127 <= kMostInt16, "a span of a row: 16 products in each lane");
-typedef int16x8_t Int4Sum;
-inline Int4Sum int4_zero() { return vdupq_n_s16(0); }
-inline Int4Sum int4_add(Int4Sum sum, int8x16_t codes, int8x16_t x) {
+typedef int16x8_t CodeSum;
+inline CodeSum no_codes() { return vdupq_n_s16(0); }
+inline CodeSum add_codes(CodeSum sum, int8x16_t codes, int8x16_t x) {
   return add_products(sum, vreinterpretq_u8_s8(codes), x);
 }
-inline int32x4_t int4_total(Int4Sum sum) { return vpaddlq_s16(sum); }
+inline int32x4_t total_codes(CodeSum sum) { return vpaddlq_s16(sum); }
 
 }  // namespace
 }  // namespace edgekit
 
-#include "int4_arm.h"
+#include "blocks_arm.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
 
-const Int4Kernels kNeonInt4 = {kInt4Group, quantize_int4, int4_few};
+const BlockKernels kNeonBlocks = {kRowGroup, quantize_blocks, few_tokens};
 
-const Kernels kNeon = {"neon", kRows, kGemvAlways, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kNeonInt4,
-                       EK_ATTENTION(kNeonAttention)};
+const Kernels kNeon = {"neon", kRows, kGemvAlways, 0,      0,      quantize,     gemv,
+                       pack,   tile,  finish,      sparse, expand, &kNeonBlocks, EK_ATTENTION(kNeonAttention)};
 
 }  // namespace edgekit
 

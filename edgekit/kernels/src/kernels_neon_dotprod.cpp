@@ -8,9 +8,9 @@
 EK_TARGET_BEGIN(EK_ARM_DOTPROD)
 
 #include "arm_dot.h"
+#include "block_quantize.h"
+#include "blocks_arm.h"
 #include "floats.h"
-#include "int4_arm.h"
-#include "int4_quantize.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
@@ -18,12 +18,12 @@ namespace {
 
 constexpr size_t kRows = 8;
 
-void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+void pack_rows(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t bytes, uint8_t* panel) {
   for (size_t half = 0; half < 2; ++half) {
     const uint8_t* at[4];
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; ++i) at[i] = w + (half * 4 + i < rows ? half * 4 + i : rows - 1) * row_bytes;
-    for (size_t k = 0; k < blocks * block_bytes(format); k += 16) {
+    for (size_t k = 0; k < bytes; k += 16) {
       uint8x16_t words[4];
       transpose(at, k, words);
 #pragma GCC unroll 4
@@ -40,6 +40,10 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
       }
     }
   }
+}
+
+void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+  pack_rows(format, w, row_bytes, rows, blocks * block_bytes(format), panel);
 }
 
 template <size_t T, int Lane>
@@ -88,14 +92,14 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 }
 
 // In every 16 bytes of a row four words of low codes, then four of high ones, each of all rows.
-void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
+void pack_int4(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
   const bool whole = end - begin >= 16;
   for (size_t at = begin; at < end; at += 16, panel += 32 * kRows) {
 #pragma GCC unroll 2
     for (size_t half = 0; half < 2; ++half) {
       uint8x16_t v[4], words[4];
 #pragma GCC unroll 4
-      for (size_t i = 0; i < 4; ++i) v[i] = int4_load(rows[4 * half + i] + at, whole);
+      for (size_t i = 0; i < 4; ++i) v[i] = load_codes(rows[4 * half + i] + at, whole);
       transpose(v, words);
 #pragma GCC unroll 4
       for (size_t g = 0; g < 4; ++g) {
@@ -106,42 +110,47 @@ void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* pa
   }
 }
 
-inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin, size_t end, int32x4_t (*sum)[2]) {
+inline void multiply_chunks(const uint8_t* panel, const int8_t* const* x, size_t chunks, const Places& places,
+                            int32x4_t (*sum)[2]) {
   constexpr size_t kTokens = 8;
 #pragma GCC unroll 8
   for (size_t t = 0; t < kTokens; ++t) sum[t][0] = sum[t][1] = vdupq_n_s32(0);
-  for (size_t at = begin; at < end; at += 16) {
-#pragma GCC unroll 2
-    for (size_t odd = 0; odd < 2; ++odd, panel += 16 * kRows) {
-      int8x16_t q[kTokens];
+  const auto multiply = [&](size_t offset) __attribute__((always_inline)) {
+    int8x16_t q[kTokens];
 #pragma GCC unroll 8
-      for (size_t t = 0; t < kTokens; ++t) q[t] = vld1q_s8(int4_even(x[t], at) + odd * kInt4Half);
-      step<kTokens, 0>(panel, q, sum);
-      step<kTokens, 1>(panel, q, sum);
-      step<kTokens, 2>(panel, q, sum);
-      step<kTokens, 3>(panel, q, sum);
-    }
+    for (size_t t = 0; t < kTokens; ++t) q[t] = vld1q_s8(x[t] + offset);
+    step<kTokens, 0>(panel, q, sum);
+    step<kTokens, 1>(panel, q, sum);
+    step<kTokens, 2>(panel, q, sum);
+    step<kTokens, 3>(panel, q, sum);
+    panel += 16 * kRows;
+  };
+  for (size_t i = 0; i < chunks; i += 2) {
+    const size_t offset = places.at(i);
+    multiply(offset);
+    if (i + 1 < chunks) multiply(offset + places.next);
   }
 }
 
 }  // namespace
 }  // namespace edgekit
 
-#include "int4_arm_tiles.h"
+#include "blocks_arm_tiles.h"
 
 namespace edgekit {
 namespace {
 
-void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
-  const size_t tiled = int4_tiled(p, first, rows, from, tokens, y);
-  int4_few(p, first, rows, from + tiled, tokens - tiled, y + tiled * kInt4Rows);
+void multiply_blocks(const BlockProduct& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
+  const size_t tiled = tiled_tokens(p, first, rows, from, tokens, y);
+  few_tokens(p, first, rows, from + tiled, tokens - tiled, y + tiled * kPartRows);
 }
 
 }  // namespace
 
-const Int4Kernels kNeonDotprodInt4 = {kInt4TileRows, quantize_int4, multiply_int4};
-const Kernels kNeonDotprod = {"neon_dotprod", kRows, 4,      0,      0,      quantize,         gemv,
-                              pack,           tile,  finish, sparse, expand, &kNeonDotprodInt4, &kNeonAttention};
+const BlockKernels kNeonDotprodBlocks = {kTileRows, quantize_blocks, multiply_blocks};
+const Kernels kNeonDotprod = {
+    "neon_dotprod",      kRows,          4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand,
+    &kNeonDotprodBlocks, &kNeonAttention};
 
 }  // namespace edgekit
 

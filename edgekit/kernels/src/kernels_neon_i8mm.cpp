@@ -8,8 +8,8 @@
 EK_TARGET_BEGIN(EK_ARM_I8MM)
 
 #include "arm_dot.h"
+#include "blocks_arm.h"
 #include "floats.h"
-#include "int4_arm.h"
 #include "sparse_arm.h"
 
 namespace edgekit {
@@ -19,10 +19,10 @@ constexpr size_t kRows = 8;
 constexpr size_t kTokens = 8;  // 4 pairs of rows x 4 pairs of tokens: 16 of 32 registers are sums
 
 // Panels go by 8 codes of K: 8 bytes of each row, one row after the other.
-void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+void pack_rows(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t bytes, uint8_t* panel) {
   for (size_t r = 0; r < kRows; ++r) {
     const uint8_t* row = w + (r < rows ? r : rows - 1) * row_bytes;
-    for (size_t k = 0; k < blocks * block_bytes(format); k += 16) {
+    for (size_t k = 0; k < bytes; k += 16) {
       const uint8x16_t v = vld1q_u8(row + k);
       if (format == kInt8) {
         const uint8x16_t codes = signed_int8(v);
@@ -39,6 +39,10 @@ void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t
       }
     }
   }
+}
+
+void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
+  pack_rows(format, w, row_bytes, rows, blocks * block_bytes(format), panel);
 }
 
 // Sums of 8 rows, two in each of `sum`, and two tokens to [token][row]. Lanes of a sum: row 0 token 0, row 0 token 1,
@@ -106,11 +110,11 @@ void tile(Format, const uint8_t* panel, const int8_t* x, size_t stride, size_t t
 }
 
 // In every 16 bytes of a row four times 8 codes of each row: low ones, then high ones.
-void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
+void pack_int4(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* panel) {
   const bool whole = end - begin >= 16;
   for (size_t at = begin; at < end; at += 16, panel += 32 * kRows) {
     for (size_t r = 0; r < kRows; ++r) {
-      const uint8x16_t v = int4_load(rows[r] + at, whole);
+      const uint8x16_t v = load_codes(rows[r] + at, whole);
       const uint8x16_t low = vandq_u8(v, vdupq_n_u8(15)), high = vshrq_n_u8(v, 4);
       vst1_u8(panel + 8 * r, vget_low_u8(low));
       vst1_u8(panel + 8 * (kRows + r), vget_high_u8(low));
@@ -120,7 +124,8 @@ void int4_pack(const uint8_t* const* rows, size_t begin, size_t end, uint8_t* pa
   }
 }
 
-inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin, size_t end, int32x4_t (*sums)[2]) {
+inline void multiply_chunks(const uint8_t* panel, const int8_t* const* x, size_t chunks, const Places& places,
+                            int32x4_t (*sums)[2]) {
   constexpr size_t kPairs = kTokens / 2;
   int32x4_t sum[kPairs][4];
 #pragma GCC unroll 4
@@ -128,14 +133,14 @@ inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin
 #pragma GCC unroll 4
     for (auto& of_rows : of_pair) of_rows = vdupq_n_s32(0);
   }
-  for (size_t at = begin; at < end; at += 16) {
-#pragma GCC unroll 4
-    for (size_t part = 0; part < 4; ++part, panel += 8 * kRows) {
+  for (size_t c = 0; c < chunks; ++c) {
+#pragma GCC unroll 2
+    for (size_t part = 0; part < 2; ++part, panel += 8 * kRows) {
       int8x16_t q[kPairs];
 #pragma GCC unroll 4
       for (size_t p = 0; p < kPairs; ++p) {
-        const size_t offset = part / 2 * kInt4Half + part % 2 * 8;
-        q[p] = vcombine_s8(vld1_s8(int4_even(x[2 * p], at) + offset), vld1_s8(int4_even(x[2 * p + 1], at) + offset));
+        const size_t offset = places.at(c) + part * 8;
+        q[p] = vcombine_s8(vld1_s8(x[2 * p] + offset), vld1_s8(x[2 * p + 1] + offset));
       }
 #pragma GCC unroll 4
       for (size_t i = 0; i < 4; ++i) {
@@ -152,26 +157,27 @@ inline void int4_tile(const uint8_t* panel, const int8_t* const* x, size_t begin
 }  // namespace
 }  // namespace edgekit
 
-#include "int4_arm_tiles.h"
+#include "blocks_arm_tiles.h"
 
 namespace edgekit {
 namespace {
 
 // Tokens that fill no tile have nothing to gain: SMMLA would multiply half for nothing.
-void multiply_int4(const Int4Product& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
-  const size_t tiled = int4_tiled(p, first, rows, from, tokens, y), left = tokens - tiled;
-  if (left != 0) kNeonDotprodInt4.multiply(p, first, rows, from + tiled, left, y + tiled * kInt4Rows);
+void multiply_blocks(const BlockProduct& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
+  const size_t tiled = tiled_tokens(p, first, rows, from, tokens, y), left = tokens - tiled;
+  if (left != 0) kNeonDotprodBlocks.multiply(p, first, rows, from + tiled, left, y + tiled * kPartRows);
 }
 
-bool quantize_as_dotprod(const float* x, size_t count, size_t block, bool steps_each, int8_t* codes, float* steps,
-                         int32_t* corrections) {
-  return kNeonDotprodInt4.quantize(x, count, block, steps_each, codes, steps, corrections);
+bool quantize_as_dotprod(const float* x, size_t count, size_t block, bool steps_each, Format format, int32_t zero,
+                         int8_t* codes, float* steps, int32_t* corrections) {
+  return kNeonDotprodBlocks.quantize(x, count, block, steps_each, format, zero, codes, steps, corrections);
 }
 
 }  // namespace
 
-const Int4Kernels kOwnInt4 = {kInt4TileRows, quantize_as_dotprod, multiply_int4};
-const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4, 0, 0, quantize, gemv, pack, tile, finish, sparse, expand, &kOwnInt4, &kNeonAttention};
+const BlockKernels kI8mmBlocks = {kTileRows, quantize_as_dotprod, multiply_blocks};
+const Kernels kNeonI8mm = {"neon_i8mm", kRows, 4,      0,      0,      quantize,     gemv,
+                           pack,        tile,  finish, sparse, expand, &kI8mmBlocks, &kNeonAttention};
 
 }  // namespace edgekit
 

@@ -1,6 +1,6 @@
 // Portable C++: the definition that every other instruction set is compared with, and what runs where there is none.
+#include "block_quantize.h"
 #include "floats.h"
-#include "int4_quantize.h"
 #include "kernels.h"
 
 namespace edgekit {
@@ -96,24 +96,30 @@ bool sparse(Format format, SparseRow* row, const int8_t* x, size_t blocks, bool 
   return true;
 }
 
-// The sum over block b of a row of 4-bit weights.
-int32_t int4_sum(const uint8_t* row, const int8_t* x, size_t block, size_t b) {
+// The sum over block b of a row whose blocks have a scale each.
+int32_t scaled_sum(const BlockProduct& p, const uint8_t* row, const int8_t* x, size_t b) {
+  const uint8_t* w = row + code_bytes(p.format, b * p.block);
+  if (p.format == kTernary) return block_sum(kTernary, w, x + b * kBlock);
   constexpr size_t kHalf = kInt4Span / 2;
   int32_t sum = 0;
-  for (size_t i = b * block / 2; i < (b + 1) * block / 2; ++i) {
+  if (p.format == kInt8Blocks) {
+    for (size_t i = 0; i < p.block; ++i) sum += (w[i] - 128 + p.zero) * x[b * p.block + i];
+    return sum;
+  }
+  for (size_t i = b * p.block / 2; i < (b + 1) * p.block / 2; ++i) {
     const int8_t* even = x + (i & ~(kHalf - 1)) * 2 + (i & (kHalf - 1));
     sum += (row[i] & 15) * even[0] + (row[i] >> 4) * even[kHalf];
   }
   return sum;
 }
 
-void int4_multiply(const Int4Product& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
-  for (size_t t = from; t < from + tokens; ++t, y += kInt4Rows) {
+void multiply_blocks(const BlockProduct& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
+  for (size_t t = from; t < from + tokens; ++t, y += kPartRows) {
     for (size_t r = 0; r < rows; ++r) {
       const uint8_t* row = p.w + (first + r) * p.row_bytes;
       y[r] = 0;
       for (size_t b = 0; b < p.blocks; ++b) {
-        const int32_t sum = int4_sum(row, p.x + t * p.stride, p.block, b) + p.corrections[t * p.blocks + b];
+        const int32_t sum = scaled_sum(p, row, p.x + t * p.stride, b) + p.corrections[t * p.blocks + b];
         y[r] += static_cast<float>(sum) * (p.steps[t * p.blocks + b] * p.scales[(first + r) * p.blocks + b]);
       }
     }
@@ -122,8 +128,8 @@ void int4_multiply(const Int4Product& p, size_t first, size_t rows, size_t from,
 
 }  // namespace
 
-const Int4Kernels kScalarInt4 = {1, quantize_int4, int4_multiply};
-const Kernels kScalar = {"scalar", kRows, 4,      128,    128,    quantize,    gemv,
-                         pack,     tile,  finish, sparse, expand, &kScalarInt4, EK_ATTENTION(kScalarAttention)};
+const BlockKernels kScalarBlocks = {1, quantize_blocks, multiply_blocks};
+const Kernels kScalar = {"scalar", kRows, 4,      128,    128,    quantize,       gemv,
+                         pack,     tile,  finish, sparse, expand, &kScalarBlocks, EK_ATTENTION(kScalarAttention)};
 
 }  // namespace edgekit

@@ -8,7 +8,7 @@ namespace {
 
 constexpr size_t kTokens = 128;        // tokens for which a panel is unpacked once
 constexpr size_t kPanelBytes = 16384;  // of a panel: half of the smallest L1 cache in use
-constexpr size_t kSpan = 64;           // blocks that one gemv() call takes where each has a scale of its own
+constexpr size_t kSpan = 64;           // blocks that one gemv() call takes where each has a step of its own
 constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
 constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
 constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
@@ -20,52 +20,24 @@ void quantize_row(void* data, size_t t) {
   int8_t* codes = call.codes + t * call.stride;
   float* steps = call.steps + t * call.pieces;
   int32_t* corrections = call.corrections + t * call.pieces;
-  const bool int4 = call.format == kInt4;
-  const bool ok = int4 ? call.kernels.int4->quantize(call.row(t), a.k, a.block, a.steps_each, codes, steps, corrections)
-                       : call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary, codes,
-                                               steps, corrections);
+  const bool ok = a.scales_each ? call.kernels.blocks->quantize(call.row(t), a.k, a.block, a.steps_each, call.format,
+                                                                call.zero(), codes, steps, corrections)
+                                : call.kernels.quantize(call.row(t), a.k, a.steps_each, a.each, call.format == kTernary,
+                                                        codes, steps, corrections);
   if (!ok) __atomic_store_n(&call.finite, false, __ATOMIC_RELAXED);
-  if (!ok || int4) return;
+  if (!ok || a.scales_each) return;
   // What every sum over codes is too large by, as codes are stored without a sign.
   for (size_t p = 0; p < call.pieces; ++p) {
     corrections[p] = static_cast<int32_t>(static_cast<uint32_t>(call.zero()) * static_cast<uint32_t>(corrections[p]));
   }
 }
 
-typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
-
-// A square of 4 x 4 floats, rows `in_stride` apart, to its transpose.
-void transpose(const float* in, size_t in_stride, float* out, size_t out_stride) {
-  Four v[4];
-  for (size_t i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const Four*>(in + i * in_stride);
-  const Four a = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5), b = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
-  const Four c = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7), d = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
-  *reinterpret_cast<Four*>(out) = __builtin_shufflevector(a, b, 0, 1, 4, 5);
-  *reinterpret_cast<Four*>(out + out_stride) = __builtin_shufflevector(a, b, 2, 3, 6, 7);
-  *reinterpret_cast<Four*>(out + 2 * out_stride) = __builtin_shufflevector(c, d, 0, 1, 4, 5);
-  *reinterpret_cast<Four*>(out + 3 * out_stride) = __builtin_shufflevector(c, d, 2, 3, 6, 7);
-}
-
-// Scales of `rows` rows from `first`, blocks from `block`: one after the other for each block. In squares: one by one
-// this takes a quarter of a product with one token.
-void gather_scales(const Arguments& a, size_t first, size_t rows, size_t block, size_t blocks, size_t width,
-                   float* out) {
-  const float* in = a.scales + first * a.blocks + block;
-  const size_t whole_rows = rows & ~size_t{3}, whole_blocks = blocks & ~size_t{3};
-  for (size_t r = 0; r < whole_rows; r += 4) {
-    for (size_t b = 0; b < whole_blocks; b += 4) transpose(in + r * a.blocks + b, a.blocks, out + b * width + r, width);
-  }
-  for (size_t r = 0; r < rows; ++r) {
-    for (size_t b = r < whole_rows ? whole_blocks : 0; b < blocks; ++b) out[b * width + r] = in[r * a.blocks + b];
-  }
-}
-
-// The rest of the arithmetic for one token, the rows of a part, and pieces from `piece`.
+// The rest of the arithmetic for one token, the rows of a part from row `first` on, and pieces from `piece`.
 void finish(const Call& call, const int32_t* sums, size_t sum_stride, size_t t, size_t piece, size_t pieces,
-            const float* scales, size_t scale_stride, size_t rows, float* y) {
+            size_t first, size_t rows, float* y) {
   const size_t at = t * call.pieces + piece;
-  call.kernels.finish(sums, sum_stride, pieces, call.corrections + at, call.steps + at, scales, scale_stride,
-                      call.a.one_scale, rows, piece > 0, y);
+  call.kernels.finish(sums, sum_stride, pieces, call.corrections + at, call.steps + at,
+                      call.a.scales + (call.a.one_scale ? 0 : first), call.a.one_scale, rows, piece > 0, y);
 }
 
 // Rows of W straight from where they are, for a few tokens.
@@ -75,9 +47,6 @@ void gemv_part(void* data, size_t part) {
   const size_t first = part * kGemvRows, rows = smaller(kGemvRows, a.n - first);
   const size_t span = a.each ? kSpan : a.blocks;
   int32_t sums[kGemvTokens * kSpan * kGemvRows];
-  float gathered[kSpan * kGemvRows];
-  const float* scales = a.scales_each ? gathered : a.scales + (a.one_scale ? 0 : first);
-  const size_t scale_stride = a.scales_each ? kGemvRows : 0;
   for (size_t t = 0; t < a.m; t += kGemvTokens) {
     const size_t tokens = smaller(kGemvTokens, a.m - t);
     float local[kGemvTokens * kGemvRows];
@@ -85,10 +54,9 @@ void gemv_part(void* data, size_t part) {
       const size_t blocks = smaller(span, a.blocks - b), pieces = a.each ? blocks : 1;
       call.kernels.gemv(call.format, a.w + first * a.row_bytes + b * block_bytes(call.format), a.row_bytes, rows,
                         call.codes + t * call.stride + b * kBlock, call.stride, tokens, blocks, a.each, sums);
-      if (a.scales_each) gather_scales(a, first, rows, b, blocks, kGemvRows, gathered);
       for (size_t i = 0; i < tokens; ++i) {
-        finish(call, sums + i * pieces * kGemvRows, kGemvRows, t + i, a.each ? b : 0, pieces, scales, scale_stride,
-               rows, destination(a, t + i, first, local + i * kGemvRows));
+        finish(call, sums + i * pieces * kGemvRows, kGemvRows, t + i, a.each ? b : 0, pieces, first, rows,
+               destination(a, t + i, first, local + i * kGemvRows));
       }
     }
     for (size_t i = 0; i < tokens; ++i) {
@@ -145,8 +113,7 @@ void sparse_part(void* data, size_t part) {
         return not_intact(call);
       }
     }
-    finish(call, sums, kGemvRows, 0, a.each ? b : 0, a.each ? blocks : 1, a.scales + (a.one_scale ? 0 : first), 0, rows,
-           y);
+    finish(call, sums, kGemvRows, 0, a.each ? b : 0, a.each ? blocks : 1, first, rows, y);
   }
   for (size_t r = 0; r < rows; ++r) {
     if (!at[r].done()) return not_intact(call);
@@ -159,7 +126,6 @@ struct Panel {
   alignas(kAlignment) uint8_t bytes[kPanelBytes];
   alignas(kAlignment) int32_t sums[kTokens * kMostPanelRows];
   alignas(kAlignment) float local[kTokens * kMostPanelRows];
-  float gathered[kMostPanelRows];
 };
 
 // The part of a product that a panel and some tokens are: rows from `first`, tokens from `t`, blocks from `b`.
@@ -171,15 +137,13 @@ struct Piece {
 void multiply_panel(const Call& call, Panel& panel, const Piece& at) {
   const Arguments& a = call.a;
   const size_t width = call.kernels.panel_rows, step = a.each ? 1 : at.blocks;
-  const float* scales = a.scales_each ? panel.gathered : a.scales + (a.one_scale ? 0 : at.first);
   for (size_t p = 0; p < at.blocks; p += step) {
     const size_t block = at.b + p;
     call.kernels.tile(call.dense(), panel.bytes + p * kBlock * width, call.codes + at.t * call.stride + block * kBlock,
                       call.stride, at.tokens, step, !a.each && block > 0, panel.sums);
     if (!a.each && !at.last) continue;
-    if (a.scales_each) gather_scales(a, at.first, at.rows, block, 1, width, panel.gathered);
     for (size_t i = 0; i < at.tokens; ++i) {
-      finish(call, panel.sums + i * width, 0, at.t + i, a.each ? block : 0, 1, scales, 0, at.rows,
+      finish(call, panel.sums + i * width, 0, at.t + i, a.each ? block : 0, 1, at.first, at.rows,
              destination(a, at.t + i, at.first, panel.local + i * width));
     }
   }
@@ -286,7 +250,7 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
                                                    "export or copy it again")
                                            .text());
   }
-  if (call.format == kInt4) return api.parallel_for(context, int4_part, parts(a.n, kInt4Rows), batches(call), &call);
+  if (a.scales_each) return api.parallel_for(context, block_part, parts(a.n, kPartRows), batches(call), &call);
   const bool gemv = a.m <= (a.each ? smaller(kGemvTokens, call.kernels.gemv_most) : call.kernels.gemv_most);
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
   return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);

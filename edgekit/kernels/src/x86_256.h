@@ -87,28 +87,37 @@ inline void transpose(const uint8_t* const* rows, size_t offset, __m256i* words)
 
 inline void store(uint8_t* out, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), v); }
 
+// 32 bytes from `offset` on of eight rows, unpacked: the words of a row lie kRows words apart, in the order of their
+// activations; those of kInt4 with low codes and those with high ones in turn.
+__attribute__((noinline)) void pack_words(Format format, const uint8_t* const* at, size_t offset, uint8_t* panel) {
+  constexpr size_t kWords = 4 * kRows;
+  __m256i words[8];
+  transpose(at, offset, words);
+#pragma GCC unroll 8
+  for (size_t g = 0; g < 8; ++g) {
+    if (format == kTernary) {
+      const __m256i mask = _mm256_set1_epi8(3);
+      store(panel + g * kWords, _mm256_and_si256(words[g], mask));
+      store(panel + (8 + g) * kWords, _mm256_and_si256(_mm256_srli_epi16(words[g], 2), mask));
+      store(panel + (16 + g) * kWords, _mm256_and_si256(_mm256_srli_epi16(words[g], 4), mask));
+      store(panel + (24 + g) * kWords, _mm256_and_si256(_mm256_srli_epi16(words[g], 6), mask));
+    } else if (format == kInt4) {
+      const __m256i mask = _mm256_set1_epi8(15);
+      store(panel + 2 * g * kWords, _mm256_and_si256(words[g], mask));
+      store(panel + (2 * g + 1) * kWords, _mm256_and_si256(_mm256_srli_epi16(words[g], 4), mask));
+    } else {
+      store(panel + g * kWords, words[g]);
+    }
+  }
+}
+
 void pack(Format format, const uint8_t* w, size_t row_bytes, size_t rows, size_t blocks, uint8_t* panel) {
-  const __m256i mask = _mm256_set1_epi8(3);
+  const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
   for (size_t half = 0; half < kRows / 8; ++half) {
     const uint8_t* at[8];
-#pragma GCC unroll 8
     for (size_t i = 0; i < 8; ++i) at[i] = w + (half * 8 + i < rows ? half * 8 + i : rows - 1) * row_bytes;
-    const size_t parts = block_bytes(format) / kPlane;  // of 32 bytes
     for (size_t p = 0; p < blocks * parts; ++p) {
-      __m256i words[8];
-      transpose(at, p * kPlane, words);
-      uint8_t* out = panel + p * (kBlock / parts) * kRows + half * 32;
-#pragma GCC unroll 8
-      for (size_t g = 0; g < 8; ++g, out += 4 * kRows) {
-        if (format == kInt8) {
-          store(out, words[g]);
-          continue;
-        }
-        store(out, _mm256_and_si256(words[g], mask));
-        store(out + 32 * kRows, _mm256_and_si256(_mm256_srli_epi16(words[g], 2), mask));
-        store(out + 64 * kRows, _mm256_and_si256(_mm256_srli_epi16(words[g], 4), mask));
-        store(out + 96 * kRows, _mm256_and_si256(_mm256_srli_epi16(words[g], 6), mask));
-      }
+      pack_words(format, at, p * kPlane, panel + p * (kBlock / parts) * kRows + half * 32);
     }
   }
 }

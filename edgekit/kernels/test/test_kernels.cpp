@@ -181,16 +181,16 @@ void test_quantize(const Kernels& kernels, size_t count, float scale, int mode) 
 void test_finish(const Kernels& kernels, size_t rows, bool one_scale, bool add) {
   constexpr size_t kPieces = 3;
   std::vector<int32_t> sums(kPieces * kGemvRows), corrections(kPieces);
-  std::vector<float> scales(kPieces * kGemvRows), steps(kPieces), expected(rows), found(rows);
+  std::vector<float> scales(kGemvRows), steps(kPieces), expected(rows), found(rows);
   for (int32_t& sum : sums) sum = std::rand() - RAND_MAX / 2;
   for (int32_t& correction : corrections) correction = std::rand();
   for (float& scale : scales) scale = static_cast<float>(std::rand()) / 2147483648.0f;
   for (float& step : steps) step = static_cast<float>(std::rand()) / 2147483648.0f;
   for (size_t r = 0; r < rows; ++r) expected[r] = found[r] = static_cast<float>(std::rand()) / 1e5f;
-  kScalar.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), kGemvRows, one_scale,
-                 rows, add, expected.data());
-  kernels.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), kGemvRows, one_scale,
-                 rows, add, found.data());
+  kScalar.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), one_scale, rows, add,
+                 expected.data());
+  kernels.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), one_scale, rows, add,
+                 found.data());
   const bool same = std::memcmp(expected.data(), found.data(), rows * sizeof(float)) == 0;
   check(same, kernels.name, "finish", rows, one_scale, add);
 }
@@ -258,18 +258,25 @@ void test_sparse(const Kernels& kernels) {
   }
 }
 
-// 4-bit weights in rows of so many blocks; kind 0: random, 1: the largest codes, 2: and the largest activations.
-struct Int4Shape {
+// Weights in rows of so many blocks with a scale each; kind 0: random, 1: the largest codes, 2: and the largest
+// activations.
+struct BlockShape {
+  Format format;
   size_t block, blocks, rows, tokens;
   int kind;
 };
 
-void test_int4_multiply(const Kernels& kernels, const Int4Shape& s) {
+int32_t zero_of(const Kernels& kernels, Format format) {
+  return format == kTernary ? 1 : format == kInt4 ? 8 : kernels.int8_zero;
+}
+
+void test_block_multiply(const Kernels& kernels, const BlockShape& s) {
   const size_t first = s.blocks % 2 * 3, n = first + s.rows, from = s.rows % 3, all = from + s.tokens;
   const size_t stride = (s.blocks * s.block + kInt4Span - 1) / kInt4Span * kInt4Span;
-  Fenced w(n * s.blocks * s.block / 2), scales(n * s.blocks * 4), x(all * stride), steps(all * s.blocks * 4);
+  const size_t row_bytes = code_bytes(s.format, s.blocks * s.block);
+  Fenced w(n * row_bytes), scales(n * s.blocks * 4), x(all * stride), steps(all * s.blocks * 4);
   Fenced corrections(all * s.blocks * 4);
-  fill(w, kTernary, s.kind != 0);
+  fill(w, s.format == kInt8Blocks ? kInt8 : kTernary, s.kind != 0);
   fill_codes(x, s.kind != 0);
   if (s.kind == 2) std::memset(x.data(), s.rows % 2 ? 127 : -127, x.size());
   float* of_rows = reinterpret_cast<float*>(scales.data());
@@ -278,59 +285,58 @@ void test_int4_multiply(const Kernels& kernels, const Int4Shape& s) {
   for (size_t i = 0; i < n * s.blocks; ++i) of_rows[i] = static_cast<float>(std::rand()) / 1e9f - 1;
   for (size_t i = 0; i < all * s.blocks; ++i) of_tokens[i] = static_cast<float>(std::rand()) / 1e9f;
   for (size_t i = 0; i < all * s.blocks; ++i) less[i] = -8 * (std::rand() % 4000 - 2000);
-  const Int4Product product{
-      s.block, s.blocks,  w.data(), s.blocks * s.block / 2, of_rows, reinterpret_cast<int8_t*>(x.data()),
-      stride,  of_tokens, less};
-  alignas(64) static float expected[(kInt4Tokens + 1) * kInt4Rows], found[(kInt4Tokens + 1) * kInt4Rows];
+  // Corrections are of any value here; the scalar kernels can take a zero for whatever the others do.
+  const BlockProduct product{s.format, zero_of(kernels, s.format),          s.block, s.blocks,  w.data(), row_bytes,
+                             of_rows,  reinterpret_cast<int8_t*>(x.data()), stride,  of_tokens, less};
+  alignas(64) static float expected[(kPartTokens + 1) * kPartRows], found[(kPartTokens + 1) * kPartRows];
   for (float& value : found) value = 77;
-  kScalar.int4->multiply(product, first, s.rows, from, s.tokens, expected);
-  kernels.int4->multiply(product, first, s.rows, from, s.tokens, found);
+  kScalar.blocks->multiply(product, first, s.rows, from, s.tokens, expected);
+  kernels.blocks->multiply(product, first, s.rows, from, s.tokens, found);
   for (size_t t = 0; t < s.tokens; ++t) {
-    const bool same = std::memcmp(expected + t * kInt4Rows, found + t * kInt4Rows, s.rows * sizeof(float)) == 0;
-    check(same, kernels.name, "product of 4-bit weights", s.block, s.blocks, t);
+    const bool same = std::memcmp(expected + t * kPartRows, found + t * kPartRows, s.rows * sizeof(float)) == 0;
+    check(same, kernels.name, "product of blocks", static_cast<size_t>(s.format) * 1000 + s.block, s.blocks, t);
   }
   bool intact = true;
-  for (size_t i = 0; i < kInt4Rows; ++i) intact &= found[s.tokens * kInt4Rows + i] == 77;
-  check(intact, kernels.name, "memory behind a product of 4-bit weights", s.block, s.blocks, s.tokens);
+  for (size_t i = 0; i < kPartRows; ++i) intact &= found[s.tokens * kPartRows + i] == 77;
+  check(intact, kernels.name, "memory behind a product of blocks", s.block, s.blocks, s.tokens);
 }
 
-void test_int4_quantize(const Kernels& kernels, size_t block, size_t count, bool steps_each) {
+void test_block_quantize(const Kernels& kernels, Format format, size_t block, size_t count, bool steps_each) {
   const size_t blocks = (count + block - 1) / block, bytes = (blocks * block + kInt4Span - 1) / kInt4Span * kInt4Span;
+  const int32_t zero = zero_of(kernels, format);
   Fenced memory(count * sizeof(float));
   float* x = reinterpret_cast<float*>(memory.data());
   for (size_t i = 0; i < count; ++i) x[i] = static_cast<float>(std::rand()) / 1e9f - 1;
   Guarded<int8_t> codes(bytes), expected_codes(bytes);
   Guarded<float> steps(blocks), expected_steps(blocks);
   Guarded<int32_t> less(blocks), expected(blocks);
-  bool ok = kScalar.int4->quantize(x, count, block, steps_each, expected_codes.data(), expected_steps.data(),
-                                   expected.data());
-  ok &= kernels.int4->quantize(x, count, block, steps_each, codes.data(), steps.data(), less.data());
+  bool ok = kScalar.blocks->quantize(x, count, block, steps_each, format, zero, expected_codes.data(),
+                                     expected_steps.data(), expected.data());
+  ok &= kernels.blocks->quantize(x, count, block, steps_each, format, zero, codes.data(), steps.data(), less.data());
   ok &= codes.intact() && steps.intact() && less.intact();
   ok &= std::memcmp(codes.data(), expected_codes.data(), bytes) == 0;
   ok &= std::memcmp(steps.data(), expected_steps.data(), blocks * sizeof(float)) == 0;
   ok &= std::memcmp(less.data(), expected.data(), blocks * sizeof(int32_t)) == 0;
-  check(ok, kernels.name, "quantize for 4-bit weights", block, count, steps_each);
+  check(ok, kernels.name, "quantize for blocks", block, count, steps_each);
   const uint32_t nan = 0x7FC00000;
   std::memcpy(x + count - 1, &nan, sizeof nan);
-  ok = kernels.int4->quantize(x, count, block, steps_each, codes.data(), steps.data(), less.data());
-  check(!ok, kernels.name, "quantize of NaN for 4-bit weights", block, count, steps_each);
+  ok = kernels.blocks->quantize(x, count, block, steps_each, format, zero, codes.data(), steps.data(), less.data());
+  check(!ok, kernels.name, "quantize of NaN for blocks", block, count, steps_each);
 }
 
-void test_int4(const Kernels& kernels) {
-  for (size_t block : {16, 32, 64, 128, 256}) {
-    for (size_t count : {1, 15, 16, 100, 128, 130, 255, 700}) {
-      for (bool steps_each : {false, true}) test_int4_quantize(kernels, block, count, steps_each);
-    }
-    for (size_t blocks : {1, 2, 3, 5, 9, 37}) {
-      for (size_t rows = kernels.int4->rows; rows <= kInt4Rows; rows *= 2) {
-        for (size_t tokens : {1, 2, 3, 4, 5, 6, 9, 21}) {
-          const int kind = static_cast<int>((blocks + tokens) % 3);
-          if (blocks < 37 || tokens < 4) test_int4_multiply(kernels, {block, blocks, rows, tokens, kind});
-        }
+void test_blocks(const Kernels& kernels, Format format, size_t block) {
+  for (size_t count : {1, 15, 16, 100, 128, 130, 255, 700}) {
+    for (bool steps_each : {false, true}) test_block_quantize(kernels, format, block, count, steps_each);
+  }
+  for (size_t blocks : {1, 2, 3, 5, 9, 37}) {
+    for (size_t rows = kernels.blocks->rows; rows <= kPartRows; rows *= 2) {
+      for (size_t tokens : {1, 2, 3, 4, 5, 6, 9, 21}) {
+        const int kind = static_cast<int>((blocks + tokens) % 3);
+        if (blocks < 37 || tokens < 4) test_block_multiply(kernels, {format, block, blocks, rows, tokens, kind});
       }
     }
-    test_int4_multiply(kernels, {block, 3, kInt4Rows, kInt4Tokens, 0});
   }
+  test_block_multiply(kernels, {format, block, 3, kPartRows, kPartTokens, 0});
 }
 
 }  // namespace
@@ -343,7 +349,10 @@ void test_all(const Kernels& kernels) {
   const int before = checks, failed = failures;
   test_products(kernels);
   test_sparse(kernels);
-  test_int4(kernels);
+  test_blocks(kernels, kTernary, kBlock);
+  for (Format format : {kInt4, kInt8Blocks}) {
+    for (size_t block : {16, 32, 64, 128, 256}) test_blocks(kernels, format, block);
+  }
   test_attention(kernels);
   for (size_t count : {1, 5, 127, 128, 129, 300, 2560}) {
     for (float scale : {8.0f, 1e-42f, 0.0f, 1e38f}) {

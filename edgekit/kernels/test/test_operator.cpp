@@ -5,10 +5,10 @@
 #include <cmath>
 #include <cstdio>
 
+#include "block_tests.h"
 #include "fake_ort.h"
 #include "golden.h"
 #include "half.h"
-#include "int4_tests.h"
 #include "operator_call.h"
 #include "processor.h"
 #include "sparse_tests.h"

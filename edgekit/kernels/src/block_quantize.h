@@ -1,11 +1,11 @@
-// Rounding of activations for 4-bit weights, included after floats.h by files of instruction sets.
+// Rounding of activations for weights in blocks, included after floats.h by files of instruction sets.
 #pragma once
 #include "floats.h"
 
 namespace edgekit {
 namespace {
 
-// Activations of one block, in order, to their planes from element `first` of a row on.
+// Activations of one block, in order, to the planes of kInt4 from element `first` of a row on.
 inline void spread(const int8_t* ordered, size_t count, size_t first, int8_t* codes) {
   for (size_t i = 0; i < count; i += kInt4Span) {
     const size_t at = first + i, run = count - i < kInt4Span ? count - i : kInt4Span;
@@ -18,8 +18,8 @@ inline void spread(const int8_t* ordered, size_t count, size_t first, int8_t* co
   }
 }
 
-bool quantize_int4(const float* x, size_t count, size_t block, bool steps_each, int8_t* codes, float* steps,
-                   int32_t* corrections) {
+bool quantize_blocks(const float* x, size_t count, size_t block, bool steps_each, Format format, int32_t zero,
+                     int8_t* codes, float* steps, int32_t* corrections) {
   float inverse = 0, step = 0;
   for (size_t start = 0; start < count; start += block, ++steps, ++corrections) {
     const size_t left = count - start < block ? count - start : block;
@@ -28,7 +28,7 @@ bool quantize_int4(const float* x, size_t count, size_t block, bool steps_each, 
       if (bits >= kInfinity) return false;
       set_step(bits, &inverse, &step);
     }
-    int8_t ordered[kMostInt4Block];
+    int8_t ordered[kMostBlock];
     int32_t sum = 0;
     for (size_t i = 0; i < left; ++i) {
       const int32_t code = rounded(x[start + i], inverse);
@@ -36,9 +36,15 @@ bool quantize_int4(const float* x, size_t count, size_t block, bool steps_each, 
       ordered[i] = static_cast<int8_t>(code);
     }
     for (size_t i = left; i < block; ++i) ordered[i] = 0;
-    spread(ordered, block, start, codes);
+    if (format == kInt4) {
+      spread(ordered, block, start, codes);
+    } else if (format == kTernary) {
+      to_planes(ordered, codes + start);
+    } else {
+      __builtin_memcpy(codes + start, ordered, block);
+    }
     *steps = step;
-    *corrections = -8 * sum;
+    *corrections = -zero * sum;
   }
   return true;
 }
