@@ -163,7 +163,7 @@ PLANTED = [
     ("blocks_256.h", ": 4 * kChain", ": 8 * kChain"),
     ("blocks_256.h", "if (half) break;", ""),
     ("attention_tiles.h", "k[at + 4] + d", "k[at + 3] + d"),
-    ("attention_tiles.h", "(hi[r] < first ? hi[r] : first)", "(first)"),
+    ("attention_tiles.h", "             static_cast<size_t>(hi[r]));", "             static_cast<size_t>(last));"),
     ("attention_tiles.h", "sees ? fused(sum, o, old_sum * b) : old_sum", "fused(sum, o, old_sum * b)"),
 ]
 
