@@ -122,6 +122,10 @@ def _task_of(architecture: str, directory: Path) -> str:
             f"{directory}/config.json: {architecture} takes images or audio with text; edgekit compiles text decoders, "
             "encoders and vision models"
         )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():  # BertGenerationDecoder
+        return "text-generation"
     return next((task for suffix, task in _SUFFIX_TASKS if architecture.endswith(suffix)), "generic")
 
 

@@ -137,6 +137,8 @@ class _Reader:
             return self.text(None)
         if _is_decoder(source):
             ids = np.random.default_rng(0).integers(0, vocabulary_size(source.module) or 1, (1, TEXT_TOKENS))
+            padding = getattr(source.config, "pad_token_id", None)  # in no text: RoBERTa counts no position for it
+            ids[ids == padding] = 1 if padding == 0 else 0
             return Inputs(({"input_ids": ids},), "random", "random token ids")
         if picture is not None and picture.channels == 3 and picture.batch == 1:
             return self.pictures(picture, read.DATA / "photos", most)

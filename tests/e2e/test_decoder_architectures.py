@@ -89,6 +89,10 @@ NEW_MODELS = {
     "qwen3.5",
     "olmo-hybrid",
     "kimi-linear",
+    "gemma4-shared-caches",
+    "minicpm3",
+    "nanochat",
+    "indexed-attention",
 }
 """transformers 4.57 does not have them, or not these classes."""
 
@@ -205,6 +209,34 @@ def test_what_the_models_own_code_raises_is_said(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", on_values)
     with pytest.raises(UnsupportedError, match="LlamaForCausalLM: its code does not run with edgekit's operators"):
+        build(model)
+
+
+def _after_mlp(monkeypatch: pytest.MonkeyPatch, change: Any) -> nn.Module:
+    """A Llama that changes what its MLP gives in place."""
+    modeling_llama: Any = importlib.import_module("transformers.models.llama.modeling_llama")
+    forward = modeling_llama.LlamaMLP.forward
+
+    def changed(self: Any, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = forward(self, x)
+        change(out)
+        return out
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", changed)
+    return tiny("Llama", {})  # type: ignore[no-any-return]
+
+
+def test_a_part_that_is_changed_in_place_is_changed_in_the_graph(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = _after_mlp(monkeypatch, lambda out: out[..., 8:24].mul_(-3.0))
+    ids = np.arange(3, 19)[None]
+    close(Graph(model, tmp_path).run(ids, ones(1, 16))[0], reference(model, ids))
+
+
+def test_a_change_in_place_through_another_view_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _after_mlp(monkeypatch, lambda out: out[..., 3].mul_(-3.0))
+    with pytest.raises(UnsupportedError, match=r"aten.mul_.Tensor changes a tensor through aten.select.int"):
         build(model)
 
 

@@ -161,6 +161,28 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {"n_layer": 2, "n_head": 4}),
     "mpt": ("Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 64, "vocab_size": 97}),
     "openai-gpt": ("OpenAIGPT", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 97}),
+    "gemma3n": (  # shared caches, and changes of a part in place
+        "Gemma3nText",
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 97,
+            "laurel_rank": 4,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "intermediate_size": [96] * 4,
+            "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+        },
+    ),
+    "diffllama": ("DiffLlama", {}),  # two attentions a layer
+    "nanochat": ("NanoChat", {"head_dim": 16}),  # turned backwards
+    "ctrl": ("CTRL", {"n_embd": 64, "dff": 96, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 97}),
+    "hunyuan-moe": ("HunYuanMoEV1", {"head_dim": 16, "num_experts": 4, "moe_topk": 2}),
+    "megatron-bert": ("MegatronBert", {"is_decoder": True}),
+    "gpt-neox-japanese": ("GPTNeoXJapanese", {"intermediate_multiple_size": 2}),
+    "xglm": ("XGLM", {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4}),
     "roberta": ("Roberta", {"is_decoder": True}),  # positions from 1
     "bart": (  # positions from 2, and no argument for them
         "Bart",
@@ -254,10 +276,16 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """name -> transformers class prefix, configuration on top of COMMON."""
 
-ALONE = ("GPT2", "Mpt", "OpenAIGPT")
+ALONE = ("GPT2", "Mpt", "OpenAIGPT", "CTRL")
 """Their configurations have names of their own."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "indexed-attention": (
+        "DeepseekV32",
+        {**LATENT, "qk_rope_head_dim": 8, "v_head_dim": 12, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4},
+        "tokens that an indexer chooses",
+    ),
+    "big-bird": ("BigBird", {"is_decoder": True, "attention_type": "original_full"}, "attention interface"),
     "nemotron-h-moe": (
         "NemotronH",
         {"head_dim": 16, "layers_block_type": ["moe", "attention"], "n_routed_experts": 4, "moe_intermediate_size": 32},
@@ -281,11 +309,8 @@ def build(prefix: str, settings: dict[str, Any], seed: int = 0) -> Any:
     """A random causal language model in float32; norms and biases are random too, so that swallowing one shows."""
     transformers = importlib.import_module("transformers")
     config = getattr(transformers, f"{prefix}Config")(**(settings if prefix in ALONE else {**COMMON, **settings}))
-    kind = (
-        f"{prefix}LMHeadModel"
-        if prefix.endswith("GPT") or prefix == "GPT2"
-        else f"{prefix.removesuffix('Text')}ForCausalLM"
-    )
+    head = "LMHeadModel" if prefix in ("GPT2", "OpenAIGPT", "CTRL") else "ForCausalLM"
+    kind = prefix.removesuffix("Text") + head
     torch.manual_seed(seed)
     # Falcon's eager attention adds ALiBi twice.
     how = "sdpa" if prefix == "Falcon" else "eager"

@@ -97,6 +97,12 @@ def expand(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("Expand", value(emitter, args[0]), target))
 
 
+def repeat(emitter: Emitter, node: Node, args: Args) -> View:
+    times = tuple(args[1])
+    x = value(emitter, args[0].reshape((1,) * (len(times) - rank(args[0])) + args[0].shape))
+    return wrap(node, emitter.one("Tile", x, emitter.vector(times), dtype=x.dtype or ir.DataType.FLOAT))
+
+
 def slices(emitter: Emitter, node: Node, args: Args) -> View:
     axis = args[1] if len(args) > 1 else 0
     start = args[2] if len(args) > 2 and args[2] is not None else 0
@@ -108,6 +114,25 @@ def slices(emitter: Emitter, node: Node, args: Args) -> View:
     where = emitter.small([axis % rank(args[0])])
     x, every = value(emitter, args[0]), emitter.small([step])
     return wrap(node, emitter.one("Slice", x, *bounds, where, every, dtype=x.dtype or ir.DataType.FLOAT))
+
+
+def replace_part(emitter: Emitter, node: Node, whole: Any, part: View, axis: int, start: Any, end: Any) -> View:
+    """``whole`` with other numbers from ``start`` to ``end`` of an axis; ``node`` is what made it."""
+    x = value(emitter, whole)
+    size = node.meta["val"].shape[axis]
+    if not all(isinstance(n, int) and n >= 0 for n in (start, end, size)):
+        raise UnsupportedError(f"{emitter.scope}: changing a part of unknown size in place is not supported")
+    where, every = emitter.small([axis % rank(whole)]), emitter.small([1])
+    ends = [(0, start, 0), (end, INT64_MAX, 1)] if end < size else [(0, start, 0)]
+    parts = {1: value(emitter, part)}
+    for first, last, after in ends:
+        if first < last:
+            parts[2 * after] = emitter.one("Slice", x, emitter.small([first]), emitter.small([last]), where, every)
+    return wrap(node, emitter.one("Concat", *(parts[n] for n in sorted(parts)), axis=axis % rank(whole)))
+
+
+def copied(emitter: Emitter, node: Node, args: Args) -> Any:
+    return expand(emitter, node, [args[1]])
 
 
 def select(emitter: Emitter, node: Node, args: Args) -> View:
@@ -135,7 +160,8 @@ def split(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
 
 def cat(emitter: Emitter, node: Node, args: Args) -> View:
     axis = (args[1] if len(args) > 1 else 0) % node.meta["val"].dim()
-    return wrap(node, emitter.one("Concat", *[value(emitter, x) for x in args[0]], axis=axis))
+    parts = [value(emitter, x) for x in args[0] if not (isinstance(x, View) and x.shape[axis] == 0)]
+    return wrap(node, emitter.one("Concat", *parts, axis=axis))
 
 
 def pad(emitter: Emitter, node: Node, args: Args) -> View:
@@ -144,6 +170,23 @@ def pad(emitter: Emitter, node: Node, args: Args) -> View:
         raise UnsupportedError(f"{emitter.scope}: padding other than by zeros after the last axis is not supported")
     ends = emitter.small([0] * (2 * rank(args[0]) - 1) + [args[1][1]])
     return wrap(node, emitter.one("Pad", value(emitter, args[0]), ends))
+
+
+def stack(emitter: Emitter, node: Node, args: Args) -> View:
+    result = node.meta["val"]
+    axis = (args[1] if len(args) > 1 else 0) % result.dim()
+    where = emitter.small([axis])
+    parts = [emitter.one("Unsqueeze", value(emitter, x), where) for x in args[0]]
+    return wrap(node, emitter.one("Concat", *parts, axis=axis))
+
+
+def torch_rms_norm(emitter: Emitter, node: Node, args: Args) -> View:
+    x, sizes, weight, epsilon = (*args, None, None)[:4]
+    if len(sizes) != 1 or epsilon is None:
+        raise UnsupportedError(f"{emitter.scope}: rms_norm of several axes, or without eps, is not supported")
+    if weight is None:
+        weight = Constant(torch.ones(sizes), f"{emitter.scope}.ones")
+    return rmsnorm(emitter, node, [x, weight, epsilon])
 
 
 def layer_norm(emitter: Emitter, node: Node, args: Args) -> View:
@@ -257,6 +300,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.view.default": reshape,
     "aten.reshape.default": reshape,
     "aten._unsafe_view.default": reshape,
+    "aten.view_as.default": reshape,
     "aten.unsqueeze.default": reshape,
     "aten.squeeze.dim": reshape,
     "aten.flatten.using_ints": reshape,
@@ -266,12 +310,15 @@ HANDLERS: dict[str, Handler] = {
     "aten.permute.default": permute,
     "aten.contiguous.default": same,
     "aten.clone.default": same,
+    "aten.copy_.default": copied,
     "aten.alias.default": same,
     "aten.detach.default": same,
     "aten.detach_.default": same,
     "aten.lift_fresh_copy.default": same,
     "aten.dropout.default": same,
     "aten.expand.default": expand,
+    "aten.expand_as.default": expand,
+    "aten.repeat.default": repeat,
     "aten.slice.Tensor": slices,
     "aten.select.int": select,
     "aten.index.Tensor": index,
@@ -280,6 +327,8 @@ HANDLERS: dict[str, Handler] = {
     "aten.chunk.default": split,
     "aten.cat.default": cat,
     "aten.pad.default": pad,
+    "aten.stack.default": stack,
+    "aten.rms_norm.default": torch_rms_norm,
     "aten.layer_norm.default": layer_norm,
     "aten.new_zeros.default": filled(0.0),
     "aten.zeros_like.default": filled(0.0),
@@ -287,5 +336,11 @@ HANDLERS: dict[str, Handler] = {
     "aten.ones.default": filled(1.0),
 }
 """Torch operator -> what writes it."""
-READ_WEIGHTS = ("aten.linear.default", "aten.addmm.default", "aten.embedding.default", "aten.layer_norm.default")
+READ_WEIGHTS = (
+    "aten.linear.default",
+    "aten.addmm.default",
+    "aten.embedding.default",
+    "aten.layer_norm.default",
+    "aten.rms_norm.default",
+)
 """Whose handlers take constants as they are, to store them in a format; to all others they are values."""

@@ -24,7 +24,8 @@ HEAD = 8
 """ONNX Runtime's operator has heads of a multiple of it."""
 
 HARMLESS = {
-    "dropout", "use_cache", "output_attentions", "output_hidden_states", "position_ids", "cache_position", "is_causal"
+    "dropout", "use_cache", "output_attentions", "output_hidden_states", "position_ids", "cache_position", "is_causal",
+    "logits_to_keep",
 }  # fmt: skip
 """Attention arguments that do not change the numbers of an inference pass."""
 

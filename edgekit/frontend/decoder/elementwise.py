@@ -94,6 +94,17 @@ def mean(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("ReduceMean", value(emitter, args[0]), where, keepdims=keep))
 
 
+def deviation(emitter: Emitter, node: Node, args: Args) -> View:
+    """The standard deviation of all of a population, as ``unbiased=False`` asks for it."""
+    unbiased, keep = (*args[2:], True, False)[:2] if len(args) != 3 else (args[2], False)
+    if unbiased:
+        raise UnsupportedError(f"{emitter.scope}: the standard deviation of a sample (unbiased) is not supported")
+    x, where = value(emitter, args[0]), emitter.small(axes(args[1], rank(args[0])))
+    away = emitter.one("Sub", x, emitter.one("ReduceMean", x, where, keepdims=1))
+    squares = emitter.one("ReduceMean", emitter.one("Mul", away, away), where, keepdims=int(keep))
+    return wrap(node, emitter.one("Sqrt", squares))
+
+
 def softmax(emitter: Emitter, node: Node, args: Args) -> View:
     return wrap(node, emitter.one("Softmax", value(emitter, args[0]), axis=args[1]))
 
@@ -110,6 +121,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.sub.Tensor": binary("Sub"),
     "aten.rsub.Scalar": rsub,
     "aten.mul.Tensor": binary("Mul"),
+    "aten.multiply.Tensor": binary("Mul"),
     "aten.div.Tensor": binary("Div"),
     "aten.div_.Tensor": binary("Div"),
     "aten.mul_.Tensor": binary("Mul"),
@@ -134,7 +146,10 @@ HANDLERS: dict[str, Handler] = {
     "aten.ge.Scalar": compare("GreaterOrEqual"),
     "aten.lt.Scalar": compare("Less"),
     "aten.le.Scalar": compare("LessOrEqual"),
+    "aten.logical_and.default": lambda e, n, a: wrap(n, e.one("And", *map(value, (e, e), a), dtype=ir.DataType.BOOL)),
     "aten.where.self": where,
+    "aten.where.ScalarOther": where,
+    "aten.where.ScalarSelf": where,
     "aten.tanh.default": unary("Tanh"),
     "aten.sigmoid.default": unary("Sigmoid"),
     "aten.softplus.default": unary("Softplus"),
@@ -144,6 +159,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.sin.default": unary("Sin"),
     "aten.gelu.default": gelu,
     "aten.mean.dim": mean,
+    "aten.std.dim": deviation,
     "aten.softmax.int": softmax,
     "aten.clamp.default": clamp,
 }

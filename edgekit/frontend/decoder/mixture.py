@@ -5,6 +5,7 @@ transformers keeps all experts of a layer in two stacked weights behind one inte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import UnsupportedError
+
+MIXTURE = re.compile("(Experts(MLP|Gemm)?|M[Oo][Ee](Block)?)$")
+"""What classes of mixtures are called; experts that every token goes through are ordinary layers."""
 
 SWIGLU = (1.0, 0.0, 0.0)
 """alpha, beta and limit of the usual gate."""
@@ -26,8 +30,7 @@ def check_experts(model: nn.Module) -> None:
     """Refuses mixtures that do not stand behind transformers' interface, or compute something else. Raises UnsupportedError."""
     for name, module in model.named_modules():
         kind = type(module).__name__
-        mixture = any(word in kind for word in ("Experts", "SparseMoe", "MoE")) and "Router" not in kind
-        if mixture and not mixtures_of(module):
+        if MIXTURE.search(kind) and "Shared" not in kind and not mixtures_of(module):
             raise UnsupportedError(
                 f"{name or 'model'} ({kind}): a mixture-of-experts that does not use transformers' interface for experts has "
                 "no substitution; a newer transformers may use it"

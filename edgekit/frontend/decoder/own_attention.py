@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.attention import Context, attend
 
 
@@ -110,12 +111,55 @@ def openai_gpt(module: Any, context: Context) -> Callable[..., list[Tensor]]:
     return forward
 
 
+def gpt_neox_japanese(module: Any, context: Context) -> Callable[..., tuple[Tensor, None]]:
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return attend(context, module, q, k, v, 1 / float(module.norm_factor)).transpose(1, 2), None
+
+    return forward
+
+
+def bert(module: Any, context: Context) -> Callable[..., tuple[Tensor, None]]:
+    """BERT's as it was first written; its output projection is another module."""
+
+    def forward(hidden: Tensor, *args: Any, encoder_hidden_states: None = None, **kwargs: Any) -> tuple[Tensor, None]:
+        _no_encoder(module, encoder_hidden_states)
+        heads = (module.num_attention_heads, module.attention_head_size)
+        q, k, v = (x(hidden).unflatten(2, heads).transpose(1, 2) for x in (module.query, module.key, module.value))
+        return attend(context, module, q, k, v, 1 / math.sqrt(module.attention_head_size)).flatten(2), None
+
+    return forward
+
+
+def bart(module: Any, context: Context) -> Callable[..., tuple[Tensor, None]]:
+    """BART's as it was first written."""
+
+    def forward(hidden_states: Tensor, key_value_states: None = None, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        _no_encoder(module, key_value_states)
+        _no_encoder(module, kwargs.get("attn_prompt"))
+        heads, layers = (module.num_heads, module.head_dim), (module.q_proj, module.k_proj, module.v_proj)
+        q, k, v = (x(hidden_states).unflatten(2, heads).transpose(1, 2) for x in layers)
+        return module.out_proj(attend(context, module, q, k, v, module.scaling).flatten(2)), None
+
+    return forward
+
+
+def _no_encoder(module: nn.Module, states: Any) -> None:
+    if states is not None:
+        raise UnsupportedError(f"{type(module).__name__}: attention to other tokens than its own is not supported")
+
+
 OWN: dict[str, tuple[str, Callable[[Any, Context], Callable[..., Any]]]] = {
     "modeling_bloom.BloomAttention": ("forward", bloom),
     "modeling_falcon.FalconAttention": ("forward", falcon),
     "modeling_mpt.MptAttention": ("forward", mpt),
     "modeling_gpt_neo.GPTNeoSelfAttention": ("_attn", gpt_neo),
     "modeling_openai.Attention": ("_attn", openai_gpt),
+    "modeling_gpt_neox_japanese.GPTNeoXJapaneseAttention": ("_attn", gpt_neox_japanese),
+    "modeling_megatron_bert.MegatronBertSelfAttention": ("forward", bert),
+    "modeling_rembert.RemBertSelfAttention": ("forward", bert),
+    "modeling_mvp.MvpAttention": ("forward", bart),
+    "modeling_trocr.TrOCRAttention": ("forward", bart),
+    "modeling_xglm.XGLMAttention": ("forward", bart),
 }
 """File and class of an attention module -> the method that is replaced, and what makes its stand-in."""
 ALIBI = ("modeling_bloom.BloomAttention", "modeling_mpt.MptAttention")

@@ -22,10 +22,12 @@ class Layout:
     reading: str  # which columns of the tables are the angles'
     interleaved: bool  # pairs are neighbours, not halves
     heads: int  # which axis of [B, ., ., D] they are
+    backwards: bool  # by the angle less than nothing: the sines' signs are the other ones
 
 
 LAYOUTS = [
-    Layout(reading, interleaved, heads)
+    Layout(reading, interleaved, heads, backwards)
+    for backwards in (False, True)
     for reading, interleaved in (("half", False), ("half", True), ("even", True), ("whole", False), ("whole", True))
     for heads in (1, 2)
 ]
@@ -41,7 +43,7 @@ def _true_layout(
     """
     positions = torch.arange(tables[0].shape[-2]).expand(given[0].shape[0], -1)
     for layout in LAYOUTS:
-        c, s = (_read(table[0].float(), layout.reading) for table in tables)
+        c, s = _angles(tables, layout)
         if heads not in (None, layout.heads) or 2 * c.shape[1] > given[0].shape[-1]:
             continue
         if given[0].shape[3 - layout.heads] != positions.shape[1]:
@@ -63,6 +65,12 @@ def _read(table: Tensor, reading: str) -> Tensor:
     if reading == "whole":
         return table
     return table[:, 0::2] if reading == "even" else table[:, : table.shape[1] // 2]
+
+
+def _angles(tables: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
+    """cos and sin of each position's angles, float32 [S, R / 2], of a model's tables [B, S, .]."""
+    cos, sin = (_read(table[0].float(), layout.reading) for table in tables)
+    return cos, -sin if layout.backwards else sin
 
 
 def _cos_and_sin(tables: Tensor | tuple[Tensor, ...], cos_first: bool) -> tuple[Tensor, Tensor]:
@@ -101,10 +109,11 @@ class Rotary:
         """Writes the tables as buffers, so that the trace sees them; returns their names."""
         names = []
         for key, (layout, cos_first) in self.layouts.items():
-            for part, table in zip(("cos", "sin"), _cos_and_sin(self.full[key], cos_first), strict=True):
+            for part, rows in zip(
+                ("cos", "sin"), _angles(_cos_and_sin(self.full[key], cos_first), layout), strict=True
+            ):
                 names.append(f"edgekit_{part}_{key}")
-                rows = _read(table[0], layout.reading).float().contiguous()
-                self.module.register_buffer(names[-1], rows, persistent=False)
+                self.module.register_buffer(names[-1], rows.contiguous(), persistent=False)
         return names
 
 

@@ -33,6 +33,11 @@ def check_supported(model: nn.Module) -> None:
             f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot be "
             "replaced; architectures that do (Llama, Qwen, Gemma, Phi-3, Mistral, OLMo, GPT-2, ...) can be exported"
         )
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Indexer"):
+            raise UnsupportedError(
+                f"{name} ({type(module).__name__}): attention to the tokens that an indexer chooses has no substitution"
+            )
     config = getattr(model, "config", None)
     if getattr(config, "is_causal", True) is False:
         raise UnsupportedError(
@@ -101,7 +106,7 @@ def norm_weight(module: nn.Module) -> tuple[Tensor, float] | None:
     sample = torch.linspace(-2.0, 3.0, 2 * weight.numel()).reshape(1, 2, -1).to(weight.dtype)
     try:
         own = module(sample)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, AttributeError):  # it takes something else than one tensor
         return None
     for candidate in (weight.detach(), 1.0 + weight.detach()):
         if close(ops.rmsnorm(sample, candidate, eps), own):

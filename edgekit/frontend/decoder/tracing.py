@@ -148,6 +148,8 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     context.max_length = min(position_limit(model.config), max_positions or context.max_length)
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = (torch.arange(12).reshape(2, 6) * 7919 + 11) % vocabulary
+    # RoBERTa counts no position for a padding token, which is in no text.
+    ids[ids == getattr(model.config, "pad_token_id", None)] = vocabulary - 1
     with torch.no_grad():
         with streaming(model), _model_code(model, "on token ids"), watched(model) as places:
             original = model(input_ids=ids, use_cache=False).logits

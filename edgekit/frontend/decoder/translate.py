@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.export.graph_signature import InputKind
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder import aten, elementwise, experts, scan
-from edgekit.frontend.decoder.emit import Constant, Emitter, onnx_type, shape_of
+from edgekit.frontend.decoder.emit import INT64_MAX, Constant, Emitter, onnx_type, shape_of
 from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
@@ -43,8 +44,8 @@ def to_onnx(
     for node in program.graph.nodes:
         if node.op == "call_function" and node in needed:
             values[node] = _call(node, values, emitter, activation_block_sizes)
-            if _in_place(node):  # whoever reads the changed tensor later means the new one
-                values[node.args[0]] = values[node]
+            if _in_place(node):
+                _change(node, values, emitter)
     outputs = next(n for n in program.graph.nodes if n.op == "output").args[0]
     results = [values[o] for o in outputs]
     return _model(emitter, results, traced, max_length)
@@ -52,6 +53,11 @@ def to_onnx(
 
 def _needed(program: ExportedProgram) -> set[torch.fx.Node]:
     """The nodes that an output or a tap depends on; models also compute masks and positions that nobody reads here."""
+    changes: dict[torch.fx.Node, list[torch.fx.Node]] = {}  # of a tensor, made in it or in views of it
+    for node in program.graph.nodes:
+        if _in_place(node):
+            for changed in _seen_through(node.args[0]):
+                changes.setdefault(changed, []).append(node)
     pending = [n for n in program.graph.nodes if n.op == "output" or str(n.target) == "edgekit.tap.default"]
     needed: set[torch.fx.Node] = set()
     while pending:
@@ -59,8 +65,56 @@ def _needed(program: ExportedProgram) -> set[torch.fx.Node]:
         if node not in needed:
             needed.add(node)
             pending.extend(node.all_input_nodes)
-            pending.extend(user for user in node.users if _in_place(user) and user.args[0] is node)
+            pending.extend(changes.get(node, ()))
     return needed
+
+
+VIEWS = (
+    "slice", "select", "view", "reshape", "_unsafe_view", "transpose", "t", "permute", "unsqueeze", "squeeze", "expand",
+    "expand_as", "view_as", "flatten", "unflatten", "alias", "detach", "split", "split_with_sizes", "chunk", "unbind",
+)  # fmt: skip
+"""Operators whose result can be the same memory as their first argument."""
+
+
+def _seen_through(node: Any) -> list[torch.fx.Node]:
+    """A tensor and those that it is a view of, from the nearest to the farthest."""
+    chain = [node]
+    while chain[-1].op == "call_function":
+        base = chain[-1].args[0] if "getitem" in str(chain[-1].target) else chain[-1]  # one of several results
+        target = str(base.target)
+        if not (target.startswith("aten.") and target.split(".")[1] in VIEWS):
+            break
+        chain.append(base.args[0])
+    return chain
+
+
+def _read_in(tensor: torch.fx.Node, without: torch.fx.Node | None, nodes: set[torch.fx.Node]) -> bool:
+    """Whether one of ``nodes`` reads a tensor, itself or through a view of it other than ``without``."""
+    for user in tensor.users:
+        view = tensor in _seen_through(user)
+        if user is not without and (user in nodes or (view and _read_in(user, None, nodes))):
+            return True
+    return False
+
+
+def _change(node: torch.fx.Node, values: dict[torch.fx.Node, Any], emitter: Emitter) -> None:
+    """Whoever reads a tensor after an operator changed it means the new one; through a slice its part of the whole is new.
+
+    Raises UnsupportedError where another view is written, or would show the old numbers.
+    """
+    chain, places = _seen_through(node.args[0]), list(node.graph.nodes)
+    part, after = chain[0], set(places[places.index(node) + 1 :])
+    values[part] = values[node]
+    if not any(_read_in(whole, through, after) for through, whole in pairwise(chain)):
+        return
+    whole = chain[1]
+    stale = any(user is not part and user not in after and _read_in(user, None, after) for user in whole.users)
+    if len(chain) > 2 or str(part.target) != "aten.slice.Tensor" or stale:
+        raise UnsupportedError(f"{emitter.scope}: {node.target} changes a tensor through {part.target}")
+    base, new = values[whole], values[node]
+    given: list[Any] = list(part.args[1:])
+    axis, start, end = (*given, *(0, 0, INT64_MAX)[len(given) :])[:3]
+    values[whole] = aten.replace_part(emitter, whole, base, new, axis, start or 0, INT64_MAX if end is None else end)
 
 
 def _in_place(node: torch.fx.Node) -> bool:
@@ -165,7 +219,7 @@ def _argument(argument: Any, values: dict[torch.fx.Node, Any]) -> Any:
     return argument
 
 
-def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
+def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant | list[Constant]:
     """Computes what depends on weights alone now; a view of a weight costs nothing."""
 
     def plain(argument: Any) -> Any:
@@ -177,6 +231,8 @@ def _fold(node: torch.fx.Node, args: list[Any], emitter: Emitter) -> Constant:
     with torch.no_grad():
         tensor = node.target(*map(plain, args), **kwargs)  # type: ignore[operator]
     name = next(o.name for a in args for o in (a if isinstance(a, list) else [a]) if isinstance(o, Constant))
+    if isinstance(tensor, tuple | list):  # split
+        return [Constant(part, f"{name}.{node.name}.{place}") for place, part in enumerate(tensor)]
     return Constant(tensor, f"{name}.{node.name}")
 
 
