@@ -289,3 +289,11 @@ def test_golden_logits_in_pieces_are_those_of_the_whole(name: str) -> None:
     whole = reference(model, ids)[0]
     close(vector["logits"], whole[-len(vector["logits"]) :])
     np.testing.assert_allclose(vector["top_values"][:, 0], whole.max(-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["falcon"] if OLD else ["falcon", "mamba"])
+def test_weights_that_a_model_reads_past_its_layers_are_loaded(name: str, tmp_path: Path) -> None:
+    from edgekit.frontend import huggingface
+
+    tiny(*DECODERS[name]).save_pretrained(tmp_path)
+    build(huggingface.load(tmp_path).module)

@@ -22,7 +22,7 @@ from edgekit.frontend.decoder.own_attention import ALIBI, kind_of
 from edgekit.frontend.decoder.positions import Place, watched
 from edgekit.frontend.decoder.recurrence import cache
 from edgekit.frontend.decoder.substitute import attention_free, check_supported, substituted
-from edgekit.frontend.streamed import streaming
+from edgekit.frontend.streamed import materialize, stored_weights, streaming
 
 WITH_OPERATORS = "with edgekit's operators"
 PROOF_TOLERANCE = 2e-4
@@ -153,6 +153,8 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     with torch.no_grad():
         with streaming(model), _model_code(model, "on token ids"), watched(model) as places:
             original = model(input_ids=ids, use_cache=False).logits
+            if original.isnan().any() and stored_weights(model):  # Falcon and Mamba read a layer's weight themselves
+                original = materialize(model)(input_ids=ids, use_cache=False).logits
         check_positions(model, places)
         context.max_length = min([context.max_length, *(place.rows for place in places.values())])
         with substituted(model, context, places) as rotaries:
