@@ -1,19 +1,22 @@
 """Every causal language model of the installed transformers: does edgekit take it, and does the bundle compute the same?
 
-    .venv/bin/python -m benchmarks.architectures [--types llama qwen3 ...] [--quick] [--json build/architectures.json]
+    .venv/bin/python -m benchmarks.architectures [--types llama qwen3 ...] [--quick] [--csv FILE.csv]
+        [--json FILE.json]
 
 For each model type a tiny random model is made from its own default configuration, saved, exported as a user would
 (``edgekit.export``, recipe ``fp32``), and the bundle run in plain ONNX Runtime beside transformers: a prompt, several tokens on a
 filled cache, ten single steps, and two rows of which one is padded on the left. ``equal`` is said of what differs by at most
 2e-3 of the largest logit; ``wrong`` must never appear; ``refused`` has edgekit's reason, ``crash`` any other error, ``not built`` what
 transformers itself cannot make so small. Types run in processes of their own that
-stop after five minutes.
+stop after five minutes. ``--csv docs/measured/architectures.csv`` replaces the table of docs/architectures.md; it takes the rows
+of several runs (``--types``) when the file is there already.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
 import multiprocessing
 import os
@@ -29,6 +32,7 @@ LENGTH, PROMPT = 27, 12
 SECONDS = 300
 VOCABULARY = 97
 MOST = 20_000_000
+MOST_WORDS = 200  # characters of a reason in the table
 
 SMALL: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "n_tokens"), VOCABULARY),
@@ -289,19 +293,47 @@ def survey(types: list[str], quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def types() -> list[str]:
+    """The model types of all causal language models of the installed transformers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def read(file: Path) -> dict[str, dict[str, str]]:
+    """The rows of a table by model type."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        return {row["type"]: row for row in csv.DictReader(lines)}
+
+
+def write(rows: list[dict[str, Any]], file: Path) -> None:
+    """Replaces these rows of a table, or makes it."""
+    table: dict[str, dict[str, Any]] = dict(read(file)) if file.is_file() else {}
+    for row in rows:
+        why = " ".join(str(row.get("why", "")).split())[:MOST_WORDS]
+        difference = f"{row['difference']:.1e}" if "difference" in row else ""
+        table[row["type"]] = {"type": row["type"], "outcome": row["outcome"], "difference": difference, "why": why}
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, ["type", "outcome", "difference", "why"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table[name] for name in sorted(table))
+
+
 def main() -> None:
+    """Tries, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="model types of config.json; all unless given")
     parser.add_argument("--quick", action="store_true", help="the graph alone, without golden vectors: half the time")
     parser.add_argument("--json", type=Path, help="the rows, as one JSON document")
+    parser.add_argument("--csv", type=Path, help="the rows as a table; rows of other types that are in it stay")
     options = parser.parse_args()
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    rows = survey(options.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.quick)
+    rows = survey(options.types or types(), options.quick)
     print(dict(Counter(row["outcome"] for row in rows)))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.csv:
+        write(rows, options.csv)
 
 
 if __name__ == "__main__":
