@@ -64,18 +64,41 @@ def _lock(handle: int, tries: int) -> None:
             time.sleep(0.005)
 
 
-def is_claimed(path: Path, process: int) -> bool:
-    """Whether somebody holds ``path``; where nothing can be locked, whether there is a ``process`` of that number."""
+@contextlib.contextmanager
+def unclaimed(path: Path, process: int) -> Iterator[bool]:
+    """Whether nobody holds ``path``; nobody can begin to within the block. Where nothing can be locked, whether there is no
+    ``process`` of that number."""
     try:
         claim = Claim(path, tries=1)
     except BlockingIOError:
-        return True
+        yield False
+        return
     except OSError:
-        return False  # it is gone
-    if claim._handle is None:
-        return bool(psutil.pid_exists(process))
-    claim.close()
-    return False
+        yield True  # it is gone
+        return
+    with contextlib.closing(claim):
+        yield claim._handle is not None or not psutil.pid_exists(process)
+
+
+def is_claimed(path: Path, process: int) -> bool:
+    """Whether somebody holds ``path``; where nothing can be locked, whether there is a ``process`` of that number."""
+    with unclaimed(path, process) as is_free:
+        return not is_free
+
+
+def own_directory(path: Path, tries: int = 100) -> Claim:
+    """Makes ``path``, named by :func:`in_the_making`, and holds it.
+
+    Who tidies up may take it for a leftover before it is held: then it is made again.
+    """
+    for left in reversed(range(tries)):
+        path.mkdir(exist_ok=True)
+        try:
+            return Claim(path)
+        except (BlockingIOError, FileNotFoundError):
+            if not left:
+                raise
+    raise AssertionError
 
 
 def in_the_making(target: Path, kind: str = "partial") -> Path:
@@ -84,12 +107,17 @@ def in_the_making(target: Path, kind: str = "partial") -> Path:
 
 
 def leftovers(target: Path) -> Iterator[tuple[Path, str]]:
-    """What :func:`in_the_making` named, with its kind, and nobody claims any more: its process was killed."""
+    """What :func:`in_the_making` named, with its kind, and nobody claims any more: its process was killed.
+
+    Each is held while the caller has it, so that what a process is just making is not removed under its hands.
+    """
     pattern = re.compile(re.escape(f".{target.name}.") + r"(partial|old)-((\d+)-\d+)")
     for path in sorted(target.parent.iterdir()):
-        leftover = pattern.fullmatch(path.name)
-        if leftover and not is_claimed(path.with_name(f".{target.name}.partial-{leftover[2]}"), int(leftover[3])):
-            yield path, leftover[1]
+        if leftover := pattern.fullmatch(path.name):
+            made = path.with_name(f".{target.name}.partial-{leftover[2]}")
+            with unclaimed(made, int(leftover[3])) as is_free:
+                if is_free:
+                    yield path, leftover[1]
 
 
 @contextlib.contextmanager

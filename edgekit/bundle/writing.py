@@ -18,7 +18,7 @@ from edgekit.errors import CheckFailed, UsageError
 from edgekit.spec.names import MANIFEST
 from edgekit.spec.records import FileInfo
 from edgekit.strict import parse_json
-from edgekit.unfinished import Claim, ended_like_ctrl_c, in_the_making, leftovers
+from edgekit.unfinished import ended_like_ctrl_c, in_the_making, leftovers, own_directory
 
 
 class BundleWriter:
@@ -41,8 +41,7 @@ class BundleWriter:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._tidy()
             self._check_target()
-            self.directory.mkdir()
-            self._cleanup.callback(Claim(self.directory).close)
+            self._cleanup.callback(own_directory(self.directory).close)
         self._cleanup.enter_context(ended_like_ctrl_c())
         return self
 

@@ -95,7 +95,7 @@ def mpt(module: Any, context: Context) -> Callable[..., tuple[Tensor, None]]:
 
 
 def gpt_neo(module: Any, context: Context) -> Callable[..., tuple[Tensor, None]]:
-    window = int(module.config.window_size) if module.attention_type == "local" else -1
+    window = int(module.config.window_size) if module.config.attention_layers[module.layer_id] == "local" else -1
 
     def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
         return attend(context, module, q, k, v, 1.0, window=window).transpose(1, 2), None

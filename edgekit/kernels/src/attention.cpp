@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t kAligned = 64;
 constexpr size_t kMostShares = 16;      // parts for threads, as in product.cpp
-constexpr size_t kShares = 8;          // of tiles, for all heads: a cache is read again for each of a head's
+constexpr size_t kShares = 8;           // of tiles, for all heads: a cache is read again for each of a head's
 constexpr size_t kShareFloats = 16384;  // multiplications' operands in a part at least
 
 // One call of the operator: what its parts share.

@@ -10,10 +10,10 @@
 
 namespace edgekit {
 
-constexpr size_t kPositions = 64;         // of a block
-constexpr size_t kMostHead = 512;         // floats of a head at most
-constexpr size_t kHeadStep = 8;           // what they are a multiple of
-constexpr size_t kFewRows = 4;            // rows at most that one few() takes
+constexpr size_t kPositions = 64;          // of a block
+constexpr size_t kMostHead = 512;          // floats of a head at most
+constexpr size_t kHeadStep = 8;            // what they are a multiple of
+constexpr size_t kFewRows = 4;             // rows at most that one few() takes
 constexpr size_t kMostAttentionRows = 32;  // AttentionKernels::width at most
 
 // Keys and values of a block: `count` positions that are there, rows of `dim` floats.
@@ -32,9 +32,9 @@ struct AttentionPart {
 struct AttentionTile {
   const float* q;  // [dim, width], a column each row
   size_t rows;
-  float *most, *sum;    // [width]
-  float* const* y;      // [rows]
-  float* weights;       // [kPositions, width], written and read; aligned to 64 bytes
+  float *most, *sum;       // [width]
+  float* const* y;         // [rows]
+  float* weights;          // [kPositions, width], written and read; aligned to 64 bytes
   const int32_t *lo, *hi;  // [width], 0 and 0 behind the rows
 };
 

@@ -129,8 +129,8 @@ OrtStatus* check_positions(const Api& api, const Tensor* inputs, AttentionArgume
   Message message;
   begin(message);
   if (most < least || most >= kMostSlots) {
-    return invalid(api, message << "total_sequence_length is " << most << ", " << least
-                                << " (the new tokens) to 2^30 expected");
+    return invalid(
+        api, message << "total_sequence_length is " << most << ", " << least << " (the new tokens) to 2^30 expected");
   }
   for (size_t b = 0; b < out->batch; ++b) {
     const int64_t end = out->ends[b];

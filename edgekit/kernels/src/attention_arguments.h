@@ -6,7 +6,17 @@
 namespace edgekit {
 
 enum AttentionInput : int {
-  kQuery, kKey, kValue, kPastKey, kPastValue, kEnds, kTotal, kCos, kSin, kSink, kAttentionInputs
+  kQuery,
+  kKey,
+  kValue,
+  kPastKey,
+  kPastValue,
+  kEnds,
+  kTotal,
+  kCos,
+  kSin,
+  kSink,
+  kAttentionInputs
 };
 
 struct AttentionAttributes {
@@ -16,16 +26,16 @@ struct AttentionAttributes {
 
 struct AttentionArguments {
   size_t batch, tokens, heads, groups, dim;
-  size_t half;                // pairs of a head that turn
-  size_t past_slots, slots;   // of the caches
-  const float *q, *k, *v;     // of the first token
+  size_t half;                 // pairs of a head that turn
+  size_t past_slots, slots;    // of the caches
+  const float *q, *k, *v;      // of the first token
   size_t q_stride, kv_stride;  // floats from one token to the next
   const float *past_k, *past_v;
   float *present_k, *present_v;
-  const int32_t* ends;       // [batch], the slot of each row's last token
-  const float *cos, *sin;    // [positions, half]
-  const float* sink;         // [heads], or null
-  float* y;                  // [batch, tokens, heads, dim]
+  const int32_t* ends;     // [batch], the slot of each row's last token
+  const float *cos, *sin;  // [positions, half]
+  const float* sink;       // [heads], or null
+  float* y;                // [batch, tokens, heads, dim]
 
   size_t start(size_t row) const { return static_cast<size_t>(ends[row]) + 1 - tokens; }
 };

@@ -65,10 +65,10 @@ int EK_CALL any_version(const OrtCustomOp*) { return 0x7FFFFFFF; }
 
 }  // namespace
 
-const OrtCustomOp kCachedAttention = {
-    kApiVersion, nullptr,    name,        provider, input_type, input_count, output_type, output_count, nullptr,
-    destroy,     input_kind, output_kind, on_cpu,   one,        one,         one,         one,          create,
-    compute,     nullptr,    one,         any_version, nullptr, nullptr,     nullptr,     nullptr};
+const OrtCustomOp kCachedAttention = {kApiVersion,  nullptr, name,    provider,   input_type,  input_count, output_type,
+                                      output_count, nullptr, destroy, input_kind, output_kind, on_cpu,      one,
+                                      one,          one,     one,     create,     compute,     nullptr,     one,
+                                      any_version,  nullptr, nullptr, nullptr,    nullptr};
 
 }  // namespace edgekit
 #endif

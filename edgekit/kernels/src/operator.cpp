@@ -1,8 +1,9 @@
 // The custom operators as ONNX Runtime sees them, and what the library exports for C.
+#include "operator.h"
+
 #include "arguments.h"
 #include "export.h"
 #include "message.h"
-#include "operator.h"
 #include "processor.h"
 #include "product.h"
 

@@ -16,7 +16,7 @@ struct AttentionCall {
   size_t dim, blocks, rows, last;  // `last` positions in the last block
   int seeing;                      // 0: all; 1: up to a row's own; 2: and a window
   float softcap, sink;
-  bool quiet;                      // a score like the others, or far apart
+  bool quiet;  // a score like the others, or far apart
 };
 
 struct Span {
@@ -104,8 +104,7 @@ void attend_by_tile(const AttentionKernels& kernels, const AttentionCall& call, 
 }
 
 void test_attention_call(const Kernels& all, const AttentionCall& call) {
-  const AttentionKernels& kernels =
-      call.dim % all.attention->head_step ? *all.attention->narrow : *all.attention;
+  const AttentionKernels& kernels = call.dim % all.attention->head_step ? *all.attention->narrow : *all.attention;
   const size_t positions = (call.blocks - 1) * kPositions + call.last;
   Span k(positions * call.dim), v(positions * call.dim), q(call.rows * call.dim);
   k.fill(call.quiet ? 0.2f : 4), v.fill(1), q.fill(call.quiet ? 0.2f : 4);

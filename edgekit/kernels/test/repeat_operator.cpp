@@ -56,8 +56,8 @@ int main(int count, char** arguments) {
   if (std::getenv("EDGEKIT_ISA") != nullptr || getauxval(16) == 0) return 2;
   for (const Weights& format : kFormats) {
     if (std::strcmp(format.name, arguments[1]) != 0) continue;
-    const std::string message = run(product(format, std::atoi(arguments[3])), arguments[2], nullptr, nullptr,
-                                    std::atoi(arguments[4]));
+    const std::string message =
+        run(product(format, std::atoi(arguments[3])), arguments[2], nullptr, nullptr, std::atoi(arguments[4]));
     if (message.empty() && failures == 0) return 0;
     return std::printf("%s\n", message.c_str()), 1;
   }
