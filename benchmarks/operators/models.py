@@ -112,7 +112,7 @@ def _ours(op: str, weight: PackedTensor, block: int) -> Product:
 def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
     data = np.full((n, -(-k // 128) * 128), 128, np.uint8)
     data[:, :k] = random.integers(1, 256, (n, k), dtype=np.uint8)
-    return PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), np.full(n, 0.01, np.float32))
+    return PackedTensor("int8-channel", (n, k), 128, data.reshape(n, -1, 128), np.full(n, 0.01, np.float32))
 
 
 def _random_packed(random: np.random.Generator, name: str, n: int, k: int, block: int) -> PackedTensor:
