@@ -91,14 +91,11 @@ def own_directory(path: Path, tries: int = 100) -> Claim:
 
     Who tidies up may take it for a leftover before it is held: then it is made again.
     """
-    for left in reversed(range(tries)):
+    for _ in range(tries):
         path.mkdir(exist_ok=True)
-        try:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             return Claim(path)
-        except (BlockingIOError, FileNotFoundError):
-            if not left:
-                raise
-    raise AssertionError
+    raise BlockingIOError(f"{path}: somebody else holds it, or removes it again and again")
 
 
 def in_the_making(target: Path, kind: str = "partial") -> Path:

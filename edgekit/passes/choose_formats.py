@@ -58,11 +58,11 @@ class ChooseFormats(ir.passes.InPlacePass):
     def _decide(self, sharing: Sequence[ir.Node], used: set[Rule], vocabulary: bool) -> None:
         """All nodes that read one weight get one format: the linear layer's, if there is one."""
         leader = next((n for n in sharing if n.op_type == "Linear"), sharing[0])
-        applies = partial(_applies, leader, vocabulary)
+        embedding = any(n.op_type == "Embedding" for n in sharing)
+        applies = partial(_applies, leader, vocabulary, embedding)
         rules = {id(node): self.recipe.rule_for(plan_of(node).layer, applies) for node in sharing}
         used.update(rule for rule in rules.values() if rule is not None)
         rule = rules[id(leader)]
-        embedding = any(n.op_type == "Embedding" for n in sharing)
         if rule is not None and FORMATS[rule.format].layout == "sparse":
             format_name, block, reason = self._sparse(rule, leader, embedding)
         else:
@@ -145,7 +145,7 @@ class ChooseFormats(ir.passes.InPlacePass):
             raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
 
 
-def _applies(node: ir.Node, vocabulary: bool, rule: Rule) -> bool:
+def _applies(node: ir.Node, vocabulary: bool, embedding: bool, rule: Rule) -> bool:
     """Whether a rule for some layers only is for this one; weights are looked at only where a recipe asks."""
     if rule.only == "vocabulary":
         return vocabulary
@@ -155,7 +155,8 @@ def _applies(node: ir.Node, vocabulary: bool, rule: Rule) -> bool:
     values = weight_of(weight.const_value)
     if rule.only == "ternary":
         return detect_ternary(values) is not None
-    return keeps(rule.format, rule.block_size, values)
+    name, block, _ = _resolve(rule, weight_shape(node)[1], embedding)  # what it would be stored as
+    return keeps(name, block, values)
 
 
 def _resolve(rule: Rule | None, columns: int, embedding: bool) -> tuple[str, int, str]:

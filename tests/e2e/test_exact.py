@@ -40,6 +40,8 @@ def _rows(path: Path, bits: int) -> Iterator[np.ndarray]:
     """Values float32 [N, K] of every table of codes, as docs/operators.md and ONNX Runtime's documents define them."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    for cast in (node for node in graph.node if node.op_type == "Cast" and node.input[0] in tensors):
+        tensors[cast.output[0]] = tensors[cast.input[0]].astype(np.float32)  # scales in float16
     for node in graph.node:
         if node.op_type in ("Int4MatMul", "MatMulNBits", "GatherBlockQuantized"):
             at = 0 if node.op_type == "GatherBlockQuantized" else 1
@@ -54,9 +56,7 @@ def _rows(path: Path, bits: int) -> Iterator[np.ndarray]:
 def test_what_no_rule_keeps_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tiny-F32.gguf"
     tiny_gguf.write(file, gguf.GGMLQuantizationType.F32)
-    words = (
-        r"no layer holds values that int4 in blocks of 32, int8 in blocks of 32 keep bit for bit \(a GGUF file of Q4_0"
-    )
+    words = r"no layer holds values that int4-fp16 in blocks of 32, int4 in blocks of 32, int8 in blocks of 32 keep bit for bit \(a GGUF file of Q4_0"
     with pytest.raises(RecipeError, match=words):
         export(file, "exact", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -81,11 +81,11 @@ def test_the_rest_goes_to_the_next_rule(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "two.pt2")
     bundle = export(tmp_path / "two.pt2", "exact", tmp_path / "out")
     assert {layer.name: (layer.format, layer.block_size) for layer in bundle.manifest.layers} == {
-        "on": ("int4", 32), "off": ("int8", 64),
+        "on": ("int4-fp16", 32), "off": ("int8", 64),
     }  # fmt: skip
 
 
 def test_shipped_rules_are_tried_from_the_smallest() -> None:
-    first, second, last = Recipe.load("exact").rules
-    assert (first, second) == (Rule("*", "int4", 32, "exact"), Rule("*", "int8", 32, "exact"))
+    *exact, last = Recipe.load("exact").rules
+    assert exact == [Rule("*", name, 32, "exact") for name in ("int4-fp16", "int4", "int8")]
     assert last.only == ""

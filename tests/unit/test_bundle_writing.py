@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from edgekit import unfinished
 from edgekit.bundle import Bundle, BundleWriter, Manifest, write_graph
 from edgekit.errors import BundleError, CheckFailed, RecipeError, UsageError
 from edgekit.recipe import Recipe
-from edgekit.unfinished import Claim
+from edgekit.unfinished import Claim, leftovers, own_directory
 from tests.support.tiny_bundle import Weights, decoder_graph, manifest, recipe
 
 DEAD = 2**22 + 7  # above every pid
@@ -291,3 +292,33 @@ def test_a_draft_can_be_opened_before_it_is_committed(tmp_path: Path) -> None:
         begun = time.time()
         writer.commit(small())
     assert (tmp_path / "b" / "manifest.json").stat().st_mtime >= begun - 1
+
+
+def test_who_tidies_up_holds_what_he_removes(tmp_path: Path) -> None:
+    """Else a directory that another process has just made, and is about to hold, would go under its hands."""
+    dead = tmp_path / ".out.partial-1-2"
+    dead.mkdir()
+    for path, kind in leftovers(tmp_path / "out"):
+        assert (path, kind) == (dead, "partial")
+        with pytest.raises(BlockingIOError):
+            Claim(dead, tries=1)
+    Claim(dead).close()
+
+
+def test_a_directory_taken_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, removed = tmp_path / ".out.partial-1-2", False
+
+    class Late(Claim):
+        def __init__(self, path: Path) -> None:
+            nonlocal removed
+            if not removed:
+                path.rmdir()
+            removed = True
+            super().__init__(path)
+
+    monkeypatch.setattr(unfinished, "Claim", Late)
+    own = own_directory(made)
+    assert removed and made.is_dir()
+    with pytest.raises(BlockingIOError):
+        Claim(made, tries=1)
+    own.close()
