@@ -2,68 +2,63 @@
 
     nice -n 10 .venv/bin/python -m benchmarks.accuracy [--models smollm2 minilm] [--tokens 61440] [--quick] [--json build/accuracy.json]
 
-Calibration is on windows drawn at random from Shakespeare's plays without Hamlet (``sh tools/fetch_shakespeare.sh``). SmolLM2-135M-Instruct
-(its weights are a dequantized Q4_1 file, so plain 4 bits look better than they are) is scored on four texts of different kinds, equal numbers of
-tokens of each, of which calibration sees none: an encyclopaedia, Python's documentation, Python code, Hamlet. ``perplexity``, its ratio to float's
-with the standard error ``se`` of the ratio's logarithm (paired, over windows), and ``kl``, mean Kullback-Leibler divergence from the float model in
-nats. MiniLM: mean cosine of sentence embeddings to those of the float model, ``se`` over sentences. Weights are rounded, activations are not. Bytes are those of the bundle's weights, scales, padding and low-rank branches included: embeddings and head at
-8 bits in every row but fp32. ``bits_per_weight`` is for the linear layers of the blocks alone.
+SmolLM2-135M-Instruct is scored on four texts of different kinds, equal numbers of tokens of each, on which nothing was chosen or calibrated: an
+encyclopaedia, numpy's documentation, C++ headers, Hamlet. ``perplexity``, its ratio to float's with the standard error ``se`` of the ratio's
+logarithm (paired, over windows), both text by text too, and ``kl``, mean Kullback-Leibler divergence from the float model in nats. Its weights are a
+dequantized Q4_1 file, so plain 4 bits look better than they are: ``--dithered`` adds uniform noise of half a step. Texts take turns, and the rows are
+written as they grow: a run that is stopped has all rows, of fewer tokens. Calibration is on windows drawn at random, half of them from the shipped
+calibration text, a quarter from Python's documentation and library, a quarter from Shakespeare's plays without Hamlet
+(``sh tools/fetch_shakespeare.sh``). MiniLM: mean cosine of sentence embeddings to those of the float model, ``se`` over sentences, and
+``neighbours``, the share of an encyclopaedia's sentences that keep their nearest one.
 
-Each way of rounding stands alone, with a plain decomposition and with EoRA beside it at two ranks (int8), and rows of plain
-int4 with smaller blocks show what the same bytes buy without any of it. Nothing here is drawn at random: ``seeds`` is 1.
+Weights and activations are rounded as a bundle rounds them, embeddings and head to 8 bits in every row but fp32. ``bytes`` are those of the bundle's
+weights, scales, padding and low-rank branches included; ``bits_per_weight`` is for the linear layers of the blocks alone. ``peer`` rows are what
+llama.cpp's quantize makes of the same weights, where llama-cpp-python is installed.
+
+Each way of rounding stands alone, with a plain decomposition and with EoRA beside it at two ranks (int8). What is drawn is drawn with one seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import inspect
 import json
-import math
-import pydoc_data.topics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
+from benchmarks.compress import llama_peer as llama
 from benchmarks.compress.accuracy_plot import draw
-from benchmarks.compress.backslash_models import PLAYS
+from benchmarks.compress.accuracy_scores import BATCH, ENCYCLOPAEDIA, HAMLET, Subject, encoder, language
 from edgekit.benchmark.machine import describe
-from edgekit.frontend.loading import load_module
-from edgekit.frontend.samples import DATA
-from edgekit.frontend.streamed import materialize
 from edgekit.lowbit.formats import CODECS
-from edgekit.methods.calibrate import Batch, groups_of
+from edgekit.lowbit.formats.integers import quantize_int4
+from edgekit.methods.calibrate import Batch, groups_of, mean_squares
 from edgekit.methods.eora import Compensation
-from edgekit.methods.example_files import sentences
 from edgekit.methods.examples import (
     EMBEDDINGS,
-    LANGUAGE,
-    REFERENCE,
     Examples,
-    Objective,
-    embeddings,
-    outputs,
     with_reference,
 )
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method, compress_layers
-from edgekit.methods.sensitivity import CANDIDATES, choose, scan
+from edgekit.methods.sensitivity import CANDIDATES, Option, choose, scan
 from edgekit.methods.ternarize import Ternary
-from tools.demo_models import minilm, smollm2
+from edgekit.spec.formats import FORMATS, SEARCHED
 
-LENGTH, BATCH = 256, 8
 RANKS = (16, 64)
-PROSE, HAMLET, ENCYCLOPAEDIA = DATA / "prose.txt", PLAYS / "hamlet_gut.txt", PLAYS.parent / "encyclopaedia.txt"
+SIDE_BY_SIDE = 12
+"""Models in memory at once."""
+SEARCH_WINDOWS, HEAD_BLOCK = 16, 64
+"""As the recipe int4 has them."""
+RECIPES = {"fp32": ("fp32", 0), "int8": ("int8", 64), "int4": ("int4", 64), "int4-fp16": ("int4-fp16", 32)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,8 @@ class Row:
     """One method on one model. ``perplexity`` for decoders, ``accuracy`` (mean cosine) for encoders.
 
     ``kl`` (nats) is to the float model, ``se`` that of log(perplexity / float's), or of ``accuracy``; both over ``tokens``.
-    ``peer`` is the tool that rounded, where it was not edgekit.
+    ``ratios`` are those of the texts one by one, ``errors`` the standard errors of their logarithms. ``peer`` is the tool
+    that rounded, where it was not edgekit.
 
     ``output_error`` is the mean over groups of layers of the share of output energy that is lost, ``below_svd`` the share of
     groups in which the low-rank branch leaves at most what a plain decomposition of its rank does.
@@ -92,62 +88,10 @@ class Row:
     se: float
     tokens: int
     peer: str = ""
+    ratios: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    neighbours: float | None = None
     seeds: int = 1
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a row says of a model's answers."""
-
-    perplexity: float | None
-    accuracy: float | None
-    kl: float | None
-    se: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, what it is calibrated with, and how it is judged."""
-
-    name: str
-    module: nn.Module
-    calibration: Examples
-    evaluation: Examples
-    objective: Objective
-
-    def batches(self, count: int) -> list[Batch]:
-        some = Examples(self.calibration.select(slice(0, count)))
-        return [self.objective.inputs(batch) for batch in some.batches(BATCH)]
-
-    def score(self, module: nn.Module) -> Score:
-        return self._predictions(module) if self.objective is LANGUAGE else self._cosines(module)
-
-    @torch.no_grad()
-    def _predictions(self, module: nn.Module) -> Score:
-        """Both models on the same windows, one after the other: logits over a large vocabulary are kept for one only."""
-        losses, excess, divergence = [], [], 0.0
-        for batch in self.evaluation.batches(1):
-            ids = batch["input_ids"]
-            whole, part = (log_softmax(outputs(m, batch)[0, :-1].float(), -1) for m in (self.module, module))
-            ours, theirs = (-float(p.gather(1, ids[0, 1:, None]).mean()) for p in (part, whole))
-            losses.append(ours)
-            excess.append(ours - theirs)
-            divergence += float((whole.exp() * (whole - part)).sum(-1).mean())
-        count = len(self.evaluation)
-        return Score(math.exp(mean(losses)), None, divergence / count, error_of_mean(excess), count * (LENGTH - 1))
-
-    @torch.no_grad()
-    def _cosines(self, module: nn.Module) -> Score:
-        found: list[float] = []
-        for batch in self.evaluation.batches(BATCH):
-            found += torch.cosine_similarity(embeddings(module, batch), batch[REFERENCE], dim=1).tolist()
-        return Score(None, mean(found), None, error_of_mean(found), int(self.evaluation.arrays["attention_mask"].sum()))
-
-
-def error_of_mean(values: Sequence[float]) -> float:
-    """The standard error of a mean, as far as the values are independent of each other; 0 for a single one."""
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def main() -> None:
@@ -159,6 +103,12 @@ def main() -> None:
         "--quick", action="store_true", help="MiniLM's first two layers, few sentences: a test of the script"
     )
     parser.add_argument("--tokens", type=int, default=61440, help="that SmolLM2 is scored on, a quarter of each text")
+    parser.add_argument(
+        "--dithered", action="store_true", help="SmolLM2's weights with noise, off the lattice of its file"
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="products of operands rounded to bfloat16, the float model's too"
+    )
     parser.add_argument("--only", nargs="+", help="only methods with these names")
     parser.add_argument("--json", type=Path, default=Path("build/accuracy.json"))
     options = parser.parse_args()
@@ -166,17 +116,21 @@ def main() -> None:
         if not needed.is_file():
             raise SystemExit(f"{needed}: not there; run sh tools/fetch_shakespeare.sh")
     torch.set_num_threads(1)
+    if options.bfloat16:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     rows: list[Row] = []
     for name in ["minilm"] if options.quick else options.models:
         subject = (
-            language(options.examples, options.tokens)
+            language(options.examples, options.tokens, options.dithered)
             if name == "smollm2"
             else encoder(options.examples, options.quick)
         )
-        for row in measured(subject, options.examples, options.quick, options.only):
-            rows.append(row)
-            print(line(row), flush=True)
+        done = list(rows)
+        for more in measured(subject, options.examples, options.quick, options.only):
+            rows = done + more
             write(rows, options.json)
+        for row in rows[len(done) :]:
+            print(line(row))
     draw([asdict(row) for row in rows], options.json.with_suffix(".png"))
 
 
@@ -187,64 +141,6 @@ def write(rows: Sequence[Row], path: Path) -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def language(examples: int, tokens_in_all: int) -> Subject:
-    """SmolLM2, ``examples`` windows to calibrate with and four texts to be scored on."""
-    directory = smollm2()
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-
-    def windows(texts: Sequence[str], most: int) -> Tensor:
-        """At most so many windows, drawn at random with a fixed seed: int64 [n, 256]."""
-        ids = torch.cat(
-            [torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids, dtype=torch.int64) for text in texts]
-        )
-        whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-        return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:most]]
-
-    plays = [play.read_text("utf-8", "replace") for play in sorted(PLAYS.glob("*_gut.txt")) if play != HAMLET]
-    # The rest of a play is left out, or tokenizing would take longer than calibrating.
-    calibration = windows([play[20_000 : 20_000 + 64 * examples] for play in plays], examples)
-    scored = torch.cat([windows([text], -(-tokens_in_all // (LENGTH * 4))) for text in evaluation_texts()])
-    return Subject(
-        "SmolLM2-135M (from Q4_1)",
-        loaded(directory),
-        Examples({"input_ids": calibration}),
-        Examples({"input_ids": scored}),
-        LANGUAGE,
-    )
-
-
-def evaluation_texts() -> tuple[str, ...]:
-    """An encyclopaedia of 1911, Python's documentation, Python code (its standard library), a play."""
-    topics = pydoc_data.topics.topics
-    code = [inspect.getsource(module) for module in (argparse, inspect, json.decoder, dataclasses)]
-    article, play = (path.read_text("utf-8", "replace") for path in (ENCYCLOPAEDIA, HAMLET))
-    return article, "\n".join(topics[name] for name in sorted(topics)), "\n".join(code), play
-
-
-def encoder(examples: int, quick: bool) -> Subject:
-    """MiniLM with its pooling."""
-    directory = minilm()
-    found = load_module(str(directory))
-    module: Any = materialize(found.module).float()
-    if quick:
-        del module.model.encoder.layer[2:]
-    tokenizer = Tokenizer.from_file(str(next(a for a in found.assets if a.name == "tokenizer.json")))
-    names = ["input_ids", "attention_mask"]
-    count = 64 if quick else 4 * examples
-    plays = sentences(sorted(PLAYS.glob("*.txt"))[:1], tokenizer, 32 if quick else 128, names)
-    plays = Examples(plays.select(slice(100, 100 + count)))  # after the licence
-    prose = sentences([PROSE], tokenizer, 32 if quick else 128, names)
-    if quick:
-        prose = Examples(prose.select(slice(0, 16)))
-    return Subject("MiniLM-L6-v2", module, plays, with_reference(module, prose, BATCH), EMBEDDINGS)
-
-
-def loaded(directory: Path) -> nn.Module:
-    module = load_module(str(directory)).module
-    assert module is not None
-    return materialize(module).float()
-
-
 def methods(quick: bool) -> Iterator[tuple[str, Method]]:
     """Every way of rounding, then each with both kinds of low-rank branch."""
     plain = {
@@ -253,8 +149,8 @@ def methods(quick: bool) -> Iterator[tuple[str, Method]]:
         "int4 g16": Method("int4", Gptq(4, 16)),
         "int3 g64": Method("int4", Gptq(3, 64)),
         "GPTQ int4 g64": Method("gptq", Gptq(4, 64)),
-        "GPTQ int4 g128": Method("gptq", Gptq(4, 128)),
-        "GPTQ int4 g32 act-order": Method("gptq", Gptq(4, 32, act_order=True)),
+        "GPTQ int4 g32": Method("gptq", Gptq(4, 32)),
+        "GPTQ int4 g16": Method("gptq", Gptq(4, 16)),
         "GPTQ int3 g64": Method("gptq", Gptq(3, 64)),
         "GPTQ int3 per channel": Method("gptq", Gptq(3, 0)),
         "one plane": Method("ternarize", ternary=Ternary(planes=1)),
@@ -262,41 +158,51 @@ def methods(quick: bool) -> Iterator[tuple[str, Method]]:
         "two planes": Method("ternarize", ternary=Ternary(planes=2)),
         "2:4": Method("2:4"),
     }
-    few = ("int4 g64", "GPTQ int3 g64", "one plane", "two planes") if quick else tuple(plain)
+    few = ("int4 g32", "GPTQ int3 g64", "one plane", "two planes") if quick else tuple(plain)
     for name in few:
         yield name, plain[name]
-    for name in (
-        ("GPTQ int3 g64",)
-        if quick
-        else ("int4 g64", "GPTQ int4 g64", "GPTQ int3 g64", "one plane", "two planes", "2:4")
-    ):
+    compensated = ("int4 g32", "GPTQ int4 g32", "GPTQ int3 g64", "one plane", "two planes", "2:4")
+    for name in ("GPTQ int3 g64",) if quick else compensated:
         for rank in RANKS[:1] if quick else RANKS:
             for kind in ("svd", "eora"):
                 compensation = Compensation(plain[name].of, rank=rank, method=kind)
-                yield name, replace(plain[name], compensation=compensation)
+                yield f"{name} + {kind} r{rank}", replace(plain[name], compensation=compensation)
 
 
-def measured(subject: Subject, examples: int, quick: bool, only: Sequence[str] | None) -> Iterator[Row]:
-    """fp32 and int8, the methods, and formats chosen layer by layer."""
+def measured(subject: Subject, examples: int, quick: bool, only: Sequence[str] | None) -> Iterator[list[Row]]:
+    """Every row, scored a few side by side; all that there are so far, the last ones of only some of the text."""
+    done: list[Row] = []
+    prepared = models(subject, examples, quick, only)
+    while some := list(islice(prepared, SIDE_BY_SIDE)):
+        rows: list[Row] = []
+        for scores in subject.scores([module for _, module in some]):
+            rows = [replace(row, **asdict(score)) for (row, _), score in zip(some, scores, strict=True)]
+            yield done + rows
+        done += rows
+
+
+def models(subject: Subject, examples: int, quick: bool, only: Sequence[str] | None) -> Iterator[tuple[Row, nn.Module]]:
+    """fp32 and the recipes' formats, the methods, formats chosen layer by layer, peers; without their scores."""
     batches = subject.batches(4 * examples if subject.objective is EMBEDDINGS else examples)
     groups = groups_of(subject.module, batches[0])
     inside = [layer for group in groups for layer in group.values()]
     others = other_bytes(subject.module, inside)
-    for name, bits in (("fp32", 32), ("int8 g64", 8)):
+    for name, option in RECIPES.items():
         if only is None or name in only:
-            yield formats(
-                subject, name, groups, others if bits < 32 else other_bytes(subject.module, inside, wide=True)
-            )
+            rest = others if option[0] != "fp32" else other_bytes(subject.module, inside, wide=True)
+            yield plain_row(subject, name, {"+".join(group): option for group in groups}, rest, searched=True)
     for name, method in methods(quick):
         if only is None or name in only:
             yield method_row(subject, name, method, batches, inside, others)
     if only is None or "sensitivity" in only:
         yield from chosen(subject, groups, others, quick)
+    if subject.source is not None:
+        yield from peers(subject, subject.source, batches, groups, only)
 
 
 def method_row(
     subject: Subject, name: str, method: Method, batches: Sequence[Batch], inside: Sequence[nn.Linear], others: int
-) -> Row:
+) -> tuple[Row, nn.Module]:
     module, began = copy.deepcopy(subject.module), time.perf_counter()
     found = compress_layers(module, batches, method, Calibration())
     seconds = time.perf_counter() - began
@@ -305,39 +211,69 @@ def method_row(
     compared = compensation is not None and compensation.method == "eora"
     better = [row["compensated"] <= row["svd"] for row in found] if compared else []
     left = [row["error"] if row["compensated"] is None else row["compensated"] for row in found]
-    score = subject.score(module)
+    option = method.option(module)
+    assert option is not None
+    blocks = {layer: option for row in found for layer in layers_named(row["layer"])}
+    as_bundled(module, blocks)
     return Row(
         subject.name, name, compensation.method if compensation else "none", compensation.rank if compensation else 0,
-        8 * size / sum(layer.weight.numel() for layer in inside), size + others, score.perplexity, score.accuracy,
-        sum(left) / len(left), sum(better) / len(better) if better else None, seconds, score.kl, score.se, score.tokens,
-    )  # fmt: skip
+        8 * size / sum(layer.weight.numel() for layer in inside), size + others, None, None,
+        sum(left) / len(left), sum(better) / len(better) if better else None, seconds, None, 0.0, 0,
+    ), module  # fmt: skip
 
 
-def formats(subject: Subject, name: str, groups: Sequence[dict[str, nn.Linear]], others: int) -> Row:
-    """All linear layers of the blocks in a plain format."""
-    kind, block = ("fp32", 0) if name == "fp32" else ("int8", 64)
-    option = {"+".join(group): (kind, block) for group in groups}
-    return plain_row(subject, name, option, others)
+def layers_named(group: str) -> list[str]:
+    """a.q_proj+k_proj -> a.q_proj, a.k_proj."""
+    first, *others = group.split("+")
+    return [first, *(f"{first.rpartition('.')[0]}.{name}" for name in others)]
 
 
-def plain_row(subject: Subject, name: str, options: dict[str, tuple[str, int]], others: int) -> Row:
+def plain_row(
+    subject: Subject, name: str, options: dict[str, Option], others: int, searched: bool
+) -> tuple[Row, nn.Module]:
+    """Formats as a recipe has them; ``searched``: int4 with scales of as many windows as the recipe ``int4`` takes."""
     module, began = copy.deepcopy(subject.module), time.perf_counter()
+    blocks = {layer: option for group, option in options.items() for layer in group.split("+")}
+    moments: dict[str, Tensor] = {}
+    if searched and any(kind in SEARCHED for kind, _ in blocks.values()):
+        moments = mean_squares(module, blocks, subject.batches(SEARCH_WINDOWS))
     size = count = 0
-    for group, (kind, block) in options.items():
-        for layer in group.split("+"):
-            weight: Any = module.get_submodule(layer).weight
-            packed = CODECS[kind].quantize(weight.detach().numpy(), block)
-            weight.data = torch.from_numpy(CODECS[kind].dequantize(packed).copy())
-            size, count = size + packed.nbytes, count + weight.numel()
-    seconds = time.perf_counter() - began
-    score = subject.score(module)
+    for layer, (kind, block) in blocks.items():
+        weight: Any = module.get_submodule(layer).weight
+        array = weight.detach().numpy()
+        if layer in moments:
+            packed = quantize_int4(array, block, moments[layer].float().numpy(), kind)
+        else:
+            packed = CODECS[kind].quantize(array, block)
+        weight.data = torch.from_numpy(CODECS[kind].dequantize(packed).copy())
+        size, count = size + packed.nbytes, count + weight.numel()
+    if any(kind != "fp32" for kind, _ in blocks.values()):
+        as_bundled(module, blocks)
     return Row(
-        subject.name, name, "none", 0, 8 * size / count, size + others, score.perplexity, score.accuracy, None, None, seconds,
-        score.kl, score.se, score.tokens,
-    )  # fmt: skip
+        subject.name, name, "none", 0, 8 * size / count, size + others, None, None, None, None,
+        time.perf_counter() - began, None, 0.0, 0,
+    ), module  # fmt: skip
 
 
-def chosen(subject: Subject, groups: Sequence[dict[str, nn.Linear]], others: int, quick: bool) -> Iterator[Row]:
+def as_bundled(module: nn.Module, blocks: Mapping[str, Option]) -> None:
+    """Rounds what the layers ``blocks`` read as their formats do, tables and other linear layers as int8 in blocks of 64."""
+    known = {id(module.get_submodule(layer).weight) for layer in blocks}
+    for parameter in module.parameters():
+        if parameter.ndim == 2 and id(parameter) not in known and parameter.shape[1] >= HEAD_BLOCK:
+            packed = CODECS["int8"].quantize(parameter.detach().numpy(), HEAD_BLOCK)
+            parameter.data = torch.from_numpy(CODECS["int8"].dequantize(packed).copy())
+    linears = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    sizes = {}
+    for name in linears:
+        if name.rpartition(".")[2] not in ("second", "lora_A", "lora_B"):
+            kind, block = blocks.get(name, ("int8", HEAD_BLOCK))
+            sizes[name] = FORMATS[kind].activation_block_size(block or FORMATS[kind].block_size, -1)
+    llama.round_inputs(module, sizes)
+
+
+def chosen(
+    subject: Subject, groups: Sequence[dict[str, nn.Linear]], others: int, quick: bool
+) -> Iterator[tuple[Row, nn.Module]]:
     """Formats within the bytes of int4 with blocks of 64, and of 5 bits a weight, by a scan on calibration text."""
     part = Examples(subject.calibration.select(slice(0, 8)))
     part = with_reference(subject.module, part) if subject.objective is EMBEDDINGS else part
@@ -346,7 +282,29 @@ def chosen(subject: Subject, groups: Sequence[dict[str, nn.Linear]], others: int
     count = sum(layer.weight.numel() for group in groups for layer in group.values())
     for bits in (5.0,) if quick else (4.5, 5.0):
         limit = max(round(bits * count / 8), sum(min(cost.bytes for cost in row.values()) for row in table.values()))
-        yield plain_row(subject, f"sensitivity, {bits} bits", choose(table, limit), others)
+        yield plain_row(subject, f"sensitivity, {bits} bits", choose(table, limit), others, searched=False)
+
+
+def peers(
+    subject: Subject,
+    source: Path,
+    batches: Sequence[Batch],
+    groups: Sequence[dict[str, nn.Linear]],
+    only: Sequence[str] | None,
+) -> Iterator[tuple[Row, nn.Module]]:
+    """llama.cpp's formats of the same weights, where llama-cpp-python is installed: as they are, and with an importance
+    matrix of all the text that GPTQ is calibrated with."""
+    for name in llama.TYPES:
+        for method in (name, f"{name} imatrix"):
+            if method in only if only is not None else name != "Q8_0" or method == name:  # Q8_0 takes none
+                began = time.perf_counter()
+                layers = [layer for group in groups for layer in group]
+                moments = mean_squares(subject.module, layers, batches) if method != name else {}
+                module, bits, size = llama.quantized(source, name, moments)
+                yield Row(
+                    subject.name, method, "none", 0, bits, size, None, None, None, None, time.perf_counter() - began,
+                    None, 0.0, 0, peer="llama.cpp",
+                ), module  # fmt: skip
 
 
 def other_bytes(module: nn.Module, inside: Sequence[nn.Linear], wide: bool = False) -> int:
@@ -360,10 +318,11 @@ def line(row: Row) -> str:
     """For people."""
     score = f"perplexity {row.perplexity:8.3f}" if row.perplexity is not None else f"cosine {row.accuracy:.4f}"
     score += f" (error {row.se:.4f})" + ("" if row.kl is None else f"  KL {row.kl:.4f}")
+    score += "".join(f" x{ratio:.3f} ({error:.3f})" for ratio, error in zip(row.ratios, row.errors, strict=True))
+    score += "" if row.neighbours is None else f"  neighbours {row.neighbours:.3f}"
     error = "" if row.output_error is None else f"  output error {row.output_error:.4f}"
-    side = f" + {row.compensation} r{row.rank}" if row.rank else ""
     return (
-        f"{row.model:24}  {row.method + side:34}  {row.bits_per_weight:6.2f} bits  {row.bytes / 1e6:7.2f} MB  {score}"
+        f"{row.model:24}  {row.method:34}  {row.bits_per_weight:6.2f} bits  {row.bytes / 1e6:7.2f} MB  {score}"
         f"{error}  {row.seconds:5.0f} s"
     )
 

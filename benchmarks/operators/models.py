@@ -24,10 +24,11 @@ from edgekit.spec.formats import FORMATS
 from edgekit.spec.names import EDGEKIT, INT4_MATMUL, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
 
 NAMES = (
-    "ternary", "ternary-g128", "int8", "int4", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-4-64", "MatMulNBits-8",
-    "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8", "MatMul-fp32",
+    "ternary", "ternary-g128", "int8", "int4", "int4-32", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-4-64",
+    "MatMulNBits-8", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8", "MatMul-fp32",
 )  # fmt: skip
-"""Every implementation; the first four are ours. int4 and MatMulNBits-4-64 have blocks of 64, the others of 128."""
+"""Every implementation; the first five are ours. int4 and MatMulNBits-4-64 have blocks of 64, int4-32 of 32 (with float32
+scales: a session widens those of int4-fp16 when it begins), the others of 128."""
 PAGE = 4096
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 
@@ -58,8 +59,9 @@ def product(name: str, n: int, k: int) -> Product:
         return _nbits(4, _random_packed(random, "int4", n, k, 128))
     if name == "MatMulNBits-4-64":
         return _nbits(4, _random_packed(random, "int4", n, k, 64))
-    if name == "int4":
-        return _ours(INT4_MATMUL, _random_packed(random, "int4", n, k, 64), 64)
+    if name in ("int4", "int4-32"):
+        block = 32 if name == "int4-32" else 64
+        return _ours(INT4_MATMUL, _random_packed(random, "int4", n, k, block), block)
     if name == "MatMulNBits-8":
         return _nbits(8, _random_packed(random, "int8", n, k, 128))
     if name == "DynamicQuantizeLinear+MatMulInteger":
