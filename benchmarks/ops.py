@@ -48,6 +48,7 @@ PEERS = {
     "ternary": ("MatMulNBits-2",),
     "ternary-g128": ("MatMulNBits-2",),
     "int4": ("MatMulNBits-4-64",),
+    "int8-64": ("MatMulNBits-8-64",),
     "int8": ("MatMulNBits-8", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8"),
 }
 """What ONNX Runtime offers for weights of as many bits."""

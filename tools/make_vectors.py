@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
-from edgekit.lowbit.reference import int4_matmul, int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.lowbit.reference import block_matmul, int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.spec.formats import FORMATS
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
 
@@ -48,33 +49,41 @@ def cases() -> list[Case]:
             made.append(_sparse_case(m, n, k, bits, 128 * ((index + bits // 8) % 2), index % 2 == 0, len(made)))
     for index, (m, n, k) in enumerate(shapes):
         for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
-            made.append(_int4_case(m, n, k, block, (index + block.bit_length()) % 3 > 0, index % 2 == 1, len(made)))
+            in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
+            made.append(_block_case("int4", m, n, k, block, in_blocks, with_bias, len(made)))
     for value in (0.0, 1e-44, 1e30):
-        made.append(_int4_case(2, 6, 200, 64, True, False, len(made), value))
+        made.append(_block_case("int4", 2, 6, 200, 64, True, False, len(made), value))
+    for index, (m, n, k) in enumerate(shapes):
+        for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
+            in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
+            made.append(_block_case("int8", m, n, k, block, in_blocks, with_bias, len(made)))
+    for value in (0.0, 1e-44, 1e30):
+        made.append(_block_case("int8", 2, 6, 200, 64, True, False, len(made), value))
     return made
 
 
-def _int4_case(
-    m: int, n: int, k: int, block: int, in_blocks: bool, with_bias: bool, seed: int, value: float | None = None
-) -> Case:
-    random = np.random.default_rng(seed)
+def _block_case(
+    format_name: str, m: int, n: int, k: int, block: int, in_blocks: bool, with_bias: bool, seed: int,
+    value: float | None = None,
+) -> Case:  # fmt: skip
+    random, bits = np.random.default_rng(seed), FORMATS[format_name].bits
     half = seed % 3 == 0 and value is None
     x = (random.standard_normal((m, k)) * 3).astype(np.float16 if half else np.float32)
     if value is not None:
         x[:] = value
-    data = np.full((n, -(-k // block) * block), 8, np.uint8)
-    data[:, :k] = random.integers(0, 16, (n, k))
+    data = np.full((n, -(-k // block) * block), 1 << (bits - 1), np.uint8)
+    data[:, :k] = random.integers(0, 1 << bits, (n, k))
     scales = random.uniform(-1.0, 1.0, (n, -(-k // block))).astype(np.float32)
     bias = random.standard_normal(n).astype(np.float32) if with_bias else None
-    packed = (data[:, 0::2] | data[:, 1::2] << 4).reshape(n, -1, block // 2)
+    packed = (data if bits == 8 else data[:, 0::2] | data[:, 1::2] << 4).reshape(n, -1, block * bits // 8)
     own = block if in_blocks else 0
-    y = int4_matmul(x.astype(np.float32), PackedTensor("int4", (n, k), block, packed, scales), bias, own).astype(
+    y = block_matmul(x.astype(np.float32), PackedTensor(format_name, (n, k), block, packed, scales), bias, own).astype(
         x.dtype
     )
+    op = FORMATS[format_name].operator
     arrays = {"X": x, "W": packed, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
-    name = f"{seed:03}-Int4MatMul-{block}-{m}x{n}x{k}-{own}{'-bias' * with_bias}{'-half' * half}"
-    attributes = {"K": k, "N": n, "block_size": block, "activation_block_size": own}
-    return Case(name, "Int4MatMul", attributes, arrays)
+    name = f"{seed:03}-{op}-{block}-{m}x{n}x{k}-{own}{'-bias' * with_bias}{'-half' * half}"
+    return Case(name, op, {"K": k, "N": n, "block_size": block, "activation_block_size": own}, arrays)
 
 
 def _sparse_case(m: int, n: int, k: int, bits: int, block: int, with_bias: bool, seed: int) -> Case:
@@ -116,7 +125,7 @@ def _weight(op: str, random: np.random.Generator, n: int, k: int, scales: np.nda
         return pack_t2(random.integers(-1, 2, (n, k)).astype(np.int8), scales)
     data = np.full((n, -(-k // 128) * 128), 128, np.uint8)
     data[:, :k] = random.integers(0, 256, (n, k))
-    return PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), scales)
+    return PackedTensor("int8-channel", (n, k), 128, data.reshape(n, -1, 128), scales)
 
 
 def write(directory: Path) -> None:

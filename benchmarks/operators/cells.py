@@ -22,9 +22,9 @@ from benchmarks.operators.sessions import bound_run, open_session
 from edgekit.benchmark.machine import Watch
 from edgekit.lowbit.formats import PackedTensor, sparse_rows, unpack_sparse
 from edgekit.lowbit.library import load_library
-from edgekit.lowbit.reference import int4_matmul, int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.lowbit.reference import block_matmul, int8_matmul, sparse_matmul, ternary_matmul
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import INT4_MATMUL, INT8_MATMUL, SPARSE_MATMUL, TERNARY_MATMUL
+from edgekit.spec.names import INT4_MATMUL, INT8_BLOCK_MATMUL, INT8_MATMUL, SPARSE_MATMUL, TERNARY_MATMUL
 
 COLD_BYTES = 200 << 20
 HOT_PRODUCTS = 20  # in one run, of M <= 16
@@ -185,7 +185,7 @@ def _check(name: str, one: Product, x: np.ndarray, session: Any, cold: bool) -> 
     assert one.weight is not None
     multiply = {
         TERNARY_MATMUL: ternary_matmul, SPARSE_MATMUL: sparse_matmul,
-        INT8_MATMUL: int8_matmul, INT4_MATMUL: int4_matmul,
+        INT8_MATMUL: int8_matmul, INT4_MATMUL: block_matmul, INT8_BLOCK_MATMUL: block_matmul,
     }[FORMATS[one.weight.format].operator]  # fmt: skip
     outputs = session.run(None, {value.name: x for value in session.get_inputs()})
     columns = _spread(one.weight.shape[0])

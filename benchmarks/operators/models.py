@@ -21,13 +21,22 @@ from onnx import TensorProto, helper
 from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.functions import ternary_function
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT, INT4_MATMUL, MICROSOFT, SPARSE_MATMUL, TERNARY_MATMUL
+from edgekit.spec.names import (
+    BLOCK_OPERATORS,
+    EDGEKIT,
+    INT4_MATMUL,
+    INT8_BLOCK_MATMUL,
+    MICROSOFT,
+    SPARSE_MATMUL,
+    TERNARY_MATMUL,
+)
 
 NAMES = (
-    "ternary", "ternary-g128", "int8", "int4", "int4-32", "MatMulNBits-2", "MatMulNBits-4", "MatMulNBits-4-64",
-    "MatMulNBits-8", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8", "MatMul-fp32",
+    "ternary", "ternary-g128", "int8", "int8-64", "int4", "int4-32", "MatMulNBits-2", "MatMulNBits-4",
+    "MatMulNBits-4-64", "MatMulNBits-8", "MatMulNBits-8-64", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8",
+    "MatMul-fp32",
 )  # fmt: skip
-"""Every implementation; the first five are ours. int4 and MatMulNBits-4-64 have blocks of 64, int4-32 of 32 (with float32
+"""Every implementation; the first six are ours. int4 and what ends in -64 have blocks of 64, int4-32 of 32 (with float32
 scales: a session widens those of int4-fp16 when it begins), the others of 128."""
 PAGE = 4096
 TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
@@ -62,6 +71,10 @@ def product(name: str, n: int, k: int) -> Product:
     if name in ("int4", "int4-32"):
         block = 32 if name == "int4-32" else 64
         return _ours(INT4_MATMUL, _random_packed(random, "int4", n, k, block), block)
+    if name == "int8-64":
+        return _ours(INT8_BLOCK_MATMUL, _random_packed(random, "int8", n, k, 64), 64)
+    if name == "MatMulNBits-8-64":
+        return _nbits(8, _random_packed(random, "int8", n, k, 64))
     if name == "MatMulNBits-8":
         return _nbits(8, _random_packed(random, "int8", n, k, 128))
     if name == "DynamicQuantizeLinear+MatMulInteger":
@@ -100,7 +113,7 @@ def _ours(op: str, weight: PackedTensor, block: int) -> Product:
     n, k = weight.shape
     sparse = FORMATS[weight.format].layout == "sparse"
     more: dict[str, Any] = {"bits": FORMATS[weight.format].bits} if sparse else {}
-    if op == INT4_MATMUL:
+    if op in BLOCK_OPERATORS:
         more = {"block_size": weight.block_size}
 
     def nodes(x: str, arrays: dict[str, str], y: str) -> list[onnx.NodeProto]:

@@ -6,7 +6,7 @@ bytes of the operator's W. It rounds activations per block of 128, whatever ``ac
 operator up to that rounding; ONNX Runtime runs it fast from 1.28 on. When the library is registered, its kernel wins
 over the body.
 
-:func:`int4_function` is one such node too, in the operator's own blocks: with activations rounded in these blocks it
+:func:`block_function` is one such node too, in the operator's own blocks: with activations rounded in these blocks it
 computes the same but for the order of float sums.
 
 :func:`sparse_function` writes its weights out as 8-bit codes with standard operators and goes on in the same way. ONNX
@@ -20,7 +20,8 @@ every weight becomes a float in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +34,7 @@ from edgekit.spec.names import (
     EDGEKIT,
     GROUP_QUERY_ATTENTION,
     INT4_MATMUL,
+    INT8_BLOCK_MATMUL,
     INT8_MATMUL,
     MATMUL_NBITS,
     MICROSOFT,
@@ -122,12 +124,13 @@ def sparse_function() -> ir.Function:
     return body.function(SPARSE_MATMUL, [x, w, scales, bias], y, (*INTS, "bits"))
 
 
-def int4_function() -> ir.Function:
-    """``Int4MatMul(X, W, scales, bias?) -> Y``, attributes K, N, block_size, activation_block_size; scales [N, blocks]."""
+def block_function(name: str, bits: int) -> ir.Function:
+    """``Int4MatMul`` or ``Int8BlockMatMul(X, W, scales, bias?) -> Y``, attributes K, N, block_size, activation_block_size;
+    scales [N, blocks]."""
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
-    y = _matmul(body, 4, x, w, scales, None, bias, ir.RefAttr("block_size", "block_size", ir.AttributeType.INT))
-    return body.function(INT4_MATMUL, [x, w, scales, bias], y, (*INTS, "block_size"))
+    y = _matmul(body, bits, x, w, scales, None, bias, ir.RefAttr("block_size", "block_size", ir.AttributeType.INT))
+    return body.function(name, [x, w, scales, bias], y, (*INTS, "block_size"))
 
 
 def attention_function() -> ir.Function:
@@ -146,11 +149,12 @@ def attention_function() -> ir.Function:
     return ir.Function(EDGEKIT, CACHED_ATTENTION, graph=graph, attributes=attributes)
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[], ir.Function]] = {
     TERNARY_MATMUL: ternary_function,
     INT8_MATMUL: int8_function,
     SPARSE_MATMUL: sparse_function,
-    INT4_MATMUL: int4_function,
+    INT4_MATMUL: partial(block_function, INT4_MATMUL, 4),
+    INT8_BLOCK_MATMUL: partial(block_function, INT8_BLOCK_MATMUL, 8),
     CACHED_ATTENTION: attention_function,
 }
 """What makes the body of each operator."""

@@ -87,8 +87,7 @@ def int8_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, act
     ``weight`` has scales [1] or [N]. The rules are those of :func:`ternary_matmul` with (code - 128) for (code - 1).
     """
     assert weight.scales is not None
-    signed = weight.data.reshape(weight.shape[0], -1)[:, : weight.shape[1]].astype(np.int64) - 128
-    return _matmul(x, signed, weight.scales, bias, activation_block_size)
+    return _matmul(x, _signed_int8(weight), weight.scales, bias, activation_block_size)
 
 
 def sparse_matmul(
@@ -102,12 +101,18 @@ def sparse_matmul(
     return _matmul(x, unpack_sparse(weight).astype(np.int64), weight.scales, bias, activation_block_size)
 
 
-def int4_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, activation_block_size: int = 0) -> Floats:
-    """``ai.edgekit::Int4MatMul``: float32 [M, K] by an int4 weight [N, K] in blocks of b -> float32 [M, N].
+def block_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, activation_block_size: int = 0) -> Floats:
+    """``ai.edgekit::Int4MatMul`` and ``Int8BlockMatMul``: float32 [M, K] by an int4 or int8 weight [N, K] in blocks of b
+    -> float32 [M, N].
 
-    The rules are those of :func:`ternary_matmul` with scales [N, blocks of b] and (code - 8) for (code - 1);
+    The rules are those of :func:`ternary_matmul` with scales [N, blocks of b] and (code - 8) or (code - 128) for (code - 1);
     ``activation_block_size`` is 0 or b.
     """
     assert weight.scales is not None
-    codes = unpack_int4(weight).astype(np.int64)
+    codes = unpack_int4(weight).astype(np.int64) if weight.format == "int4" else _signed_int8(weight)
     return _matmul(x, codes, weight.scales, bias, activation_block_size, weight.block_size)
+
+
+def _signed_int8(weight: PackedTensor) -> NDArray[np.int64]:
+    """Codes [N, K] of an int8 tensor in blocks, counted from 0."""
+    return weight.data.reshape(weight.shape[0], -1)[:, : weight.shape[1]].astype(np.int64) - 128

@@ -18,7 +18,7 @@ from edgekit.lowbit.reference import SMALLEST
 from edgekit.passes.layers import add_constant, layers_of
 from edgekit.spec.facts import facts_of, plan_of
 from edgekit.spec.formats import FORMATS, SEARCHED
-from edgekit.spec.names import EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, INT4_MATMUL, MATMUL_NBITS, MICROSOFT, STORAGE
+from edgekit.spec.names import BLOCK_OPERATORS, EDGEKIT, FUSED_MATMUL, GATHER_QUANTIZED, MICROSOFT, STORAGE
 from edgekit.spec.records import Layer, Part, Plan, Surviving
 
 Calibrate = Callable[[Collection[str], int], Mapping[str, np.ndarray]]
@@ -160,7 +160,7 @@ class _Lowering:
                 "scaled": self._scaled_table,
             }[weight.kind.lookup]
         else:
-            write = {FUSED_MATMUL: self._float, MATMUL_NBITS: self._nbits}.get(weight.kind.operator, self._native)
+            write = self._float if weight.kind.operator == FUSED_MATMUL else self._native
         result = write(node, weight, data, scales)
         result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
         name = node.outputs[0].name
@@ -256,11 +256,6 @@ class _Lowering:
         rows.type = data.type
         return self._widened(node, weight, rows)
 
-    def _nbits(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
-        sizes = {"K": weight.columns, "N": weight.rows, "bits": weight.kind.bits, "block_size": weight.block}
-        inputs = [self._activations(node), data, scales]
-        return self._biased(node, self._node(node, MATMUL_NBITS, inputs, MICROSOFT, **sizes, accuracy_level=4))
-
     def _quantized_table(
         self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None
     ) -> ir.Value:
@@ -301,7 +296,7 @@ class _Lowering:
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}
-        if weight.kind.operator == INT4_MATMUL:
+        if weight.kind.operator in BLOCK_OPERATORS:
             more = {"block_size": weight.block}
         return self._node(
             node,

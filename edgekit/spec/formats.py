@@ -12,8 +12,8 @@ from typing import Literal
 from edgekit.spec.names import (
     FUSED_MATMUL,
     INT4_MATMUL,
+    INT8_BLOCK_MATMUL,
     INT8_MATMUL,
-    MATMUL_NBITS,
     NATIVE_OPERATORS,
     OPTIONAL_OPERATORS,
     SPARSE_MATMUL,
@@ -64,8 +64,6 @@ class Format:
 
     def activation_block_size(self, block_size: int, own: int) -> int:
         """In which blocks the operator rounds its input, as Layer says it; ``own`` is how the model itself does."""
-        if self.operator == MATMUL_NBITS:
-            return block_size
         return (block_size or NATIVE_BLOCK) if own < 0 and self.operator in NATIVE_OPERATORS else own
 
 
@@ -74,7 +72,7 @@ FORMATS: dict[str, Format] = {
     for row in (
         Format("fp32", 32, "float", "floats", "none", FUSED_MATMUL, "rows"),
         Format("fp16", 16, "float16", "floats", "none", FUSED_MATMUL, "rows"),
-        Format("int8", 8, "uint8", "blocks", "block", MATMUL_NBITS, "quantized", "", 64, STOCK_BLOCKS),
+        Format("int8", 8, "uint8", "blocks", "block", INT8_BLOCK_MATMUL, "quantized", "", 64, STOCK_BLOCKS),
         Format("int8-channel", 8, "uint8", "blocks", "row", INT8_MATMUL, "scaled", "", NATIVE_BLOCK),
         Format("int4", 4, "uint8", "blocks", "block", INT4_MATMUL, "quantized", "", 64, STOCK_BLOCKS),
         Format("int4-fp16", 4, "uint8", "blocks", "block", INT4_MATMUL, "", "int4", 32, STOCK_BLOCKS, "float16"),

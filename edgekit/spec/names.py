@@ -32,10 +32,13 @@ TERNARY_MATMUL = "TernaryMatMul"
 INT8_MATMUL = "Int8MatMul"
 SPARSE_MATMUL = "SparseMatMul"
 INT4_MATMUL = "Int4MatMul"
+INT8_BLOCK_MATMUL = "Int8BlockMatMul"
 CACHED_ATTENTION = "CachedAttention"
-NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, INT4_MATMUL, CACHED_ATTENTION)
+BLOCK_OPERATORS = (INT4_MATMUL, INT8_BLOCK_MATMUL)
+"""Those whose weights have a scale for each block, of any size that MatMulNBits has."""
+NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, *BLOCK_OPERATORS, CACHED_ATTENTION)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
-OPTIONAL_OPERATORS = (INT4_MATMUL, CACHED_ATTENTION)
+OPTIONAL_OPERATORS = (*BLOCK_OPERATORS, CACHED_ATTENTION)
 """Those that a library may lack: their function body is what a stock graph would hold, and rounds alike."""
 GROUP_QUERY_ATTENTION = "GroupQueryAttention"
 FUSED_MATMUL = "FusedMatMul"

@@ -98,7 +98,7 @@ def int8_case(rows: int, n: int, k: int, kind: str, seed: int) -> tuple[np.ndarr
     x, ternary, bias = case(rows, n, k, kind, seed)
     data = np.full((n, -(-k // 128) * 128), 128, np.uint8)
     data[:, :k] = np.random.default_rng(seed).integers(0, 256, (n, k))
-    return x, PackedTensor("int8", (n, k), 128, data.reshape(n, -1, 128), ternary.scales), bias
+    return x, PackedTensor("int8-channel", (n, k), 128, data.reshape(n, -1, 128), ternary.scales), bias
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -162,7 +162,7 @@ def test_sums_do_not_overflow(isa: str, rows: int) -> None:
     ternary = pack_t2(np.ones((33, k), np.int8), np.ones(1, np.float32))
     expected = np.float32(127 * k) * activation_codes(x, 0)[1][0, 0]
     assert (native(isa)(x, ternary, None, 0) == expected).all()
-    int8 = PackedTensor("int8", (33, k), 128, np.zeros((33, k // 128, 128), np.uint8), np.ones(1, np.float32))
+    int8 = PackedTensor("int8-channel", (33, k), 128, np.zeros((33, k // 128, 128), np.uint8), np.ones(1, np.float32))
     expected = np.float32(-128 * 127 * k) * activation_codes(x, 0)[1][0, 0]
     assert (native(isa, "Int8MatMul")(x, int8, None, 0) == expected).all()
 

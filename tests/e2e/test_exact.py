@@ -43,7 +43,7 @@ def _rows(path: Path, bits: int) -> Iterator[np.ndarray]:
     for cast in (node for node in graph.node if node.op_type == "Cast" and node.input[0] in tensors):
         tensors[cast.output[0]] = tensors[cast.input[0]].astype(np.float32)  # scales in float16
     for node in graph.node:
-        if node.op_type in ("Int4MatMul", "MatMulNBits", "GatherBlockQuantized"):
+        if node.op_type in ("Int4MatMul", "Int8BlockMatMul", "GatherBlockQuantized"):
             at = 0 if node.op_type == "GatherBlockQuantized" else 1
             data, scales = tensors[node.input[at]], tensors[node.input[2]]
             codes = data.reshape(len(data), -1)

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from edgekit.lowbit.formats import CODECS, PackedTensor, pack_t2, sparse_rows
-from edgekit.lowbit.reference import int4_matmul, int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.lowbit.reference import block_matmul, int8_matmul, sparse_matmul, ternary_matmul
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT
+from edgekit.spec.names import BLOCK_OPERATORS, EDGEKIT
 from tests.native.test_arm import FORCED
 from tests.support.bionic import harness
 from tests.support.tooling import require
@@ -39,7 +39,7 @@ class Case:
     bias: bool
     half: bool = False
     bits: int = 8  # of SparseMatMul
-    b: int = 64  # of Int4MatMul
+    b: int = 64  # of Int4MatMul and Int8BlockMatMul
 
     def arrays(self, seed: int) -> tuple[np.ndarray, PackedTensor, np.ndarray | None]:
         random = np.random.default_rng(seed)
@@ -55,11 +55,12 @@ class Case:
             codes[random.random((N, self.k)) < random.uniform(0, 1, (N, 1))] = 0
             name = f"sparse-int{self.bits}"
             return x, PackedTensor(name, (N, self.k), 128, sparse_rows.pack([codes], N, self.bits), scales), bias
-        if self.op == "Int4MatMul":
-            return x, CODECS["int4"].quantize(random.standard_normal((N, self.k)).astype(np.float32), self.b), bias
+        if self.op in BLOCK_OPERATORS:
+            name = "int4" if self.op == "Int4MatMul" else "int8"
+            return x, CODECS[name].quantize(random.standard_normal((N, self.k)).astype(np.float32), self.b), bias
         data = np.full((N, blocks * 128), 128, np.uint8)
         data[:, : self.k] = random.integers(0, 256, (N, self.k))
-        return x, PackedTensor("int8", (N, self.k), 128, data.reshape(N, blocks, 128), scales), bias
+        return x, PackedTensor("int8-channel", (N, self.k), 128, data.reshape(N, blocks, 128), scales), bias
 
     def expected(self, seed: int) -> np.ndarray:
         x, weight, bias = self.arrays(seed)
@@ -67,7 +68,8 @@ class Case:
             "TernaryMatMul": ternary_matmul,
             "Int8MatMul": int8_matmul,
             "SparseMatMul": sparse_matmul,
-            "Int4MatMul": int4_matmul,
+            "Int4MatMul": block_matmul,
+            "Int8BlockMatMul": block_matmul,
         }[self.op]
         return np.asarray(reference(x.astype(np.float32), weight, bias, self.block)).astype(x.dtype)
 
@@ -97,6 +99,11 @@ CASES = (
     Case("Int4MatMul", 20, 300, "group", 32, True, b=32),
     Case("Int4MatMul", 20, 700, "group", 256, False, b=256),
     Case("Int4MatMul", 5, 700, "group", 128, True, half=True, b=128),
+    Case("Int8BlockMatMul", 1, 700, "group", 64, True),
+    Case("Int8BlockMatMul", 1, 300, "group", 0, False, b=16),
+    Case("Int8BlockMatMul", 20, 300, "group", 32, True, b=32),
+    Case("Int8BlockMatMul", 20, 700, "group", 256, False, b=256),
+    Case("Int8BlockMatMul", 5, 700, "group", 128, True, half=True, b=128),
 )
 
 
@@ -119,7 +126,7 @@ def write_model(folder: Path, cases: tuple[Case, ...]) -> None:
         constants += own
         attributes = {"K": case.k, "N": N, "activation_block_size": case.block}
         attributes |= {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
-        attributes |= {"block_size": weight.block_size} if case.op == "Int4MatMul" else {}
+        attributes |= {"block_size": weight.block_size} if case.op in BLOCK_OPERATORS else {}
         integers = [ir.AttrInt64(name, number) for name, number in attributes.items()]
         nodes.append(ir.Node(EDGEKIT, case.op, [inputs[i], *own], integers, num_outputs=1, name=f"node{i}"))
         nodes[i].outputs[0].name = f"Y{i}"

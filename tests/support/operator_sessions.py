@@ -13,7 +13,7 @@ import onnxruntime
 from edgekit.lowbit.formats import PackedTensor
 from edgekit.lowbit.library import load_library
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import EDGEKIT, MICROSOFT
+from edgekit.spec.names import BLOCK_OPERATORS, EDGEKIT, MICROSOFT
 
 THREADS = 2
 """Work is shared out wherever it can be; results must not depend on it."""
@@ -70,7 +70,7 @@ def native(
 
 def _sizes(weight: PackedTensor) -> dict[str, Any]:
     bits = {"bits": FORMATS[weight.format].bits} if FORMATS[weight.format].layout == "sparse" else {}
-    blocks = {"block_size": weight.block_size} if weight.format == "int4" else {}
+    blocks = {"block_size": weight.block_size} if FORMATS[weight.format].operator in BLOCK_OPERATORS else {}
     return {"K": weight.shape[1], "N": weight.shape[0], **bits, **blocks}
 
 

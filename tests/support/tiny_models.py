@@ -21,7 +21,7 @@ DIMS: list[int | str] = ["batch", SIZE]
 SETTINGS: dict[str, dict[str, Any]] = {
     "t2": {"activation_block_size": 0},
     "int4": {"block_size": 128, "activation_block_size": 128},
-    "int8": {"bits": 8, "block_size": 128, "accuracy_level": 4},
+    "int8": {"block_size": 128, "activation_block_size": 128},
 }
 """Attributes of the operator beside K and N, by format."""
 

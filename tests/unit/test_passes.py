@@ -112,7 +112,7 @@ def test_merging_changes_no_number(format_name: str, bias: Sequence[bool]) -> No
     merged = lowered(branches(bias), recipe(Rule("*", format_name)))
     kinds = Counter(n.op_type for n in merged.graph)
     assert kinds["Split"] == 1
-    assert kinds["MatMulNBits"] + kinds["Int4MatMul"] + kinds["FusedMatMul"] == 1
+    assert kinds["Int8BlockMatMul"] + kinds["Int4MatMul"] + kinds["FusedMatMul"] == 1
     layers = {layer.name: layer for layer in facts_of(merged).layers}
     assert layers["mlp.b"].rows == (32, 48)
     for a, b in zip(run(merged), run(lowered_apart(format_name, bias)), strict=True):
@@ -132,7 +132,7 @@ def lowered_apart(format_name: str, bias: Sequence[bool]) -> ir.Model:
 
 def test_layers_of_different_formats_do_not_merge() -> None:
     model = lowered(branches(), recipe(Rule("mlp.a", "fp16"), Rule("*", "int8")))
-    assert Counter(n.op_type for n in model.graph)["MatMulNBits"] == 1  # b and c
+    assert Counter(n.op_type for n in model.graph)["Int8BlockMatMul"] == 1  # b and c
     assert Counter(n.op_type for n in model.graph)["FusedMatMul"] == 1
 
 

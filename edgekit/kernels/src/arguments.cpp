@@ -34,7 +34,7 @@ OrtStatus* check_x(const Api& api, const Tensor& x, const Attributes& a, size_t*
 
 OrtStatus* check_w(const Api& api, const Tensor& w, const Attributes& a, size_t blocks) {
   const int64_t bytes =
-      a.format == kInt4 ? static_cast<int64_t>(a.block / 2) : static_cast<int64_t>(block_bytes(a.format));
+      static_cast<int64_t>(in_blocks(a.format) ? code_bytes(a.format, a.block) : block_bytes(a.format));
   Message message;
   message << operator_name(a.format) << ": W ";
   if (w.value == nullptr) return invalid(api, message << "is missing");
@@ -81,7 +81,7 @@ OrtStatus* check_scales(const Api& api, const Tensor& s, const Attributes& a, Ar
   message << operator_name(a.format) << ": scales ";
   if (s.value == nullptr) return invalid(api, message << "are missing");
   if (s.type != kFloat) return invalid(api, message << "have element type " << s.type << ", float32 expected");
-  const bool by_row = a.format != kInt4, by_block = a.format == kTernary || a.format == kInt4;
+  const bool by_row = !in_blocks(a.format), by_block = a.format == kTernary || in_blocks(a.format);
   out->one_scale = by_row && s.rank == 1 && s.dims[0] == 1;
   out->scales_each = by_block && s.rank == 2 && s.dims[0] == a.n && s.dims[1] == static_cast<int64_t>(out->blocks);
   if (out->one_scale || out->scales_each || (by_row && s.rank == 1 && s.dims[0] == a.n)) return nullptr;
@@ -121,7 +121,7 @@ OrtStatus* read_attribute(const Api& api, const OrtKernelInfo* info, Format form
 }  // namespace
 
 const char* operator_name(Format format) {
-  if (format == kInt4) return "Int4MatMul";
+  if (in_blocks(format)) return format == kInt4 ? "Int4MatMul" : "Int8BlockMatMul";
   return format == kTernary ? "TernaryMatMul" : format == kInt8 ? "Int8MatMul" : "SparseMatMul";
 }
 
@@ -136,7 +136,7 @@ OrtStatus* read_attributes(const Api& api, const OrtKernelInfo* info, Format for
   if (is_sparse(format)) {
     if (OrtStatus* status = read_attribute(api, info, format, "bits", &bits)) return status;
     out->format = bits == 4 ? kSparse4 : kSparse8;
-  } else if (format == kInt4) {
+  } else if (in_blocks(format)) {
     if (OrtStatus* status = read_attribute(api, info, format, "block_size", &block)) return status;
   }
   out->block = static_cast<size_t>(block);
@@ -176,7 +176,7 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
   out->half = a.half;
   out->steps_each = a.each_block;
   if (OrtStatus* status = check_x(api, x, a, &out->m)) return status;
-  out->row_bytes = out->blocks * (a.format == kInt4 ? a.block / 2 : block_bytes(a.format));
+  out->row_bytes = out->blocks * (in_blocks(a.format) ? code_bytes(a.format, a.block) : block_bytes(a.format));
   out->w_bytes = out->n * out->row_bytes;
   OrtStatus* const wrong =
       is_sparse(a.format) ? check_sparse_w(api, w, a, out->blocks, &out->w_bytes) : check_w(api, w, a, out->blocks);

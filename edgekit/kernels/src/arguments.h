@@ -13,7 +13,7 @@ struct Attributes {
   Format format;  // of SparseMatMul: by its attribute bits
   bool half;      // X and Y are float16
   int64_t k, n;
-  size_t block;     // codes of a block of W: Int4MatMul's attribute, else 128
+  size_t block;     // codes of a block of W: the attribute block_size, else 128
   bool each_block;  // activations are rounded per block, not per row
 };
 

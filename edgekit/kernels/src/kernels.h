@@ -44,6 +44,8 @@ constexpr size_t kMaskBytes = kBlock / 8;  // of a block's mask
 constexpr size_t kSparseTail = kGroup;     // bytes behind the last sparse row, so that a group's are read at once
 
 constexpr size_t block_bytes(Format format) { return format == kTernary ? kBlock / 4 : kBlock; }
+// Formats whose operators have an attribute block_size, and a scale for each block.
+constexpr bool in_blocks(Format format) { return format == kInt4 || format == kInt8Blocks; }
 constexpr bool is_sparse(Format format) { return format == kSparse4 || format == kSparse8; }
 
 // Where reading of a sparse row stands (kSparse4: in the low and in the high halves), and the end of its codes.

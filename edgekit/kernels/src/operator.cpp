@@ -99,8 +99,9 @@ constexpr Operator make(Format format, bool half) {
       half};
 }
 
-const Operator kOperators[] = {make(kTernary, false), make(kTernary, true), make(kInt8, false), make(kInt8, true),
-                               make(kSparse4, false), make(kSparse4, true), make(kInt4, false), make(kInt4, true)};
+const Operator kOperators[] = {make(kTernary, false),    make(kTernary, true),   make(kInt8, false), make(kInt8, true),
+                               make(kSparse4, false),    make(kSparse4, true),   make(kInt4, false), make(kInt4, true),
+                               make(kInt8Blocks, false), make(kInt8Blocks, true)};
 
 }  // namespace
 

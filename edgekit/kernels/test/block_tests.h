@@ -1,4 +1,5 @@
-// What test_operator.cpp tests of 4-bit weights: refusals word for word, and products on each instruction set.
+// What test_operator.cpp tests of weights whose blocks have a scale each: refusals word for word, and products on each
+// instruction set.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -10,45 +11,56 @@ namespace edgekit {
 namespace {
 
 // A call that is accepted: X [2, 130] of ones, W [5, 130] in blocks of 64, and a bias.
-Setup accepted_int4(bool half, int64_t rounding) {
+std::string name_of(Op op) { return op == kInt4Op ? "Int4MatMul" : "Int8BlockMatMul"; }
+
+int64_t bytes_of(Op op, int64_t block) { return op == kInt4Op ? block / 2 : block; }
+
+Setup accepted_blocks(Op op, bool half, int64_t rounding) {
   Setup setup = accepted(false, half, rounding);
-  setup.op = kInt4Op;
-  setup.inputs[kW] = {kUint8, {5, 3, 32}, std::vector<uint8_t>(5 * 3 * 32, 0x9A)};
+  setup.op = op;
+  const int64_t bytes = bytes_of(op, 64);
+  setup.inputs[kW] = {kUint8, {5, 3, bytes}, std::vector<uint8_t>(static_cast<size_t>(5 * 3 * bytes), 0x9A)};
   setup.inputs[kScales] = {kFloat, {5, 3}, std::vector<uint8_t>(60)};
   return setup;
 }
 
-void test_int4_attributes() {
-  const std::string op = "Int4MatMul: attribute ";
+void test_block_attributes(Op tested) {
+  const std::string op = name_of(tested) + ": attribute ";
   for (int64_t block : {int64_t{0}, int64_t{8}, int64_t{48}, int64_t{512}, int64_t{-64}, INT64_MIN, INT64_MAX}) {
-    Setup setup = accepted_int4(false, 0);
+    Setup setup = accepted_blocks(tested, false, 0);
     setup.info.block_size = block;
     same(run(setup), op + "block_size is " + std::to_string(block) + ", 16, 32, 64, 128 or 256 expected", "block_size");
   }
   for (int64_t rounding : {int64_t{-1}, int64_t{32}, int64_t{128}, INT64_MAX}) {
     const std::string expected = "activation_block_size is " + std::to_string(rounding) + ", 0 (per token) or 64";
-    same(run(accepted_int4(false, rounding)), op + expected + " expected", "activation_block_size");
+    same(run(accepted_blocks(tested, false, rounding)), op + expected + " expected", "activation_block_size");
   }
   for (int64_t k : {int64_t{0}, int64_t{-1}, (int64_t{1} << 17) + 1}) {
-    Setup setup = accepted_int4(false, 0);
+    Setup setup = accepted_blocks(tested, false, 0);
     setup.info.k = k;
     same(run(setup), op + "K is " + std::to_string(k) + ", 1 to 131072 expected", "K");
   }
-  Setup setup = accepted_int4(false, 0);
+  Setup setup = accepted_blocks(tested, false, 0);
   setup.info.n = int64_t{1} << 31;
   same(run(setup), op + "N is 2147483648, 1 to 2^31 - 1 expected", "N");
 }
 
-void test_claims_of_int4(bool half) {
-  const Setup good = accepted_int4(half, 0);
-  const std::string op = "Int4MatMul: ", right = ", [5, 3, 32] expected (N, K/64 rounded up, bytes of a block)";
-  same(claiming(good, kW, kUint8, {5, 2, 32}), op + "W is [5, 2, 32]" + right, "short W");
-  same(claiming(good, kW, kUint8, {5, 3, 64}), op + "W is [5, 3, 64]" + right, "W of 8 bits");
+void test_claims_of_blocks(Op tested, bool half) {
+  const Setup good = accepted_blocks(tested, half, 0);
+  const int64_t own = bytes_of(tested, 64), other_bits = 96 - own;
+  const std::string op = name_of(tested) + ": ", bytes = std::to_string(own) + "]";
+  const std::string right = ", [5, 3, " + bytes + " expected (N, K/64 rounded up, bytes of a block)";
+  same(claiming(good, kW, kUint8, {5, 2, own}), op + "W is [5, 2, " + bytes + right, "short W");
+  same(claiming(good, kW, kUint8, {5, 3, other_bits}), op + "W is [5, 3, " + std::to_string(other_bits) + "]" + right,
+       "W of other bits");
   same(claiming(good, kW, kUint8, {5, 96}), op + "W is [5, 96]" + right, "W of rank 2");
-  same(claiming(good, kW, kFloat, {5, 3, 32}), op + "W has element type 1, uint8 expected", "float W");
+  same(claiming(good, kW, kFloat, {5, 3, own}), op + "W has element type 1, uint8 expected", "float W");
   Setup other = good;
   other.info.block_size = 256;
-  same(run(other), op + "W is [5, 3, 32], [5, 1, 128] expected (N, K/256 rounded up, bytes of a block)", "blocks of W");
+  same(run(other),
+       op + "W is [5, 3, " + bytes + ", [5, 1, " + std::to_string(bytes_of(tested, 256)) +
+           "] expected (N, K/256 rounded up, bytes of a block)",
+       "blocks of W");
   for (const auto& [dims, text] : std::vector<std::pair<std::vector<int64_t>, std::string>>{
            {{1}, "[1]"}, {{5}, "[5]"}, {{}, "[]"}, {{5, 2}, "[5, 2]"}, {{3, 5}, "[3, 5]"}, {{5, 3, 1}, "[5, 3, 1]"}}) {
     same(claiming(good, kScales, kFloat, dims), op + "scales are " + text + ", [5, 3] expected", "scales " + text);
@@ -67,19 +79,19 @@ void test_claims_of_int4(bool half) {
   }
 }
 
-void test_int4_refusals() {
-  test_int4_attributes();
+void test_block_refusals(Op tested) {
+  test_block_attributes(tested);
   for (bool half : {false, true}) {
-    test_claims_of_int4(half);
+    test_claims_of_blocks(tested, half);
     for (int64_t rounding : {0, 64}) {
-      Setup setup = accepted_int4(half, rounding);
+      Setup setup = accepted_blocks(tested, half, rounding);
       same(run(setup), "", "the call that the others spoil");
       fake::calls = 0;
       run(setup);
       const int calls = fake::calls;
       for (int i = 0; i < calls; ++i) {
         fake::calls = 0, fake::fail_at = i;
-        same(run(setup), of_failure(i, "Int4MatMul", 4, "block_size"), "int4, call " + std::to_string(i));
+        same(run(setup), of_failure(i, name_of(tested), 4, "block_size"), "blocks, call " + std::to_string(i));
       }
       fake::fail_at = -1;
       setup.inputs.pop_back();
@@ -90,18 +102,19 @@ void test_int4_refusals() {
       same(run(setup, "", nullptr, &shape), "", "an empty batch");
       check(shape == std::vector<int64_t>{3, 0, 5}, "an empty batch gives an empty Y");
       for (size_t at : {0, 63, 64, 129, 130, 259}) {
-        setup = accepted_int4(half, rounding);
+        setup = accepted_blocks(tested, half, rounding);
         std::memset(setup.inputs[kX].bytes.data() + at * (half ? 2 : 4), 0xFF, half ? 2 : 4);
         same(run(setup),
-             "Int4MatMul: X holds NaN or infinity, which has no 8-bit code; look for the first layer whose output is "
-             "not finite",
+             name_of(tested) +
+                 ": X holds NaN or infinity, which has no 8-bit code; look for the first layer whose output is not "
+                 "finite",
              "X not finite at " + std::to_string(at));
       }
     }
   }
 }
 
-// What Int4MatMul is, element by element as docs/operators.md has it; X is of floats.
+// What the operator is, element by element as docs/operators.md has it; X is of floats.
 std::vector<uint8_t> defined(const Setup& setup, size_t m) {
   const size_t k = static_cast<size_t>(setup.info.k), n = static_cast<size_t>(setup.info.n);
   const size_t block = static_cast<size_t>(setup.info.block_size), blocks = (k + block - 1) / block;
@@ -122,11 +135,14 @@ std::vector<uint8_t> defined(const Setup& setup, size_t m) {
       for (size_t i = begin; i < end; ++i) codes[i] = static_cast<int32_t>(std::nearbyint(x[i] * (127.0f / largest)));
     }
     for (size_t r = 0; r < n; ++r) {
-      const uint8_t* w = setup.inputs[kW].bytes.data() + r * blocks * block / 2;
+      const bool int4 = setup.op == kInt4Op;
+      const uint8_t* w = setup.inputs[kW].bytes.data() + r * blocks * block / (int4 ? 2 : 1);
       float y = 0;
       for (size_t b = 0; b < blocks; ++b) {
         int32_t sum = 0;
-        for (size_t i = b * block; i < (b + 1) * block; ++i) sum += ((w[i / 2] >> (i % 2 * 4) & 15) - 8) * codes[i];
+        for (size_t i = b * block; i < (b + 1) * block; ++i) {
+          sum += (int4 ? (w[i / 2] >> (i % 2 * 4) & 15) - 8 : w[i] - 128) * codes[i];
+        }
         y += static_cast<float>(sum) * (steps[b] * floats(kScales)[r * blocks + b]);
       }
       if (setup.inputs.size() > kBias) y += floats(kBias)[r];
@@ -150,7 +166,7 @@ Input random_floats(std::vector<int64_t> dims, uint32_t* state) {
 }
 
 // Every block size, numbers of rows that are no multiple of anything, one to many tokens, in threads and alone.
-void test_int4_products(const std::string& isa) {
+void test_block_products(const std::string& isa, Op op) {
   uint32_t state = 1;
   for (int64_t block : {16, 32, 64, 128, 256}) {
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 5, 130},
@@ -162,20 +178,22 @@ void test_int4_products(const std::string& isa) {
                                                                      {17, 71, 600},
                                                                      {135, 35, 1100}}) {
       const int64_t blocks = (k + block - 1) / block;
-      Setup setup{kInt4Op, false, {k, n, (m + n) % 2 * block}, {}};
+      Setup setup{op, false, {k, n, (m + n) % 2 * block}, {}};
       setup.info.block_size = block;
-      Input w{kUint8, {n, blocks, block / 2}, std::vector<uint8_t>(static_cast<size_t>(n * blocks * block / 2))};
+      const int64_t bytes = bytes_of(op, block);
+      Input w{kUint8, {n, blocks, bytes}, std::vector<uint8_t>(static_cast<size_t>(n * blocks * bytes))};
       for (uint8_t& byte : w.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 24);
       setup.inputs = {random_floats({m, k}, &state), w, random_floats({n, blocks}, &state)};
       if (m > 1) setup.inputs.push_back(random_floats({n}, &state));
       std::vector<uint8_t> alone, shared;
-      same(run(setup, isa, &alone, nullptr), "", "int4, alone");
+      same(run(setup, isa, &alone, nullptr), "", name_of(op) + ", alone");
       here::threads = true;
-      same(run(setup, isa, &shared, nullptr), "", "int4, in threads");
+      same(run(setup, isa, &shared, nullptr), "", name_of(op) + ", in threads");
       here::threads = false;
       const std::string what = std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k);
-      check(alone == shared, isa + ": int4, threads change bits, " + what);
-      check(alone == defined(setup, static_cast<size_t>(m)), isa + ": int4, other bits than defined, " + what);
+      check(alone == shared, isa + ": " + name_of(op) + ", threads change bits, " + what);
+      check(alone == defined(setup, static_cast<size_t>(m)),
+            isa + ": " + name_of(op) + ", other bits than defined, " + what);
     }
   }
 }

@@ -114,23 +114,23 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const bool int8 = choice & 1, half = choice & 2, bias = choice & 4;
   OrtKernelInfo info{source.number(), source.number(), choice & 8 ? 128 : choice & 16 ? source.number() : 0};
   const uint8_t kind = source.byte();
-  const bool is_sparse = kind % 3 == 0, int4 = kind % 3 == 1;
+  const bool is_sparse = kind % 3 == 0, blocks_scaled = kind % 3 == 1;  // then int8 says of how many bits
   info.bits = kind < 120 ? 4 : kind < 250 ? 8 : source.number();
   info.block_size = kind < 250 ? 16 << kind / 3 % 5 : source.number();
-  if (int4 && choice & 8) info.block = info.block_size;
-  const int64_t block = int4 && info.block_size > 0 ? info.block_size : 128;
+  if (blocks_scaled && choice & 8) info.block = info.block_size;
+  const int64_t block = blocks_scaled && info.block_size > 0 ? info.block_size : 128;
   const int64_t blocks = info.k > 0 && info.k < (int64_t{1} << 40) ? (info.k + block - 1) / block : 1;
   const int64_t m = source.byte() % 40;
-  const uint8_t scales = int4 ? 2 : source.byte() % 3;
+  const uint8_t scales = blocks_scaled ? 2 : source.byte() % 3;
   std::vector<int64_t> scale_dims{scales == 0 ? 1 : info.n};
   if (scales == 2) scale_dims.push_back(blocks);
   OrtValue inputs[] = {tensor(source, half ? kFloat16 : kFloat, {m, info.k}),
                        is_sparse && kind % 8 ? sparse(source, info.n, info.k, info.bits)
                                              : tensor(source, kUint8,
                                                       {info.n, blocks,
-                                                       int4   ? block / 2
-                                                       : int8 ? 128
-                                                              : 32}),
+                                                       blocks_scaled ? (int8 ? block : block / 2)
+                                                       : int8        ? 128
+                                                                     : 32}),
                        tensor(source, kFloat, scale_dims), tensor(source, kFloat, {info.n})};
   // A shape too large to be filled is only good for a refusal: what is claimed must then not be read.
   size_t claimed = 1;
@@ -150,10 +150,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
       if (bias) context.inputs.push_back(choice & 32 ? nullptr : &inputs[3]);
       if (choice & 64) context.inputs.resize(source.byte() % 5, nullptr);
       const OrtCustomOp* op = operators(i ? "scalar" : "")
-                                  .ops[(is_sparse ? 4
-                                        : int4    ? 6
-                                        : int8    ? 2
-                                                  : 0) +
+                                  .ops[(is_sparse       ? 4
+                                        : blocks_scaled ? (int8 ? 8 : 6)
+                                        : int8          ? 2
+                                                        : 0) +
                                        (half ? 1 : 0)];
       fake::calls = 0;
       fake::fail_at = choice & 128 ? source.byte() % 48 : -1;

@@ -98,7 +98,7 @@ struct Input {
 };
 
 // In the order in which they are registered, each for float32 and for float16.
-enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op };
+enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op, kInt8BlockOp };
 
 struct Setup {
   Op op;

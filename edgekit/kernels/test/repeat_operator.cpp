@@ -16,11 +16,9 @@ struct Weights {
   bool each;             // a scale for each block, not one for the matrix
 };
 
-constexpr Weights kFormats[] = {{"ternary", kTernaryOp, 128, 32, false},
-                                {"ternary-128", kTernaryOp, 128, 32, true},
-                                {"int8", kInt8Op, 128, 128, false},
-                                {"int4-64", kInt4Op, 64, 32, true},
-                                {"int4-32", kInt4Op, 32, 16, true}};
+constexpr Weights kFormats[] = {{"ternary", kTernaryOp, 128, 32, false}, {"ternary-128", kTernaryOp, 128, 32, true},
+                                {"int8", kInt8Op, 128, 128, false},      {"int4-64", kInt4Op, 64, 32, true},
+                                {"int4-32", kInt4Op, 32, 16, true},      {"int8-64", kInt8BlockOp, 64, 64, true}};
 
 std::vector<uint8_t> floats(size_t count) {
   std::vector<uint8_t> bytes(4 * count);
@@ -34,7 +32,7 @@ std::vector<uint8_t> floats(size_t count) {
 Setup product(const Weights& format, int64_t tokens) {
   const int64_t blocks = kK / format.block;
   Setup setup{format.op, false, {kK, kN, 0}, {}};
-  if (format.op == kInt4Op) setup.info.block_size = format.block;
+  if (format.op >= kInt4Op) setup.info.block_size = format.block;
   const std::vector<int64_t> scales = format.each ? std::vector<int64_t>{kN, blocks} : std::vector<int64_t>{1};
   std::vector<uint8_t> codes(static_cast<size_t>(kN * blocks * format.bytes));
   for (size_t i = 0; i < codes.size(); ++i) codes[i] = format.op == kTernaryOp ? 0x61 : static_cast<uint8_t>(37 * i);

@@ -198,9 +198,9 @@ void test_injected_failures(bool int8, bool half, int64_t block, bool with_bias)
 // Registration: each call fails once. A domain that was made is not given back, statuses are.
 void test_registration() {
 #if defined(__arm__)
-  const int count = 8;
+  const int count = 10;
 #else
-  const int count = choose() == &kScalar ? 8 : 9;  // with CachedAttention
+  const int count = choose() == &kScalar ? 10 : 11;  // with CachedAttention
 #endif
   for (int i = -1; i < count + 2; ++i) {
     OrtSessionOptions options;
@@ -247,8 +247,8 @@ void test_instruction_set_by_name(const std::vector<std::string>& supported) {
 
 void test_description() {
   const std::vector<const OrtCustomOp*>& ops = operators().ops;
-  const char* const names[] = {"TernaryMatMul", "Int8MatMul", "SparseMatMul", "Int4MatMul"};
-  for (size_t i = 8; i < ops.size(); ++i) {
+  const char* const names[] = {"TernaryMatMul", "Int8MatMul", "SparseMatMul", "Int4MatMul", "Int8BlockMatMul"};
+  for (size_t i = 10; i < ops.size(); ++i) {
     const OrtCustomOp* op = ops[i];
     same(op->GetName(op), "CachedAttention", "name");
     same(op->GetExecutionProviderType(op), "CPUExecutionProvider", "provider");
@@ -259,7 +259,7 @@ void test_description() {
       check(op->GetInputCharacteristic(op, j) == (optional ? kOptional : kRequired), "what may be left out");
     }
   }
-  for (size_t i = 0; i < 8; ++i) {
+  for (size_t i = 0; i < 10; ++i) {
     const OrtCustomOp* op = ops[i];
     const ElementType x = i % 2 ? kFloat16 : kFloat;
     same(op->GetName(op), names[i / 2], "name");
@@ -324,12 +324,15 @@ void test_tiny(const std::string& isa) {
 
 Setup setup_of(const GoldenCase& golden) {
   const auto attribute = [&](const char* name) { return golden.attributes.at(name); };
-  static const std::map<std::string, Op> kOps = {
-      {"TernaryMatMul", kTernaryOp}, {"Int8MatMul", kInt8Op}, {"SparseMatMul", kSparseOp}, {"Int4MatMul", kInt4Op}};
+  static const std::map<std::string, Op> kOps = {{"TernaryMatMul", kTernaryOp},
+                                                 {"Int8MatMul", kInt8Op},
+                                                 {"SparseMatMul", kSparseOp},
+                                                 {"Int4MatMul", kInt4Op},
+                                                 {"Int8BlockMatMul", kInt8BlockOp}};
   Setup setup{kOps.at(golden.op), golden.arrays.at("X").dtype == "float16", {}, {}};
   setup.info = {attribute("K"), attribute("N"), attribute("activation_block_size")};
   if (setup.op == kSparseOp) setup.info.bits = attribute("bits");
-  if (setup.op == kInt4Op) setup.info.block_size = attribute("block_size");
+  if (setup.op >= kInt4Op) setup.info.block_size = attribute("block_size");
   for (const char* name : {"X", "W", "scales", "bias"}) {
     const auto found = golden.arrays.find(name);
     if (found == golden.arrays.end()) continue;
@@ -418,7 +421,7 @@ int main(int count, char** arguments) {
   test_instruction_set_by_name(supported);
   test_refusals();
   test_sparse_refusals();
-  test_int4_refusals();
+  for (Op op : {kInt4Op, kInt8BlockOp}) test_block_refusals(op);
   for (int64_t bits : {4, 8}) {
     test_damaged_sparse(bits, bits == 4 ? 0 : 128, supported);
   }
@@ -427,7 +430,7 @@ int main(int count, char** arguments) {
     test_golden(cases, isa);
     test_tiny(isa);
     test_sparse_products(isa);
-    test_int4_products(isa);
+    for (Op op : {kInt4Op, kInt8BlockOp}) test_block_products(isa, op);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
     }

@@ -10,7 +10,7 @@ internal object Spec {
     val STATE_KINDS = listOf("replaced")
     const val LARGEST_STATE = 134217728L
     val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
-    val NATIVE_FORMATS = listOf("int8-channel", "int4", "int4-fp16", "t2", "sparse-int4", "sparse-int8")
+    val NATIVE_FORMATS = listOf("int8", "int8-channel", "int4", "int4-fp16", "t2", "sparse-int4", "sparse-int8")
     val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
     val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")
     const val MANIFEST = "manifest.json"
