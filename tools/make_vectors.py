@@ -1,13 +1,14 @@
 """Golden vectors of the operators: ``python -m tools.make_vectors`` writes tests/vectors/operators, the same bytes always.
 
 ``index.json`` lists cases: operator, attributes, and for each array its name, dtype, shape and place in ``vectors.bin``
-(little-endian, one after the other). Y is what the reference in numpy computes; every implementation gives those bits.
+(little-endian, one after the other). Results are what the reference in numpy computes; every implementation gives those bits.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ import numpy as np
 from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
 from edgekit.lowbit.reference import block_matmul, int8_matmul, sparse_matmul, ternary_matmul
 from edgekit.spec.formats import FORMATS
+from edgekit.spec.names import CACHED_ATTENTION
+from tests.support import attention
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One product and its result."""
+    """A call and its results."""
 
     name: str
     op: str
-    attributes: dict[str, int]
-    arrays: dict[str, np.ndarray]  # X, W, scales, perhaps bias, and Y
+    attributes: Mapping[str, int | float]
+    arrays: dict[str, np.ndarray]  # inputs and outputs
 
 
 def cases() -> list[Case]:
@@ -59,7 +62,29 @@ def cases() -> list[Case]:
             made.append(_block_case("int8", m, n, k, block, in_blocks, with_bias, len(made)))
     for value in (0.0, 1e-44, 1e30):
         made.append(_block_case("int8", 2, 6, 200, 64, True, False, len(made), value))
-    return made
+    return made + [_attention_case(name, attention.case(seed, *sizes, **more)) for seed, (name, sizes, more) in enumerate(ATTENTION)]  # fmt: skip
+
+
+ATTENTION: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
+    # query heads, key-value heads, floats of a head, new tokens, tokens in the cache, rows
+    ("first-token", (2, 2, 8, 1, 0), {}),
+    ("one-token", (9, 3, 16, 1, 130), {"turned": 16, "slots": 140}),
+    ("one-token-apart-neighbours", (4, 2, 24, 1, 64), {"packed": False, "turned": 24, "rotary_interleaved": 1}),
+    ("one-token-sink-cap", (5, 1, 16, 1, 63), {"sink": True, "softcap": 5.0, "turned": 8}),
+    ("one-token-window", (4, 2, 8, 1, 200), {"local_window_size": 70, "turned": 8}),
+    ("two-tokens-sees-itself", (2, 1, 8, 2, 65), {"local_window_size": 1, "sink": True}),
+    ("three-tokens-rows", (6, 2, 8, 3, 70, 2), {"slots": 80, "turned": 8, "local_window_size": 64}),
+    ("prompt", (3, 3, 16, 20, 0), {"turned": 16}),
+    ("prompt-shared", (9, 3, 8, 40, 0), {"turned": 8, "softcap": 30.0}),
+    ("prompt-on-a-cache", (4, 1, 16, 25, 61), {"turned": 16, "slots": 100, "sink": True}),
+    ("prompt-window-rows", (2, 2, 8, 70, 20, 2), {"packed": False, "turned": 6, "local_window_size": 33, "rotary_interleaved": 1}),
+    ("prompt-large-head", (2, 1, 136, 18, 2), {"turned": 128}),
+)  # fmt: skip
+
+
+def _attention_case(name: str, call: attention.Case) -> Case:
+    results = dict(zip(attention.OUTPUTS, call.expected(), strict=True))
+    return Case(f"{CACHED_ATTENTION}-{name}", CACHED_ATTENTION, asdict(call.facts), {**call.inputs, **results})
 
 
 def _block_case(

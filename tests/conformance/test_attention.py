@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.lowbit.attention_reference import exp_of, fused
+from edgekit.lowbit.functions import ATTENTION_FLOATS, ATTENTION_INTS
 from edgekit.metrics import tensor_distance
 from tests.conformance.test_operators import ISAS
 from tests.support.attention import Case, case, run, session
@@ -58,6 +59,7 @@ def test_threads_and_instruction_sets_agree(draw: st.DataObject) -> None:
         draw.draw(st.integers(0, 900)), turned=8 * eights, local_window_size=draw.draw(st.sampled_from([-1, 90, 500])),
     )  # fmt: skip
     expected = run(one, ISAS[0], threads=1)
+    same(expected, run(one, ISAS[0], threads=4))
     for isa in ISAS:
         same(expected, run(one, isa, threads=2))
 
@@ -157,7 +159,9 @@ def test_extremes(isa: str) -> None:
 def test_no_tokens_and_no_rows() -> None:
     one = case(0, 4, 2, 16, 1, 5)
     empty = {**one.inputs, "query": one.inputs["query"][:, :0], "seqlens_k": np.array([4], np.int32)}
-    assert run(Case(one.facts, {**empty, "total_sequence_length": np.array([5], np.int32)}))[0].shape == (1, 0, 64)
+    output, *caches = run(Case(one.facts, {**empty, "total_sequence_length": np.array([5], np.int32)}))
+    assert output.shape == (1, 0, 64)
+    same(tuple(caches), (one.inputs["past_key"], one.inputs["past_value"]))  # also where they are not in place
 
 
 def changed(**arrays: np.ndarray | None) -> Case:
@@ -188,14 +192,20 @@ def refusal(one: Case) -> str:
         (changed(query=zeros(1, 4, 96), value=zeros(1, 4, 48)), "key is missing"),
         (changed(query=zeros(1, 4, 96), key=zeros(1, 4, 32), value=zeros(1, 4, 48)), "key is [1, 4, 32], [1, 4, 48] expected (as query, kv_num_heads heads)"),
         (changed(query=zeros(1, 4, 96), key=zeros(1, 4, 48), value=zeros(1, 3, 48)), "value is [1, 3, 48], [1, 4, 48] expected"),
+        (changed(query=zeros(0, 2**20, 192), seqlens_k=ints()), "query is [0, 1048576, 192], fewer than 2^20 rows and tokens expected"),
+        (changed(past_key=zeros(0, 3, 2**30, 16)), "past_key is [0, 3, 1073741824, 16], fewer than 2^30 positions expected"),
         (changed(past_key=zeros(1, 2, 20, 16)), "past_key is [1, 2, 20, 16], [1, 3, 20, 16] expected (batch, kv_num_heads, positions, head size)"),
         (changed(past_value=zeros(1, 3, 19, 16)), "past_value is [1, 3, 19, 16], [1, 3, 20, 16] expected"),
         (changed(past_key=zeros(2, 3, 20, 16)), "past_key is [2, 3, 20, 16], [1, 3, 20, 16] expected"),
         (changed(past_key=zeros(1, 3, 20, 8)), "past_key is [1, 3, 20, 8], [1, 3, 20, 16] expected"),
         (changed(seqlens_k=ints(13, 13)), "seqlens_k is [2], [1] expected (batch)"),
+        (changed(seqlens_k=ints(13), past_value=zeros(1, 3, 20, 8)), "past_value is [1, 3, 20, 8], [1, 3, 20, 16] expected"),
         (changed(seqlens_k=ints(2)), "seqlens_k of row 0 is 2, 3 (of 4 new tokens the last) to 13 (total_sequence_length) expected"),
         (changed(seqlens_k=ints(14)), "seqlens_k of row 0 is 14, 3 (of 4 new tokens the last) to 13"),
         (changed(seqlens_k=ints(-1)), "seqlens_k of row 0 is -1, 3"),
+        (changed(seqlens_k=ints(2**31 - 1)), "seqlens_k of row 0 is 2147483647, 3"),
+        (changed(total_sequence_length=ints(2**30)), "total_sequence_length is 1073741824, 4 (the new tokens) to 2^30 expected"),
+        (changed(total_sequence_length=ints(-1)), "total_sequence_length is -1, 4 (the new tokens) to 2^30 expected"),
         (changed(total_sequence_length=ints(3)), "total_sequence_length is 3, 4 (the new tokens) to 2^30 expected"),
         (changed(total_sequence_length=ints(14, 14)), "total_sequence_length is [2], [1] expected (one number)"),
         (changed(cos_cache=None), "cos_cache is missing"),
@@ -224,17 +234,37 @@ def test_inputs_that_do_not_fit_are_refused(one: Case, message: str) -> None:
         ({"scale": float("nan")}, "scale is not above 0 and below 1e30"),
         ({"softcap": -1.0}, "softcap is not 0 (none) or above, and below 1e30"),
         ({"softcap": float("inf")}, "softcap is not 0 (none) or above"),
+        ({"scale": 1e30}, "scale is not above 0 and below 1e30"),
+        ({"num_heads": 2**20}, "num_heads is 1048576, 1 to 2^20 expected"),
+        ({"local_window_size": 2**30}, "local_window_size is 1073741824, -1 (no window) or 1 to 2^30 expected"),
     ],
 )  # fmt: skip
 def test_attributes_out_of_range_are_refused(facts: dict[str, Any], message: str) -> None:
     assert f"CachedAttention: attribute {message}" in refusal(Case(replace(GOOD.facts, **facts), GOOD.inputs))
 
 
-@pytest.mark.parametrize("name", ["num_heads", "kv_num_heads", "scale", "softcap", "local_window_size", "do_rotary"])
+@pytest.mark.parametrize("name", [*ATTENTION_INTS, *ATTENTION_FLOATS])
 def test_a_missing_attribute_is_named(name: str) -> None:
     kind = "float" if name in ("scale", "softcap") else "integer"
     with pytest.raises(Exception, match=f"CachedAttention: attribute {name} is missing or no {kind}; export the model"):
         session(GOOD.facts, tuple(GOOD.inputs), "", left_out=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("query", "float16"), ("past_key", "float16"), ("seqlens_k", "int64"), ("head_sink", "double")]
+)
+def test_inputs_of_other_types_are_refused_by_onnx_runtime(name: str, kind: str) -> None:
+    with pytest.raises(
+        Exception,
+        match=rf"'tensor\({kind}\)' of input parameter \({name}\) of operator \(CachedAttention\) in node \(node\) is invalid",
+    ):
+        session(GOOD.facts, tuple(GOOD.inputs), "", kinds=((name, kind),))
+
+
+@pytest.mark.parametrize("name", ["query", "past_key", "past_value", "seqlens_k", "total_sequence_length"])
+def test_an_input_that_is_left_out_is_refused(name: str) -> None:
+    with pytest.raises(Exception, match="CachedAttention"):
+        run(changed(**{name: None}))
 
 
 @settings(max_examples=150, deadline=None)

@@ -63,9 +63,8 @@ def replay(model: Path, cpu: str, threads: int, environment: dict[str, str]) -> 
 def test_the_best_instruction_set_is_chosen_and_exact(model: Path, cpu: str, threads: int) -> None:
     found = replay(model, cpu, threads, {})
     assert found["version"].split()[1] == BEST[cpu]
-    assert found["cases"] == len(golden.golden())
     assert found["differing"] == []
-    assert found["version"].endswith(f"; {found['cases']}")  # the operators ran, as many as there are nodes
+    assert found["version"].endswith(f"; {len(golden.golden())}")  # the operators ran, as many as there are nodes
 
 
 @pytest.mark.parametrize(("cpu", "isa"), FORCED)

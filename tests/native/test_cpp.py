@@ -125,18 +125,19 @@ def test_the_operator_on_arm32(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_fuzzing_the_operator_finds_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "runs"), [("fuzz_operator", 10000), ("fuzz_attention", 4000)])
+def test_fuzzing_the_operators_finds_nothing(name: str, runs: int, tmp_path: Path) -> None:
     need("clang++-19")
     sources = [s for s in (KERNELS / "src").glob("*.cpp") if s.name != "memory.cpp"]
     compiler = ("clang++-19", *COMMON, *SANITIZED, "-fsanitize=fuzzer,address,undefined")
-    made = cpp.program(compiler, KERNELS / "src", [*sources, KERNELS / "test" / "fuzz_operator.cpp"], tmp_path / "fuzz")
+    made = cpp.program(compiler, KERNELS / "src", [*sources, KERNELS / "test" / f"{name}.cpp"], tmp_path / "fuzz")
     (tmp_path / "corpus").mkdir()
     # Counted, not timed: a busy machine only takes longer.
-    limits = ("-runs=10000", "-max_len=2000", "-len_control=0", "-seed=1")
-    found_before = KERNELS / "test" / "corpus"
-    done = run(str(made), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus"), str(found_before))
+    limits = (f"-runs={runs}", "-max_len=2000", "-len_control=0", "-seed=1")
+    found_before = [str(KERNELS / "test" / "corpus")] if name == "fuzz_operator" else []
+    done = run(str(made), *limits, f"-artifact_prefix={tmp_path}/", str(tmp_path / "corpus"), *found_before)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Done 10000 runs" in done.stderr
+    assert f"Done {runs} runs" in done.stderr
 
 
 PLANTED = [
@@ -201,14 +202,30 @@ PLANTED_IN_THE_OPERATOR = [
     ("arguments.cpp", "w.dims[1] == static_cast<int64_t>(blocks)", "w.dims[1] <= static_cast<int64_t>(blocks)"),
     ("arguments.cpp", "if (x.dims[i] < 0 || x.dims[i] >= kMostRows)", "if (x.dims[i] >= kMostRows)"),
     ("tensor.h", "  api.release_info(info);", ""),
-    ("operator.cpp", "  node.api.release_allocator(node.allocator);", ""),
+    ("operator.h", "  node.api.release_allocator(node.allocator);", ""),
     ("block_quantize.h", "*corrections = -zero * sum", "*corrections = 1 - zero * sum"),
     ("product_blocks.cpp", "kernels.rows - left + r", "r"),
     ("arguments.cpp", "rounding != 0 && rounding != block", "rounding < 0"),
+    ("attention.cpp", "end < window ? 0 : end - window", "end < window ? 0 : end - window + 1"),
+    ("attention.cpp", "to < kPositions ? to : kPositions", "to"),
+    ("attention.cpp", "(a.slots * a.dim - used) * sizeof(float)", "0"),
+    ("attention.cpp", "a.cos + slot * a.half", "a.cos + t * a.half"),
+    ("attention.cpp", "a.sink != nullptr ? 1.0f : 0.0f", "0.0f"),
+    ("attention.cpp", "call.initial(g * call.shared + row % call.shared)", "call.initial(g * call.shared)"),
+    ("attention.cpp", "(first + some) * width < rows ? (first + some) * width : rows", "first * width + 1"),
+    ("attention.cpp", "at * a.past_slots * a.dim", "at * a.slots * a.dim"),
+    ("attention_arguments.cpp", "end >= least - 1 && end < most", "end < most"),
+    ("attention_arguments.cpp", "out->ends[b] < cos.dims[0]", "out->ends[b] <= cos.dims[0]"),
+    ("attention_arguments.cpp", "  api.release_status(status);  // it names", "  // it names"),
+    ("attention_arguments.cpp", "out->k + out->groups * out->dim", "out->k + out->heads * out->dim"),
+    ("attention_tiles.h", "1.6666665459e-1f", "1.6667e-1f"),
+    ("attention_tiles.h", "z < V{} ? -tanh : tanh", "tanh"),
+    ("attention_tiles.h", "kOrder[kLanes] = {0, 4, 2, 6,", "kOrder[kLanes] = {0, 2, 4, 6,"),
 ]
 HARMLESS = [
     ("kernels.h", "kPrefetch = 4096", "kPrefetch = 0"),
     ("product.cpp", "__builtin_prefetch(w + r * call.a.row_bytes + i)", "(void)(w + r + i)"),
+    ("attention_tiles.h", "__builtin_prefetch(p + i, 0, 2)", "(void)(p + i)"),
 ]
 
 

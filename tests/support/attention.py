@@ -80,13 +80,24 @@ def case(
 
 @lru_cache(maxsize=64)
 def session(
-    facts: Attention, present: tuple[str, ...], isa: str, threads: int = 2, left_out: str = ""
+    facts: Attention,
+    present: tuple[str, ...],
+    isa: str,
+    threads: int = 2,
+    left_out: str = "",
+    kinds: tuple[tuple[str, str], ...] = (),
 ) -> onnxruntime.InferenceSession:
-    """The operator with an instruction set, "" for the library's own choice, or ``body``, the function body."""
+    """The operator with an instruction set, "" for the library's own choice, or ``body``, the function body.
+
+    ``left_out`` is an attribute; ``kinds`` are other element types of inputs.
+    """
+    types = {
+        name: "int32" if name in ("seqlens_k", "total_sequence_length") else "float" for name in ATTENTION_INPUTS
+    } | dict(kinds)
     inputs = [
         ir.Value(
             name=name,
-            type=ir.TensorType(ir.DataType.INT32 if name in ("seqlens_k", "total_sequence_length") else ir.DataType.FLOAT),
+            type=ir.TensorType(ir.DataType[types[name].upper()]),
             shape=ir.Shape([f"{name}{i}" for i in range(rank)]),
         )
         if name in present

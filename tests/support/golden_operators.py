@@ -10,19 +10,30 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.spec.names import EDGEKIT
+from edgekit.lowbit.functions import ATTENTION_INPUTS
+from edgekit.spec.names import CACHED_ATTENTION, EDGEKIT
+from tests.support import attention
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors" / "operators"
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One case; ``arrays`` are X, W, scales, perhaps bias, and Y."""
+    """One case; ``arrays`` are inputs and outputs by their names."""
 
     name: str
     op: str
-    attributes: dict[str, int]
+    attributes: dict[str, int | float]
     arrays: dict[str, np.ndarray]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return attention.OUTPUTS if self.op == CACHED_ATTENTION else ("Y",)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """In their order; those that are left out have no array."""
+        return ATTENTION_INPUTS if self.op == CACHED_ATTENTION else ("X", "W", "scales", "bias")
 
 
 def golden() -> list[Golden]:
@@ -39,27 +50,35 @@ def golden() -> list[Golden]:
     return found
 
 
-def write_model(directory: Path) -> None:
-    """model.onnx with a node for each case and all of its inputs inside, and expected.npz with the results by output."""
+def write_model(directory: Path) -> int:
+    """model.onnx with a node for each case and all of its inputs inside, and expected.npz with the results by output.
+
+    Returns how many outputs there are.
+    """
     nodes: list[ir.Node] = []
     constants: list[ir.Value] = []
     expected: dict[str, Any] = {}
     for index, case in enumerate(golden()):
-        inputs = [_constant(f"{name}{index}", array) for name, array in case.arrays.items() if name != "Y"]
-        node = ir.Node(
-            EDGEKIT, case.op, inputs, [ir.AttrInt64(n, v) for n, v in case.attributes.items()], num_outputs=1
-        )
-        node.name, node.outputs[0].name = case.name, f"Y{index}"
-        node.outputs[0].type = ir.TensorType(ir.tensor(case.arrays["Y"]).dtype)
+        inputs = [
+            _constant(f"{name}{index}", case.arrays[name]) if name in case.arrays else None for name in case.inputs
+        ]
+        attributes = [
+            ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrFloat32(name, value)
+            for name, value in case.attributes.items()
+        ]
+        node = ir.Node(EDGEKIT, case.op, inputs, attributes, num_outputs=len(case.outputs), name=case.name)
+        for output, name in zip(node.outputs, case.outputs, strict=True):
+            output.name, output.type = f"{name}{index}", ir.TensorType(ir.tensor(case.arrays[name]).dtype)
+            expected[f"{name}{index}"] = case.arrays[name]
         nodes.append(node)
-        constants += inputs
-        expected[f"Y{index}"] = case.arrays["Y"]
+        constants += [value for value in inputs if value is not None]
     graph = ir.Graph(
-        [], [n.outputs[0] for n in nodes], nodes=nodes, initializers=constants,
+        [], [output for node in nodes for output in node.outputs], nodes=nodes, initializers=constants,
         opset_imports={"": 21, EDGEKIT: 1}, name="golden",
     )  # fmt: skip
     (directory / "model.onnx").write_bytes(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
     np.savez(directory / "expected.npz", **expected)
+    return len(expected)
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:

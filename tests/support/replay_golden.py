@@ -1,6 +1,6 @@
 """Runs a model of golden cases where nothing of edgekit is installed: python replay_golden.py DIRECTORY LIBRARY THREADS.
 
-Prints one line of JSON: the number of cases, the outputs whose bits differ, and what the library says of itself.
+Prints one line of JSON: the number of outputs, those whose bits differ, and what the library says of itself.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ names = [output.name for output in session.get_outputs()]
 found = dict(zip(names, session.run(names, {}), strict=True))
 differing = [n for n in names if found[n].dtype != expected[n].dtype or found[n].tobytes() != expected[n].tobytes()]
 facts = {
-    "cases": len(names),
+    "outputs": len(names),
     "differing": differing,
     "version": version().decode("ascii"),
     "ort": onnxruntime.__version__,

@@ -226,10 +226,6 @@ size_t sharing(size_t floats, size_t items) {
 OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call, bool few) {
   const AttentionArguments& a = call.a;
   const size_t heads = a.batch * a.groups, seen = call.blocks * kPositions * a.dim;
-  if (a.present_k != a.past_k || a.present_v != a.past_v) {
-    const size_t caches = 2 * heads, some = sharing(caches * seen, caches);
-    if (OrtStatus* status = api.parallel_for(context, copy_cache, caches, some, &call)) return status;
-  }
   const size_t tokens = a.batch * a.tokens;
   const size_t few_tokens = sharing(tokens * a.heads * a.dim, tokens);
   if (OrtStatus* status = api.parallel_for(context, place_token, tokens, few_tokens, &call)) return status;
@@ -249,9 +245,14 @@ size_t aligned(size_t bytes) { return (bytes + kAligned - 1) & ~(kAligned - 1); 
 
 OrtStatus* attend(const Api& api, const OrtKernelContext* context, OrtAllocator* allocator,
                   const AttentionKernels& best, const AttentionAttributes& attributes, const AttentionArguments& a) {
-  if (a.batch == 0 || a.tokens == 0) return nullptr;
   const AttentionKernels& kernels = a.dim & (best.head_step - 1) ? *best.narrow : best;
   Call call{kernels, attributes, a, a.heads / a.groups, 0, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 1};
+  if (a.batch == 0) return nullptr;
+  if (a.present_k != a.past_k || a.present_v != a.past_v) {
+    const size_t caches = 2 * a.batch * a.groups, some = sharing(caches * a.slots * a.dim, caches);
+    if (OrtStatus* status = api.parallel_for(context, copy_cache, caches, some, &call)) return status;
+  }
+  if (a.tokens == 0) return nullptr;
   for (size_t b = 0; b < a.batch; ++b) {
     if (call.blocks_of(b) > call.blocks) call.blocks = call.blocks_of(b);
   }

@@ -19,14 +19,6 @@ struct Operator {
   bool half;
 };
 
-// One node: lives in memory of the allocator that it names.
-struct Node {
-  Api api;
-  OrtAllocator* allocator;
-  const Kernels* kernels;
-  Attributes attributes;
-};
-
 // Nodes created since the library was loaded.
 int64_t created = 0;
 
@@ -43,40 +35,20 @@ Message& list_supported(Message& message) {
 const Operator& self(const OrtCustomOp* op) { return *reinterpret_cast<const Operator*>(op); }
 
 OrtStatus* EK_CALL create(const OrtCustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** out) {
-  const Api api(table);
-  const Kernels* kernels = nullptr;
-  if (OrtStatus* status = choose_kernels(api, &kernels)) return status;
-  Attributes attributes;
-  if (OrtStatus* status = read_attributes(api, info, self(op).format, self(op).half, &attributes)) return status;
-  OrtAllocator* allocator = nullptr;
-  if (OrtStatus* status = api.allocator(info, &allocator)) return status;
-  void* memory = nullptr;
-  if (OrtStatus* status = api.allocate(allocator, sizeof(Node), &memory)) {
-    api.release_allocator(allocator);
-    return status;
-  }
-  Node* node = static_cast<Node*>(memory);
-  *node = Node{api, allocator, kernels, attributes};
-  *out = node;
-  count_node();
-  return nullptr;
-}
-
-void EK_CALL destroy(void* kernel) {
-  const Node node = *static_cast<Node*>(kernel);
-  if (OrtStatus* status = node.api.free(node.allocator, kernel)) node.api.release_status(status);
-  node.api.release_allocator(node.allocator);
+  const auto read = [&](const Api& api, Attributes* attributes) {
+    return read_attributes(api, info, self(op).format, self(op).half, attributes);
+  };
+  return create_node<Attributes>(table, read, info, out);
 }
 
 OrtStatus* EK_CALL compute(void* kernel, OrtKernelContext* context) {
-  const Node& node = *static_cast<const Node*>(kernel);
+  const auto& node = *static_cast<const Node<Attributes>*>(kernel);
   Arguments arguments{};
   if (OrtStatus* status = read_arguments(node.api, context, node.attributes, &arguments)) return status;
   return multiply(node.api, context, node.allocator, *node.kernels, node.attributes.format, arguments);
 }
 
 const char* EK_CALL name(const OrtCustomOp* op) { return operator_name(self(op).format); }
-const char* EK_CALL provider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
 ElementType EK_CALL input_type(const OrtCustomOp* op, size_t index) {
   if (index == 0) return self(op).half ? kFloat16 : kFloat;
   return index == 1 ? kUint8 : kFloat;
@@ -85,18 +57,16 @@ size_t EK_CALL input_count(const OrtCustomOp*) { return 4; }
 ElementType EK_CALL output_type(const OrtCustomOp* op, size_t) { return self(op).half ? kFloat16 : kFloat; }
 size_t EK_CALL output_count(const OrtCustomOp*) { return 1; }
 Characteristic EK_CALL input_kind(const OrtCustomOp*, size_t index) { return index == 3 ? kOptional : kRequired; }
-Characteristic EK_CALL output_kind(const OrtCustomOp*, size_t) { return kRequired; }
-int EK_CALL on_cpu(const OrtCustomOp*, size_t) { return 0; }
-int EK_CALL one(const OrtCustomOp*) { return 1; }
-int EK_CALL any_version(const OrtCustomOp*) { return 0x7FFFFFFF; }
 
 constexpr Operator make(Format format, bool half) {
-  return Operator{
-      {kApiVersion, nullptr,    name,        provider,    input_type, input_count, output_type, output_count, nullptr,
-       destroy,     input_kind, output_kind, on_cpu,      one,        one,         one,         one,          create,
-       compute,     nullptr,    one,         any_version, nullptr,    nullptr,     nullptr,     nullptr},
-      format,
-      half};
+  return Operator{{kApiVersion, nullptr,      name,         provider, input_type,
+                   input_count, output_type,  output_count, nullptr,  destroy_node<Attributes>,
+                   input_kind,  all_required, on_cpu,       one,      one,
+                   one,         one,          create,       compute,  nullptr,
+                   one,         any_version,  nullptr,      nullptr,  nullptr,
+                   nullptr},
+                  format,
+                  half};
 }
 
 const Operator kOperators[] = {make(kTernary, false),    make(kTernary, true),   make(kInt8, false), make(kInt8, true),

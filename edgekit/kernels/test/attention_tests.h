@@ -25,7 +25,7 @@ struct Span {
   explicit Span(size_t floats) : memory(floats * sizeof(float)), count(floats) {}
   float* data() { return reinterpret_cast<float*>(memory.data()); }
   void fill(float width) {
-    for (size_t i = 0; i < count; ++i) data()[i] = (static_cast<float>(std::rand()) / 1.1e9f - 1) * width;
+    for (size_t i = 0; i < count; ++i) data()[i] = (static_cast<float>(draw()) / 1.1e9f - 1) * width;
   }
 };
 
@@ -130,7 +130,10 @@ void test_rotate(const Kernels& all, size_t dim, size_t half, bool interleaved) 
 }
 
 void test_attention(const Kernels& kernels) {
-  if (kernels.attention == nullptr) return;
+  static std::vector<const AttentionKernels*> tested;  // several instruction sets share a table
+  const bool again = std::find(tested.begin(), tested.end(), kernels.attention) != tested.end();
+  if (kernels.attention == nullptr || again) return;
+  tested.push_back(kernels.attention);
   const float none = -__builtin_inff();
   for (size_t dim : {8, 16, 24, 64, 72, 128}) {
     for (bool interleaved : {false, true}) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,11 +27,14 @@ struct OrtValue {
 struct OrtKernelInfo {
   int64_t k, n, block;
   int64_t bits = 8, block_size = 64;
+  std::map<std::string, double> attention = {};  // CachedAttention's; one that is not there is missing
 };
 struct OrtAllocator {};
 struct OrtKernelContext {
   std::vector<OrtValue*> inputs;
   OrtValue output;
+  OrtValue caches[2] = {};  // CachedAttention's other outputs; kept where they have memory: past and present are one
+  OrtValue& output_at(size_t index) { return index == 0 ? output : caches[index - 1]; }
 };
 struct OrtCustomOpDomain {
   std::vector<const OrtCustomOp*> ops;
@@ -45,6 +49,7 @@ inline int held = 0;      // memory, infos and statuses that were handed out and
 inline int calls = 0;     // that can fail
 inline int fail_at = -1;  // the call that does
 inline OrtAllocator allocator;
+constexpr size_t kMostOutput = 1 << 26;  // bytes
 
 inline OrtStatus* outcome() { return calls++ == fail_at ? (++held, new OrtStatus{"injected failure"}) : nullptr; }
 
@@ -95,7 +100,18 @@ inline OrtStatus* deallocate(OrtAllocator*, void* memory) {
   --held, std::free(memory);
   return nullptr;
 }
+template <class Number>
+OrtStatus* of_attention(const OrtKernelInfo* info, const char* name, Number* out) {
+  const auto found = info->attention.find(name);
+  if (found == info->attention.end()) return create_status(kFail, "no such attribute");
+  *out = static_cast<Number>(found->second);
+  return outcome();
+}
+inline OrtStatus* float_attribute(const OrtKernelInfo* info, const char* name, float* out) {
+  return of_attention(info, name, out);
+}
 inline OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* out) {
+  if (!info->attention.empty()) return of_attention(info, name, out);
   *out = std::strcmp(name, "K") == 0            ? info->k
          : std::strcmp(name, "N") == 0          ? info->n
          : std::strcmp(name, "bits") == 0       ? info->bits
@@ -111,13 +127,17 @@ inline OrtStatus* input(const OrtKernelContext* context, size_t index, const Ort
   *out = context->inputs[index];
   return outcome();
 }
-inline OrtStatus* output(OrtKernelContext* context, size_t, const int64_t* shape, size_t rank, OrtValue** out) {
+inline OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank, OrtValue** out) {
   if (OrtStatus* status = outcome()) return status;
   size_t bytes = context->inputs[0]->info.type == kFloat16 ? 2 : 4;  // Y has the type of X
-  for (size_t i = 0; i < rank; ++i) bytes *= static_cast<size_t>(shape[i]);
-  context->output.info.dims.assign(shape, shape + rank);
-  context->output.data = std::realloc(context->output.data, bytes ? bytes : 1);
-  *out = &context->output;
+  for (size_t i = 0; i < rank; ++i) {
+    if (shape[i] > 0 && bytes > kMostOutput / static_cast<size_t>(shape[i])) return create_status(kFail, "no memory");
+    bytes *= static_cast<size_t>(shape[i]);
+  }
+  OrtValue& value = context->output_at(index);
+  value.info.dims.assign(shape, shape + rank);
+  value.data = std::realloc(value.data, bytes ? bytes : 1);
+  *out = &value;
   return nullptr;
 }
 inline OrtStatus* parallel_for(const OrtKernelContext*, void (*body)(void*, size_t), size_t total, size_t, void* data) {
@@ -145,6 +165,7 @@ inline const OrtApi* api(uint32_t version) {
   set(table, kApiGetDimensions, dimensions), set(table, kApiGetTensorTypeAndShape, type_and_shape);
   set(table, kApiAllocatorAlloc, allocate), set(table, kApiAllocatorFree, deallocate);
   set(table, kApiKernelInfoGetAttribute_int64, attribute), set(table, kApiKernelContext_GetInputCount, input_count);
+  set(table, kApiKernelInfoGetAttribute_float, float_attribute);
   set(table, kApiKernelContext_GetInput, input), set(table, kApiKernelContext_GetOutput, output);
   set(table, kApiReleaseTensorTypeAndShapeInfo, release_info), set(table, kApiReleaseAllocator, release_allocator);
   set(table, kApiKernelContext_ParallelFor, parallel_for), set(table, kApiKernelInfoGetAllocator, kernel_allocator);

@@ -14,9 +14,9 @@ namespace {
   std::exit(2);
 }
 
-// As much of JSON as index.json uses: objects, lists, whole numbers, and strings without escapes.
+// As much of JSON as index.json uses: objects, lists, numbers, and strings without escapes.
 struct Json {
-  int64_t number = 0;
+  double number = 0;
   std::string text;
   std::vector<Json> list;
   std::map<std::string, Json> members;
@@ -58,12 +58,12 @@ class Parser {
     at_ = end + 1;
     return found;
   }
-  int64_t number() {
-    size_t end = at_;
-    while (end < text_.size() && std::isdigit(static_cast<unsigned char>(text_[end]))) ++end;
-    if (end == at_ || end - at_ > 18) stop_here("a value: an object, a list, a string or a number of 1 to 18 digits");
-    const int64_t found = std::stoll(text_.substr(at_, end - at_));
-    at_ = end;
+  double number() {
+    const char* const begin = text_.c_str() + at_;
+    char* end = nullptr;
+    const double found = std::strtod(begin, &end);
+    if (end == begin) stop_here("a value: an object, a list, a string or a number");
+    at_ += static_cast<size_t>(end - begin);
     return found;
   }
   Json value() {
@@ -101,11 +101,14 @@ std::string read(const std::string& path) {
 
 GoldenArray array_of(const Json& place, const std::string& data, const std::string& where) {
   GoldenArray array{place["dtype"].text, {}, {}};
-  uint64_t bytes = array.dtype == "float32" ? 4 : array.dtype == "float16" ? 2 : array.dtype == "uint8" ? 1 : 0;
-  if (bytes == 0) stop(where, "dtype " + array.dtype, "float32, float16 or uint8");
+  uint64_t bytes = array.dtype == "float32" || array.dtype == "int32" ? 4
+                   : array.dtype == "float16"                         ? 2
+                   : array.dtype == "uint8"                           ? 1
+                                                                      : 0;
+  if (bytes == 0) stop(where, "dtype " + array.dtype, "float32, float16, int32 or uint8");
   for (const Json& dim : place["shape"].list) {
-    array.shape.push_back(dim.number);
-    bytes = dim.number > int64_t{1} << 20 ? data.size() + 1 : bytes * static_cast<uint64_t>(dim.number);
+    array.shape.push_back(static_cast<int64_t>(dim.number));
+    bytes = dim.number < 0 || dim.number > 1 << 20 ? data.size() + 1 : bytes * static_cast<uint64_t>(dim.number);
     if (bytes > data.size()) stop(where, "a shape beyond vectors.bin", "at most " + std::to_string(data.size()));
   }
   const uint64_t offset = static_cast<uint64_t>(place["offset"].number);
@@ -122,7 +125,7 @@ GoldenArray array_of(const Json& place, const std::string& data, const std::stri
 std::vector<GoldenCase> read_golden(const std::string& directory) {
   const std::string text = read(directory + "/index.json"), data = read(directory + "/vectors.bin");
   const Json index = Parser(text).document();
-  if (index["format"].number != 1) stop("index.json", "format " + std::to_string(index["format"].number), "format 1");
+  if (index["format"].number != 1) stop("index.json", "another format", "format 1");
   std::vector<GoldenCase> cases;
   for (const Json& listed : index["cases"].list) {
     GoldenCase found{listed["name"].text, listed["op"].text, {}, {}};

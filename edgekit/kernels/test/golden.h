@@ -9,15 +9,15 @@
 namespace edgekit {
 
 struct GoldenArray {
-  std::string dtype;  // float32, float16 or uint8
+  std::string dtype;  // float32, float16, int32 or uint8
   std::vector<int64_t> shape;
   std::vector<uint8_t> bytes;
 };
 
 struct GoldenCase {
   std::string name, op;
-  std::map<std::string, int64_t> attributes;
-  std::map<std::string, GoldenArray> arrays;  // X, W, scales, perhaps bias, and Y
+  std::map<std::string, double> attributes;
+  std::map<std::string, GoldenArray> arrays;  // inputs and outputs by their names
 };
 
 // Every case of a directory; ends the program with a message where a file is missing or is not as described.

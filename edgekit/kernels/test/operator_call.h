@@ -24,7 +24,7 @@ void same(const std::string& found, const std::string& expected, const std::stri
   check(found == expected, where + ":\n  found    " + found + "\n  expected " + expected);
 }
 
-size_t element_bytes(ElementType type) { return type == kFloat ? 4 : type == kFloat16 ? 2 : 1; }
+size_t element_bytes(ElementType type) { return type == kFloat || type == kInt32 ? 4 : type == kFloat16 ? 2 : 1; }
 
 // What the fake does otherwise than fake_ort.h: exact outputs, threads, and a failing AllocatorFree.
 namespace here {
@@ -40,15 +40,14 @@ OrtStatus* create_domain(const char* name, OrtCustomOpDomain** out) {
 }
 
 OrtStatus* output(OrtKernelContext* context, size_t index, const int64_t* shape, size_t rank, OrtValue** out) {
-  check(index == 0, "the operator has one output");
   if (OrtStatus* status = fake::outcome()) return status;
-  OrtValue& value = context->output;
+  OrtValue& value = context->output_at(index);
   value.info.dims.assign(shape, shape + rank);
   size_t bytes = element_bytes(value.info.type);
   for (int64_t d : value.info.dims) {
     bytes = d > 0 && bytes > kMostOutput / static_cast<size_t>(d) ? 0 : bytes * static_cast<size_t>(d);
   }
-  value.data = std::malloc(bytes);  // exactly: what is written beyond it is found
+  if (value.data == nullptr) value.data = std::malloc(bytes);  // exactly: what is written beyond it is found
   *out = &value;
   return nullptr;
 }
@@ -98,13 +97,14 @@ struct Input {
 };
 
 // In the order in which they are registered, each for float32 and for float16.
-enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op, kInt8BlockOp };
+enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op, kInt8BlockOp, kAttentionOp };
 
 struct Setup {
   Op op;
   bool half;
   OrtKernelInfo info;
-  std::vector<Input> inputs;  // X, W, scales, bias
+  std::vector<Input> inputs;  // X, W, scales, bias, or CachedAttention's
+  bool in_place = false;      // CachedAttention: past and present are one
 };
 
 enum Position { kX, kW, kScales, kBias };
@@ -115,8 +115,25 @@ const OrtCustomOpDomain& operators() {
   return *options.domain;
 }
 
+size_t bytes_of(const OrtValue& value) {
+  size_t bytes = element_bytes(value.info.type);
+  for (int64_t d : value.info.dims) bytes *= static_cast<size_t>(d);
+  return bytes;
+}
+
+// Outputs begin without memory, or caches where the past is.
+void begin_outputs(const Setup& setup, const std::vector<OrtValue>& values, size_t count, OrtKernelContext* context) {
+  for (size_t i = 0; i < count; ++i) {
+    context->output_at(i).data = setup.in_place && i > 0 ? values[2 + i].data : nullptr;
+  }
+}
+
+void free_outputs(const Setup& setup, size_t count, OrtKernelContext* context) {
+  for (size_t i = 0; i < (setup.in_place ? 1 : count); ++i) std::free(context->output_at(i).data);
+}
+
 // Runs an operator, with an instruction set or "", the library's own choice; the error's text, or nothing and the bytes
-// of Y.
+// of all outputs, and the shape of the first.
 std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>* y, std::vector<int64_t>* shape,
                 int times = 1) {
   std::vector<OrtValue> values(setup.inputs.size());
@@ -128,16 +145,18 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
     if (!input.bytes.empty()) std::memcpy(values[i].data, input.bytes.data(), input.bytes.size());
     context.inputs.push_back(input.present ? &values[i] : nullptr);
   }
-  context.output.info.type = setup.half ? kFloat16 : kFloat;
-  const OrtCustomOp* op = operators().ops[2 * setup.op + (setup.half ? 1 : 0)];
+  const OrtCustomOp* op =
+      setup.op == kAttentionOp ? operators().ops.back() : operators().ops[2 * setup.op + (setup.half ? 1 : 0)];
+  const size_t outputs = op->GetOutputTypeCount(op);
+  for (size_t i = 0; i < outputs; ++i) context.output_at(i).info.type = op->GetOutputType(op, i);
   void* kernel = nullptr;
   setenv("EDGEKIT_ISA", isa.c_str(), 1);
   OrtStatus* status = op->CreateKernelV2(op, here::api(kApiVersion), &setup.info, &kernel);
   unsetenv("EDGEKIT_ISA");
   if (status == nullptr) {
     for (int i = 0; i < times && status == nullptr; ++i) {
-      std::free(context.output.data);
-      context.output.data = nullptr;
+      if (i > 0) free_outputs(setup, outputs, &context);
+      begin_outputs(setup, values, outputs, &context);
       status = op->KernelComputeV2(kernel, &context);
     }
     op->KernelDestroy(kernel);
@@ -145,13 +164,14 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
   const std::string message = status ? status->message : "";
   if (status) fake::release_status(status);
   if (message.empty()) {
-    size_t bytes = element_bytes(context.output.info.type);
-    for (int64_t d : context.output.info.dims) bytes *= static_cast<size_t>(d);
-    const uint8_t* first = static_cast<const uint8_t*>(context.output.data);
-    if (y) y->assign(first, first + bytes);
+    if (y) y->clear();
+    for (size_t i = 0; y && i < outputs; ++i) {
+      const uint8_t* first = static_cast<const uint8_t*>(context.output_at(i).data);
+      y->insert(y->end(), first, first + bytes_of(context.output_at(i)));
+    }
     if (shape) *shape = context.output.info.dims;
   }
-  std::free(context.output.data);
+  free_outputs(setup, outputs, &context);
   for (OrtValue& value : values) std::free(value.data);
   check(fake::held == 0, std::to_string(fake::held) + " objects kept after '" + message + "'");
   fake::held = 0;
@@ -177,7 +197,7 @@ Setup accepted(bool int8, bool half, int64_t block) {
 }
 
 // The message when one input claims another type or shape; its bytes are taken away, so that none can be read.
-std::string claiming(Setup setup, Position input, ElementType type, std::vector<int64_t> dims) {
+std::string claiming(Setup setup, size_t input, ElementType type, std::vector<int64_t> dims) {
   setup.inputs[input] = {type, std::move(dims), {}};
   return run(setup);
 }

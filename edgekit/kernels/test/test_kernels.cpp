@@ -27,6 +27,13 @@ void check(bool ok, const char* isa, const char* what, size_t a, size_t b, size_
   if (!ok && ++failures <= 10) std::printf("%s: %s differs (%zu, %zu, %zu)\n", isa, what, a, b, c);
 }
 
+// A number from 0 to 2^31 - 1. (Half of this program's time went to std::rand.)
+int draw() {
+  static uint32_t state = 1;
+  state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+  return static_cast<int>(state >> 1);
+}
+
 // Memory whose last byte is followed by a page that cannot be read.
 class Fenced {
  public:
@@ -68,13 +75,13 @@ class Guarded {
 
 void fill(Fenced& memory, Format format, int kind) {
   for (size_t i = 0; i < memory.size(); ++i) {
-    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? std::rand() : format == kInt8 ? (std::rand() & 1) * 255 : 0xFF);
+    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? draw() : format == kInt8 ? (draw() & 1) * 255 : 0xFF);
   }
 }
 
 void fill_codes(Fenced& memory, int kind) {
   for (size_t i = 0; i < memory.size(); ++i) {
-    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? std::rand() % 255 - 127 : (std::rand() & 1) ? 127 : -127);
+    memory.data()[i] = static_cast<uint8_t>(kind == 0 ? draw() % 255 - 127 : (draw() & 1) ? 127 : -127);
   }
 }
 
@@ -158,7 +165,7 @@ void test_quantize(const Kernels& kernels, size_t count, float scale, int mode) 
   const size_t blocks = (count + kBlock - 1) / kBlock, pieces = each ? blocks : 1;
   Fenced memory(count * sizeof(float));
   float* x = reinterpret_cast<float*>(memory.data());
-  for (size_t i = 0; i < count; ++i) x[i] = (static_cast<float>(std::rand()) / 2147483648.0f - 0.5f) * scale;
+  for (size_t i = 0; i < count; ++i) x[i] = (static_cast<float>(draw()) / 2147483648.0f - 0.5f) * scale;
   Guarded<int8_t> codes(blocks * kBlock), expected_codes(blocks * kBlock);
   Guarded<float> steps(pieces), expected_steps(pieces);
   Guarded<int32_t> sums(pieces), expected_sums(pieces);
@@ -182,11 +189,11 @@ void test_finish(const Kernels& kernels, size_t rows, bool one_scale, bool add) 
   constexpr size_t kPieces = 3;
   std::vector<int32_t> sums(kPieces * kGemvRows), corrections(kPieces);
   std::vector<float> scales(kGemvRows), steps(kPieces), expected(rows), found(rows);
-  for (int32_t& sum : sums) sum = std::rand() - RAND_MAX / 2;
-  for (int32_t& correction : corrections) correction = std::rand();
-  for (float& scale : scales) scale = static_cast<float>(std::rand()) / 2147483648.0f;
-  for (float& step : steps) step = static_cast<float>(std::rand()) / 2147483648.0f;
-  for (size_t r = 0; r < rows; ++r) expected[r] = found[r] = static_cast<float>(std::rand()) / 1e5f;
+  for (int32_t& sum : sums) sum = draw() - INT32_MAX / 2;
+  for (int32_t& correction : corrections) correction = draw();
+  for (float& scale : scales) scale = static_cast<float>(draw()) / 2147483648.0f;
+  for (float& step : steps) step = static_cast<float>(draw()) / 2147483648.0f;
+  for (size_t r = 0; r < rows; ++r) expected[r] = found[r] = static_cast<float>(draw()) / 1e5f;
   kScalar.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), one_scale, rows, add,
                  expected.data());
   kernels.finish(sums.data(), kGemvRows, kPieces, corrections.data(), steps.data(), scales.data(), one_scale, rows, add,
@@ -200,12 +207,12 @@ std::vector<uint8_t> sparse_row(Format format, size_t blocks, int percent, size_
   std::vector<uint8_t> bytes(blocks * kMaskBytes);
   size_t stored[2] = {0, 0};  // in the first and in the second halves of blocks
   for (size_t i = 0; i < blocks * kBlock; ++i) {
-    if (std::rand() % 100 >= percent) continue;
+    if (draw() % 100 >= percent) continue;
     bytes[i / 8] |= static_cast<uint8_t>(1 << i % 8);
     ++stored[i / kGroup % 2];
   }
   *codes = format == kSparse8 ? stored[0] + stored[1] : stored[0] > stored[1] ? stored[0] : stored[1];
-  for (size_t i = 0; i < *codes + kSparseTail; ++i) bytes.push_back(static_cast<uint8_t>(std::rand()));
+  for (size_t i = 0; i < *codes + kSparseTail; ++i) bytes.push_back(static_cast<uint8_t>(draw()));
   return bytes;
 }
 
@@ -282,9 +289,9 @@ void test_block_multiply(const Kernels& kernels, const BlockShape& s) {
   float* of_rows = reinterpret_cast<float*>(scales.data());
   float* of_tokens = reinterpret_cast<float*>(steps.data());
   int32_t* less = reinterpret_cast<int32_t*>(corrections.data());
-  for (size_t i = 0; i < n * s.blocks; ++i) of_rows[i] = static_cast<float>(std::rand()) / 1e9f - 1;
-  for (size_t i = 0; i < all * s.blocks; ++i) of_tokens[i] = static_cast<float>(std::rand()) / 1e9f;
-  for (size_t i = 0; i < all * s.blocks; ++i) less[i] = -8 * (std::rand() % 4000 - 2000);
+  for (size_t i = 0; i < n * s.blocks; ++i) of_rows[i] = static_cast<float>(draw()) / 1e9f - 1;
+  for (size_t i = 0; i < all * s.blocks; ++i) of_tokens[i] = static_cast<float>(draw()) / 1e9f;
+  for (size_t i = 0; i < all * s.blocks; ++i) less[i] = -8 * (draw() % 4000 - 2000);
   // Corrections are of any value here; the scalar kernels can take a zero for whatever the others do.
   const BlockProduct product{s.format, zero_of(kernels, s.format),          s.block, s.blocks,  w.data(), row_bytes,
                              of_rows,  reinterpret_cast<int8_t*>(x.data()), stride,  of_tokens, less};
@@ -306,7 +313,7 @@ void test_block_quantize(const Kernels& kernels, Format format, size_t block, si
   const int32_t zero = zero_of(kernels, format);
   Fenced memory(count * sizeof(float));
   float* x = reinterpret_cast<float*>(memory.data());
-  for (size_t i = 0; i < count; ++i) x[i] = static_cast<float>(std::rand()) / 1e9f - 1;
+  for (size_t i = 0; i < count; ++i) x[i] = static_cast<float>(draw()) / 1e9f - 1;
   Guarded<int8_t> codes(bytes), expected_codes(bytes);
   Guarded<float> steps(blocks), expected_steps(blocks);
   Guarded<int32_t> less(blocks), expected(blocks);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "attention_operator_tests.h"
 #include "block_tests.h"
 #include "fake_ort.h"
 #include "golden.h"
@@ -323,7 +324,8 @@ void test_tiny(const std::string& isa) {
 }
 
 Setup setup_of(const GoldenCase& golden) {
-  const auto attribute = [&](const char* name) { return golden.attributes.at(name); };
+  if (golden.op == "CachedAttention") return setup_of_attention(golden);
+  const auto attribute = [&](const char* name) { return static_cast<int64_t>(golden.attributes.at(name)); };
   static const std::map<std::string, Op> kOps = {{"TernaryMatMul", kTernaryOp},
                                                  {"Int8MatMul", kInt8Op},
                                                  {"SparseMatMul", kSparseOp},
@@ -348,11 +350,14 @@ void test_golden(const std::vector<GoldenCase>& cases, const std::string& isa) {
   for (bool threads : {false, true}) {
     here::threads = threads;
     for (const GoldenCase& golden : cases) {
+      const bool attention = golden.op == "CachedAttention";
+      if (attention && !has_attention()) continue;
       std::vector<uint8_t> y;
       std::vector<int64_t> shape;
       const std::string where = isa + ", " + golden.name + (threads ? ", threads" : "");
       same(run(setup_of(golden), isa, &y, &shape), "", where);
-      check(y == golden.arrays.at("Y").bytes && shape == golden.arrays.at("Y").shape, where + ": other bits");
+      const std::vector<uint8_t> bytes = attention ? results_of_attention(golden) : golden.arrays.at("Y").bytes;
+      check(y == bytes && shape == golden.arrays.at(attention ? "output" : "Y").shape, where + ": other bits");
     }
   }
   here::threads = false;
@@ -422,15 +427,17 @@ int main(int count, char** arguments) {
   test_refusals();
   test_sparse_refusals();
   for (Op op : {kInt4Op, kInt8BlockOp}) test_block_refusals(op);
+  test_attention_refusals();
+  check(!cases.empty(), "there are golden cases");
+  for (const std::string& isa : supported) test_golden(cases, isa);
   for (int64_t bits : {4, 8}) {
     test_damaged_sparse(bits, bits == 4 ? 0 : 128, supported);
   }
-  check(!cases.empty(), "there are golden cases");
   for (const std::string& isa : supported) {
-    test_golden(cases, isa);
     test_tiny(isa);
     test_sparse_products(isa);
     for (Op op : {kInt4Op, kInt8BlockOp}) test_block_products(isa, op);
+    test_attention_threads(isa);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
     }
