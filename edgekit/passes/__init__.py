@@ -13,6 +13,7 @@ from edgekit.passes.dead_units.rows import RemoveDeadRows
 from edgekit.passes.fold_key_transpose import FoldKeyTranspose
 from edgekit.passes.fold_rope import FoldRope
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
+from edgekit.passes.guard_products import GuardProducts
 from edgekit.passes.lower_attention import LowerAttention
 from edgekit.passes.lower_experts import LowerExperts
 from edgekit.passes.lower_linears import Calibrate, LowerLinears
@@ -41,6 +42,7 @@ def pipeline(
         FoldRope(),  # before merging: attention then reads the linear layers directly
         MergeLinears(),  # after the choice: only layers of one format merge
         FuseSkipNorm(),  # any time
+        GuardProducts(),  # after dead units, which are followed through the guard where PyTorch has it
         LowerExperts(),  # after the choice
         LowerAttention(),  # after merging, which knows the stock operator; before the next, which adds function bodies
         LowerLinears(calibrate),  # last rewrite: abstract layers become operators

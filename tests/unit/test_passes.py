@@ -14,6 +14,7 @@ import pytest
 from edgekit.errors import RecipeError, UnsupportedError
 from edgekit.passes import pipeline
 from edgekit.passes.fuse_skip_norm import FuseSkipNorm
+from edgekit.passes.guard_products import GuardProducts
 from edgekit.passes.merge_linears import MergeLinears
 from edgekit.passes.normalize_linear import NormalizeLinear
 from edgekit.recipe import Recipe, Rule
@@ -226,3 +227,35 @@ def test_adding_a_constant_is_no_residual() -> None:
         "SimplifiedLayerNormalization", total, net.weight("gamma", np.ones(64, np.float32)), axis=-1, epsilon=1e-5
     )
     assert not FuseSkipNorm()(net.model(norm)).modified
+
+
+def guarded(axis: int, second_reader: bool) -> ir.Model:
+    """Attention of x on itself whose scores are -inf in rows that are masked whole."""
+    net = Net()
+    keys = net.op("Transpose", net.x, perm=[0, 2, 1])
+    scores = net.op("Add", net.op("MatMul", net.x, keys), net.weight("mask", MASK))
+    softmax = net.op("Softmax", scores, axis=axis)
+    bad = net.op("IsNaN", softmax)
+    bad.type = ir.TensorType(ir.DataType.BOOL)
+    rows = net.op("Where", bad, net.weight("zero", np.array(0, np.float32)), softmax)
+    out = net.op("MatMul", rows, net.x)
+    return net.model(out, net.op("Neg", rows)) if second_reader else net.model(out)
+
+
+MASK = np.where(np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]]), np.float32(0), np.float32(-np.inf))
+
+
+def test_the_guard_of_masked_rows_moves_behind_the_product() -> None:
+    before, after = guarded(-1, False), guarded(-1, False)
+    assert GuardProducts()(after).modified
+    kinds = [node.op_type for node in after.graph]
+    assert kinds.index("MatMul", kinds.index("Softmax")) < kinds.index("Where") and kinds.count("IsNaN") == 1
+    (wanted,), (got,) = run(before), run(after)
+    np.testing.assert_array_equal(got, wanted)
+    assert not got[:, 1].any() and np.abs(got[:, [0, 2]]).min() > 0
+    assert not GuardProducts()(after).modified
+
+
+@pytest.mark.parametrize(("axis", "second_reader"), [(1, False), (-1, True)])
+def test_other_guards_stay(axis: int, second_reader: bool) -> None:
+    assert not GuardProducts()(guarded(axis, second_reader)).modified
