@@ -259,7 +259,7 @@ void few_rows(const AttentionBlock& block, const float* q, const int32_t* lo, co
     const float* k[kScored];
     for (size_t i = 0; i < kScored; ++i) k[i] = block.k + least(j + i, block.count - 1) * block.dim;
     prefetch(block.k + (kPositions + j) * block.dim, kScored * block.dim);
-    prefetch(block.v + (kPositions + j) * block.dim, kScored * block.dim);
+    prefetch(block.v + j * block.dim, kScored * block.dim);  // read when all scores are there
     score_keys<R>(k, q, block.dim, scores + j);
   }
   for (size_t r = 0; r < R; ++r) {
