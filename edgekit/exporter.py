@@ -20,7 +20,7 @@ from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import OPERATORS
+from edgekit.spec.names import ENCODER, OPERATORS, TEXT_TO_TEXT
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DecoderInfo, TensorInfo
 from edgekit.strict import build as from_dict
@@ -66,31 +66,54 @@ def export(
     source, samples = str(source), None if samples is None else Path(samples)
     with BundleWriter(Path(output), force=force) as writer:
         from edgekit.frontend.loading import load
-        from edgekit.golden import write_vectors
 
-        progress("load the model", 0.0)
-        opened = load(source, allow_pickle=allow_pickle, task=task)
-        inputs = _inputs(opened, chosen, samples)
-        progress("trace the graph", 0.0)
-        model = _graph(opened, chosen, inputs, samples, abis, progress)
-        give_back_memory()  # the trace is large and full of cycles
-        _describe(model)
-        write_graph(model, writer.directory, progress)
-        for asset in opened.assets:
+        def opened() -> Source:
+            progress("load the model", 0.0)
+            return load(source, allow_pickle=allow_pickle, task=task)
+
+        model = opened()
+        if model.task == TEXT_TO_TEXT and isinstance(model, ModuleSource):
+            from edgekit.frontend.encoder import encoder_of
+
+            with BundleWriter(writer.directory / ENCODER) as encoder:
+                _write(encoder_of(model), source, chosen, samples, abis, encoder, progress)
+            model = opened()  # the golden vectors let go of weights that became low-bit
+        for asset in model.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
-        described = _manifest(model, opened, chosen, source)
-        if described.uses_operators:
-            _add_libraries(abis, writer.directory)
-        draft = writer.draft(described)
-        surviving = facts_of(model).surviving
-        del model  # it refers to the weights
-        manifest = write_vectors(opened, draft, inputs, surviving, progress)
-        del opened
-        give_back_memory()
-        progress("check in ONNX Runtime", 0.0)
-        _check(writer.draft(manifest), chosen)
-        progress("check in ONNX Runtime", 1.0)
-        return writer.commit(manifest)
+        return _write(model, source, chosen, samples, abis, writer, progress)
+
+
+def _write(
+    opened: Source,
+    source: str,
+    recipe: Recipe,
+    samples: Path | None,
+    abis: Sequence[str],
+    writer: BundleWriter,
+    progress: Progress,
+) -> Bundle:
+    """A model's graph, golden vectors and manifest as a bundle, checked in ONNX Runtime; its weights are let go of."""
+    from edgekit.golden import write_vectors
+
+    inputs = _inputs(opened, recipe, samples)
+    progress("trace the graph", 0.0)
+    model = _graph(opened, recipe, inputs, samples, abis, progress)
+    give_back_memory()  # the trace is large and full of cycles
+    _describe(model)
+    write_graph(model, writer.directory, progress)
+    described = _manifest(model, opened, recipe, source)
+    if described.uses_operators:
+        _add_libraries(abis, writer.directory)
+    draft = writer.draft(described)
+    surviving = facts_of(model).surviving
+    del model  # it refers to the weights
+    manifest = write_vectors(opened, draft, inputs, surviving, progress)
+    del opened
+    give_back_memory()
+    progress("check in ONNX Runtime", 0.0)
+    _check(writer.draft(manifest), recipe)
+    progress("check in ONNX Runtime", 1.0)
+    return writer.commit(manifest)
 
 
 def _add_libraries(abis: Sequence[str], directory: Path) -> None:
@@ -107,7 +130,7 @@ def _inputs(source: Source, recipe: Recipe, samples: Path | None) -> Inputs:
 
     if recipe.static is None:
         return resolve(source, samples)
-    if isinstance(source, ModuleSource) and source.task == "text-generation":
+    if isinstance(source, ModuleSource) and source.task in ("text-generation", TEXT_TO_TEXT):
         raise UnsupportedError(
             f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {source.architecture}"
         )
@@ -128,7 +151,7 @@ def _graph(
     from edgekit.frontend import decoder
     from edgekit.passes import pipeline
 
-    if source.task == "text-generation" and isinstance(source, ModuleSource):
+    if source.task in ("text-generation", TEXT_TO_TEXT) and isinstance(source, ModuleSource):
         from edgekit.frontend.streamed import widen
 
         model = decoder.build(widen(source.module))
@@ -168,13 +191,14 @@ class _Moments:
         import torch
 
         from edgekit.frontend.compressed import native_activations
+        from edgekit.frontend.decoder.cross import arguments
         from edgekit.frontend.inputs import calibration
         from edgekit.methods.calibrate import mean_squares
 
         module = self.source.module
         batches = calibration(self.source, self.inputs, self.samples, self.recipe.calibrate, length)
         with native_activations(module):
-            tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+            tensors = [arguments({name: torch.from_numpy(array) for name, array in batch.items()}) for batch in batches]
             means = mean_squares(module, layers, tensors, self.progress)
         return {name: mean.float().numpy() for name, mean in means.items()}
 
@@ -223,9 +247,29 @@ def _decoder_info(known: DecoderInfo, source: ModuleSource) -> DecoderInfo:
     text = source.config.get_text_config() if source.config is not None else None
     bos, eos = (settings.get(key, getattr(text, key, None)) for key in ("bos_token_id", "eos_token_id"))
     ends = tuple(eos) if isinstance(eos, list | tuple) else (() if eos is None else (eos,))
-    values = {**dataclasses.asdict(known), "bos_token_id": bos, "eos_token_ids": ends}
+    values: dict[str, Any] = {**dataclasses.asdict(known), "bos_token_id": bos, "eos_token_ids": ends}
+    if known.encoder is not None:
+        values["encoder"] |= _answers(settings, source, text)
     info: DecoderInfo = from_dict(DecoderInfo, values, "config.json and generation_config.json", SourceError)
     return info
+
+
+def _answers(settings: dict[str, Any], source: ModuleSource, text: Any) -> dict[str, Any]:
+    """How an encoder-decoder's answers begin, what is never in them, and how long its source may be."""
+    first, forced = (
+        settings.get(key, getattr(text, key, None)) for key in ("decoder_start_token_id", "forced_bos_token_id")
+    )
+    if first is None:
+        raise SourceError(
+            f"{source.name}: neither generation_config.json nor config.json has a decoder_start_token_id, with which answers "
+            "begin; add it"
+        )
+    banned = [words[0] for words in settings.get("bad_words_ids") or [] if len(words) == 1]
+    return {
+        "max_length": int(getattr(text, "max_position_embeddings", None) or 0),
+        "start_tokens": [first] if forced is None else [first, forced],
+        "suppressed_tokens": sorted({*banned, *(settings.get("suppress_tokens") or [])}),
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -242,7 +286,7 @@ def _check(bundle: Bundle, recipe: Recipe) -> None:
     """Replays one golden vector on the written model in ONNX Runtime; CheckFailed when a parity limit is missed."""
     from edgekit.golden import DECODE_STEPS
     from edgekit.runtime.decoder import Decoder
-    from edgekit.runtime.replay import feeds, replay_text
+    from edgekit.runtime.replay import feeds, for_encoder, replay_text
     from edgekit.runtime.session import Session
 
     _, vector = bundle.vectors()[0]
@@ -251,6 +295,8 @@ def _check(bundle: Bundle, recipe: Recipe) -> None:
         # Float weights run from the file as it is mapped; ONNX Runtime's second copy would double the peak.
         low_bit = any(FORMATS[layer.format].layout != "floats" for layer in bundle.manifest.layers)
         decoder = Decoder(bundle, 2, ids.shape[1], prepack=low_bit)
+        if bundle.encoder is not None:
+            decoder.encode(for_encoder(vector))
         answers = {"logits": replay_text(decoder, ids, DECODE_STEPS)["logits"]}
     else:
         answers = Session(bundle, 2).run(feeds(vector))

@@ -20,13 +20,14 @@ from edgekit.errors import SourceError, one_line
 from edgekit.frontend.allocator import give_back_memory
 from edgekit.frontend.compressed import compressed, native_activations, replaceable
 from edgekit.frontend.decoder import decoder_layers
+from edgekit.frontend.decoder.cross import Conditioned, arguments
 from edgekit.frontend.inputs import MOST_VECTORS, Inputs
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
 from edgekit.metrics import perplexity
 from edgekit.runtime.session import Session, onnxruntime
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import VECTORS
+from edgekit.spec.names import ENCODER, VECTORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Surviving, VectorInfo
 
@@ -118,19 +119,26 @@ def _text(
     decoder, module = bundle.manifest.decoder, source.module
     assert decoder is not None
     ids = np.ascontiguousarray(inputs.batches[0]["input_ids"][:, : decoder.max_length])
+    given = {name: array for name, array in inputs.batches[0].items() if name.startswith(f"{ENCODER}.")}
+    model = Conditioned(module, arguments(_tensors(given))) if given else module
     with native_activations(module), _layer_by_layer(module, "golden vectors: original model", progress):
-        original = text_vector(module, ids)
+        original = text_vector(model, ids)
     give_back_memory()
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
+    if bundle.encoder is not None:
+        for name, packed in packed_weights(bundle.encoder)[0].items():
+            weights[name.removeprefix("model.")] = packed
+        for name, block in packed_weights(bundle.encoder)[1].items():
+            blocks[name.removeprefix("model.")] = block
     with (
         native_activations(module),
         compressed(module, weights, blocks, surviving),
         _layer_by_layer(module, "golden vectors: compressed model", progress),
         Taps(module, list(bundle.manifest.taps), rows) as taps,
     ):
-        reference = text_vector(module, ids)
-    arrays = {"input.input_ids": ids, "tap_rows": rows, **taps.outputs}
+        reference = text_vector(model, ids)
+    arrays = {"input.input_ids": ids, **given, "tap_rows": rows, **taps.outputs}
     for who, answers in (("original", original), ("compressed", reference)):
         arrays.update({f"{who}.{name}": array for name, array in answers.items()})
     save_file(arrays, bundle.directory / VECTORS / "text.safetensors")
@@ -219,6 +227,10 @@ def _summary(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     return {"nll": nll, "logsumexp": total, "top_values": top.values, "top_indices": top.indices.int(), "logits": rows}
 
 
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 class Taps:
     """Collects outputs of named modules during one forward pass; float32, at ``rows`` of the second axis if given."""
 
@@ -248,7 +260,7 @@ class Taps:
 def module_outputs(model: nn.Module, inputs: Mapping[str, np.ndarray], names: Sequence[str]) -> Arrays:
     """Outputs of any module by name: a bare tensor is the first, a tuple follows the order, a mapping its keys."""
     with torch.no_grad():
-        out = model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+        out = model(**_tensors(inputs))
     if isinstance(out, Tensor):
         out = (out,)
     pairs = ((n, out[n]) for n in names) if isinstance(out, Mapping) else zip(names, out, strict=False)

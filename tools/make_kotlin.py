@@ -15,10 +15,19 @@ from pathlib import Path
 from edgekit.recipe import Limits
 from edgekit.spec import names
 from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
-from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, StateTensor, TensorInfo, VectorInfo
+from edgekit.spec.records import (
+    DeadUnits,
+    DecoderInfo,
+    EncoderInfo,
+    FileInfo,
+    Layer,
+    StateTensor,
+    TensorInfo,
+    VectorInfo,
+)
 
 TARGET = Path(__file__).parent.parent / "android_demo/edgekit/src/main/kotlin/dev/edgekit/Spec.kt"
-RECORDS = (TensorInfo, Layer, DeadUnits, StateTensor, DecoderInfo, VectorInfo, FileInfo, Limits)
+RECORDS = (TensorInfo, Layer, DeadUnits, StateTensor, EncoderInfo, DecoderInfo, VectorInfo, FileInfo, Limits)
 HINTS: tuple[tuple[object, str, str], ...] = (
     (str, "String", "text"),
     (int, "Long", "whole"),
@@ -92,6 +101,9 @@ def _read(record: type, field: dataclasses.Field[typing.Any], hint: object) -> s
     if part is not None:
         optional = "" if field.default is dataclasses.MISSING else ", optional = true"
         return f'List<{part.__name__}> = fields.parts("{field.name}", ::{part.__name__}{optional})'
+    part = next((part for part in RECORDS if hint == part | None), None)
+    if part is not None:
+        return f'{part.__name__}? = fields.partOrNull("{field.name}", ::{part.__name__})'
     kind, reader = next((kind, reader) for known, kind, reader in HINTS if known == _plain(hint))
     arguments = f'"{field.name}"'
     if record is DecoderInfo and field.name in names.DECODER_LIMITS:

@@ -13,6 +13,7 @@ from edgekit.recipe import Recipe
 from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
 from edgekit.spec.names import (
     DECODER_LIMITS,
+    ENCODER_VERSION,
     LARGEST_STATE,
     SCHEMA_MINOR,
     SCHEMA_VERSION,
@@ -21,7 +22,7 @@ from edgekit.spec.names import (
     STATES_VERSION,
     TASKS,
 )
-from edgekit.spec.records import DeadUnits, DecoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
+from edgekit.spec.records import DeadUnits, DecoderInfo, EncoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
 from edgekit.strict import build, known, parse_json
 
 
@@ -70,6 +71,8 @@ class Manifest:
         data = dataclasses.asdict(self)
         if self.decoder is not None and not self.decoder.states:
             del data["decoder"]["states"]  # which readers of version 1 do not know
+        if self.decoder is not None and self.decoder.encoder is None:
+            del data["decoder"]["encoder"]  # likewise
         return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
@@ -104,6 +107,8 @@ class Manifest:
 
 def schema_version(decoder: DecoderInfo | None) -> int:
     """The oldest version that says all of a manifest with this decoder: old readers go on reading what they can run."""
+    if decoder is not None and decoder.encoder is not None:
+        return ENCODER_VERSION
     return STATES_VERSION if decoder is not None and (decoder.states or 0 in decoder.kv_heads) else 1
 
 
@@ -123,6 +128,8 @@ def _check_decoder(info: DecoderInfo, version: int, where: str) -> None:
         raise BundleError(
             f"{where}: kv_heads {list(info.kv_heads)} and head_dim {list(info.head_dim)}, 0 in one of them"
         )
+    if info.encoder is not None:
+        _check_encoder(info.encoder, info.vocab_size, f"{where}.encoder")
     for state in info.states:
         place = f"{where}.states: {state.input[:60]!r}"
         if state.kind not in STATE_KINDS or state.dtype not in STATE_TYPES:
@@ -132,3 +139,14 @@ def _check_decoder(info: DecoderInfo, version: int, where: str) -> None:
             )
         if not state.dims or min(state.dims) < 1 or math.prod(state.dims) > LARGEST_STATE:
             raise BundleError(f"{place} has dims {list(state.dims[:8])}, from 1 and {LARGEST_STATE:,} numbers at most")
+
+
+def _check_encoder(info: EncoderInfo, vocabulary: int, where: str) -> None:
+    if len(info.heads) != len(info.head_dim):
+        raise BundleError(f"{where}: {len(info.heads)} heads, but {len(info.head_dim)} head_dim")
+    sizes = [(heads, "kv_heads") for heads in info.heads] + [(dim, "head_dim") for dim in info.head_dim]
+    if any(not 1 <= size <= DECODER_LIMITS[name] for size, name in sizes) or info.max_length < 0:
+        raise BundleError(f"{where}: heads, head_dim or max_length that no model has; the file is damaged")
+    tokens = (*info.start_tokens, *info.suppressed_tokens)
+    if not info.start_tokens or any(not 0 <= token < vocabulary for token in tokens):
+        raise BundleError(f"{where}: no start_tokens, or tokens that are not between 0 and {vocabulary - 1}")

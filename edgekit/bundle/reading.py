@@ -15,7 +15,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.bundle.vectors import Arrays, read_vector
 from edgekit.errors import BundleError
-from edgekit.spec.names import DATA, GRAPH, LARGEST_MANIFEST, MANIFEST
+from edgekit.spec.names import CROSS_MASK, DATA, ENCODER, GRAPH, LARGEST_MANIFEST, MANIFEST
 from edgekit.spec.records import VectorInfo
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
+    encoder: Bundle | None = None  # that of an encoder-decoder, a bundle in this one
     _tensors: dict[str, Stored | np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -45,7 +46,7 @@ class Bundle:
         sizes = _file_sizes(directory, manifest)
         model = read_graph(directory / GRAPH)
         _check_interface(model, manifest, str(directory / GRAPH))
-        return Bundle(directory, manifest, initializers(model, directory / GRAPH, sizes))
+        return Bundle(directory, manifest, _encoder(directory, manifest), initializers(model, directory / GRAPH, sizes))
 
     @property
     def graph_path(self) -> Path:
@@ -59,8 +60,9 @@ class Bundle:
 
     @property
     def model_bytes(self) -> int:
-        """Bytes of the graph and its weights."""
-        return sum(f.bytes for f in self.manifest.files if f.path in (GRAPH, DATA))
+        """Bytes of the graph and its weights, an encoder's too."""
+        own = sum(f.bytes for f in self.manifest.files if f.path in (GRAPH, DATA))
+        return own + (0 if self.encoder is None else self.encoder.model_bytes)
 
     @property
     def stored(self) -> dict[str, Stored]:
@@ -142,6 +144,21 @@ def _file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
     return sizes
 
 
+def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
+    """The encoder that a decoder reads. Raises BundleError when it is not there or gives other keys and values."""
+    if manifest.decoder is None or manifest.decoder.encoder is None:
+        return None
+    encoder = Bundle.open(directory / ENCODER)
+    given = {info.name: info.dims for info in encoder.manifest.outputs}
+    for name, (heads, dim) in manifest.decoder.encoder.crossed():
+        if (given.get(name) or (0,))[1::2] != (heads, dim):
+            raise BundleError(
+                f"{encoder.directory}: output {name!r} is {list(given.get(name, ()))}, the decoder reads {heads} heads of "
+                f"{dim}; encoder and decoder do not belong together, export or download again"
+            )
+    return encoder
+
+
 def _check_interface(model: ModelProto, manifest: Manifest, where: str) -> None:
     """Raises BundleError unless the graph has the inputs, outputs and tapped values that the manifest names.
 
@@ -172,6 +189,8 @@ def _of_a_decoder(manifest: Manifest) -> Iterator[str]:
     yield from ("input_ids", "attention_mask", "logits")
     for name, _ in manifest.decoder.caches():
         yield from (f"past_key_values.{name}", f"present.{name}")
+    if manifest.decoder.encoder is not None:
+        yield from (CROSS_MASK, *(name for name, _ in manifest.decoder.encoder.crossed()))
     for state in manifest.decoder.states:
         yield from (state.input, state.output)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import BundleError
+from edgekit.spec.names import ENCODER
 from edgekit.spec.records import DecoderInfo
 
 Arrays = dict[str, np.ndarray]
@@ -51,6 +52,11 @@ def _check_text(arrays: Arrays, info: DecoderInfo, where: str) -> None:
             _expect(arrays, f"{who}.{name}", "f", shape, where)
         top = _expect(arrays, f"{who}.top_indices", "iu", arrays[f"{who}.top_values"].shape, where)
         _check_range(top, info.vocab_size, f"{who}.top_indices", where)
+    given = [name for name in arrays if name.startswith(f"{ENCODER}.")]
+    if bool(given) != (info.encoder is not None):
+        raise _damaged(where, f"input for an encoder {given}", "it where the manifest has one")
+    for name in given:
+        _expect(arrays, name, "fiu", (1, *"n" * (arrays[name].ndim - 1)), where)
     if any(name.startswith("tap.") for name in arrays):
         kept = _expect(arrays, "tap_rows", "iu", ("rows",), where)
         _check_range(kept, tokens, "tap_rows", where)

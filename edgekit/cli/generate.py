@@ -20,6 +20,7 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
         'edgekit generate build/model "What is the capital of France?"',
         'edgekit generate build/model "Once upon a time" --raw --temperature 0.7 --seed 1',
         'edgekit generate build/model "And then?" --session chat.session',
+        'edgekit generate build/m2m100 "Hello" --begin __de__',
         'edgekit generate build/model "Hello" --target ssh:pi@raspberrypi',
     )
 )
@@ -28,6 +29,7 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 @click.option("--max-new-tokens", "-n", default=NEW_TOKENS, type=click.IntRange(1), help="Stop after so many.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")
+@click.option("--begin", default="", metavar="TEXT", help="What a translation starts with, such as a language's token.")
 @click.option("--stop", multiple=True, help="Stop at this text (may be given several times).")
 @click.option("--temperature", default=0.0, type=float, help="0 takes the likeliest token.")
 @click.option("--top-k", default=0, type=int, help="0 considers all tokens.")

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from edgekit.bundle import Bundle
 from edgekit.devices.backend import open_backend
 from edgekit.devices.connection import LOCAL, Target
-from edgekit.devices.job import Job
+from edgekit.devices.job import Job, packed
 from edgekit.errors import RuntimeUnavailable
 from edgekit.runtime.decoder import decoder_info
-from edgekit.runtime.generation import Generation, prepare
+from edgekit.runtime.generation import Generation, Prompt, prepare
 from edgekit.spec.names import NEW_TOKENS
 from edgekit.spec.progress import Progress
 
@@ -25,6 +25,7 @@ def generate_on(
     chat: bool | None = None,
     system: str | None = None,
     stop: Sequence[str] = (),
+    begin: str = "",
     threads: int = 1,
     progress: Progress = lambda what, share: None,
 ) -> Generation:
@@ -34,7 +35,7 @@ def generate_on(
     is out of reach or not set up.
     """
     info = decoder_info(bundle)
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length)
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length, begin=begin)
     stack = ExitStack()
     try:
         backend = stack.enter_context(open_backend(target, bundle, progress))
@@ -46,20 +47,21 @@ def generate_on(
     except BaseException:
         stack.close()
         raise
-    generation = Generation(len(asked.ids), _stop=job.stop)
+    generation = Generation(asked.tokens, _stop=job.stop)
     generation._pieces = asked.pieces(
-        generation, _tokens(generation, stack, job, asked.ids, max_new_tokens, info.eos_token_ids)
+        generation, _tokens(generation, stack, job, asked, max_new_tokens, info.eos_token_ids)
     )
     return generation
 
 
 def _tokens(
-    state: Generation, stack: ExitStack, job: Job, ids: Sequence[int], count: int, ends: Sequence[int]
+    state: Generation, stack: ExitStack, job: Job, asked: Prompt, count: int, ends: Sequence[int]
 ) -> Iterator[int]:
     """New tokens as the runner sends them; it ends with them."""
     with stack:
         try:
-            answer = job.ask("generate", ids=list(ids), max_new_tokens=count, stop=list(ends))
+            source = {"arrays": packed(asked.source)} if asked.source else {}
+            answer = job.ask("generate", ids=asked.ids, max_new_tokens=count, stop=list(ends), **source)
             state.prefill_seconds = float(answer["ms"]) / 1e3
             while "token" in answer:
                 state.tokens.append(int(answer["token"]))

@@ -113,7 +113,11 @@ class Runner:
 
     def _load(self) -> None:
         session = self._session()
-        self._subject = Decoder(self, session) if self.decoder_info else Sample(self, session)
+        self._subject = Decoder(self, session, self._encoder()) if self.decoder_info else Sample(self, session)
+
+    def _encoder(self) -> Any:
+        """The session of an encoder-decoder's encoder; None for other models."""
+        return self._session(encoder=True) if self.decoder_info and self.decoder_info.get("encoder") else None
 
     @property
     def subject(self) -> Any:
@@ -121,7 +125,8 @@ class Runner:
             raise Refused("UsageError", "request before load")
         return self._subject
 
-    def _session(self, profile: str = "") -> Any:
+    def _session(self, profile: str = "", encoder: bool = False) -> Any:
+        own = self.directory / "encoder" / "model.onnx" if encoder else self.graph
         ort, options = self.ort, self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -132,19 +137,19 @@ class Runner:
         before = self._nodes()
         if self.library:
             options.register_custom_ops_library(self.library)
-        graph: Any = str(self.graph)
-        if self.graph.parent != self.directory:  # its weights are the bundle's all the same
+        graph: Any = str(own)
+        if self.graph.parent != self.directory and not encoder:  # its weights are the bundle's all the same
             options.add_session_config_entry(WEIGHTS_FOLDER, str(self.directory))
             graph = self.graph.read_bytes()
         try:
             session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base
-            told = f"{self.graph}: ONNX Runtime {ort.__version__} refuses it: {_one_line(error)}"
+            told = f"{own}: ONNX Runtime {ort.__version__} refuses it: {_one_line(error)}"
             raise Refused("BundleError", told) from error
         if self.library and self.settings.get("library_needed", True) and self._nodes() <= before:
             raise Refused(
                 "RuntimeUnavailable",
-                f"{self.graph}: {self.library} was registered, but ONNX Runtime {ort.__version__} runs the function "
+                f"{own}: {self.library} was registered, but ONNX Runtime {ort.__version__} runs the function "
                 "bodies instead of its operators; please report it with the model's config.json",
             )
         return session
@@ -202,13 +207,14 @@ class Runner:
     def _generate(self, request: Json) -> Iterator[Json]:
         if not isinstance(self.subject, Decoder):
             raise Refused("UnsupportedError", f"{self.directory}: no language model; nothing to generate")
-        yield from self.subject.generate(request["ids"], int(request["max_new_tokens"]), set(request["stop"]))
+        source = _unpacked(request.get("arrays", {}))
+        yield from self.subject.generate(request["ids"], int(request["max_new_tokens"]), set(request["stop"]), source)
 
     def _profile(self) -> list[Json]:
         with tempfile.TemporaryDirectory() as scratch:
             session = self._session(profile=str(Path(scratch) / "profile"))
             if self.decoder_info:
-                Decoder(self, session, slots=1).run([0])
+                Decoder(self, session, self._encoder(), slots=1).run([0])
             else:
                 Sample(self, session).first()
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -239,7 +245,7 @@ class Sample:
 class Decoder:
     """A language model with its cache in place."""
 
-    def __init__(self, runner: Runner, session: Any, slots: int = 0) -> None:
+    def __init__(self, runner: Runner, session: Any, encoder: Any = None, slots: int = 0) -> None:
         import numpy as np
 
         info = runner.decoder_info
@@ -271,14 +277,32 @@ class Decoder:
             for now in range(2):
                 self._input(now, state["input"], pair[now])
                 self._output(now, state["output"], pair[1 - now])
-        ids = runner.vector(runner.vectors[0])["input.input_ids"].ravel() if runner.vectors else np.zeros(1, np.int64)
-        self._prompt = np.resize(ids, runner.prompt)
+        vector = runner.vector(runner.vectors[0]) if runner.vectors else {"input.input_ids": np.zeros(1, np.int64)}
+        self._prompt = np.resize(vector["input.input_ids"].ravel(), runner.prompt)
+        self._encoder, self._source, self._encoded = encoder, _for_encoder(vector), False
+        answers: Json = info.get("encoder") or {}
+        self._never = list(answers.get("suppressed_tokens", []))
+        if encoder is not None:
+            self._prompt = np.asarray(answers["start_tokens"], np.int64)
+            for name in self._source.keys() & {"input_ids", "attention_mask"}:
+                self._source[name] = np.resize(self._source[name], (1, runner.prompt))
         self._next = 0
+
+    def encode(self, source: Json) -> None:
+        """Runs the encoder; its keys and values become the decoder's inputs."""
+        self._encoded = True
+        values = self._runner.run(self._encoder, source)
+        values["encoder_attention_mask"] = source["attention_mask"]
+        for name in values.keys() & {wanted.name for wanted in self.session.get_inputs()}:
+            for now in range(2):
+                self._input(now, name, values[name])
 
     def run(self, ids: Any, keep: int = 1) -> Any:
         """Feeds tokens [S]; logits float32 [keep or S, V] of the last ``keep`` of them (0: all)."""
         import numpy as np
 
+        if self._encoder is not None and not self._encoded:
+            self.encode(self._source)
         ids = np.asarray(ids, np.int64)[None]
         if self.length + ids.shape[1] > self._slots:
             raise Refused("UsageError", f"context full: {self.length} + {ids.shape[1]} tokens, {self._slots} slots")
@@ -302,6 +326,7 @@ class Decoder:
 
     def first(self) -> None:
         self.reset()
+        self._encoded = False  # encoding is part of reading a prompt
         self._feed(self._prompt)
 
     def round(self) -> dict[str, list[float]]:
@@ -312,12 +337,14 @@ class Decoder:
             decode.append((time.perf_counter() - began) * 1e3)
         return {"prefill": prefill, "decode": decode}
 
-    def generate(self, ids: list[int], most: int, stop: set[int]) -> Iterator[Json]:
+    def generate(self, ids: list[int], most: int, stop: set[int], source: Json) -> Iterator[Json]:
         """A line for each new token, then one that says how it went."""
         self.reset()
         made, fed = 0, ids
         while True:
             began = time.perf_counter()
+            if source and not made:
+                self.encode(source)
             self._feed(fed)
             milliseconds = (time.perf_counter() - began) * 1e3
             if self._next in stop:
@@ -336,6 +363,8 @@ class Decoder:
 
         ids = vector["input.input_ids"].ravel()
         self.reset()
+        if self._encoder is not None:
+            self.encode(_for_encoder(vector))
         steps = len(vector["compressed.logits"]) - 1
         first = max(1, len(ids) - steps)
         bounds = [*range(0, first, self._replay_piece), *range(first, len(ids) + 1)]
@@ -355,6 +384,7 @@ class Decoder:
     def _feed(self, ids: Any) -> None:
         for start in range(0, len(ids), self._piece):
             logits = self.run(ids[start : start + self._piece])
+        logits[-1, self._never] = float("-inf")
         self._next = int(logits[-1].argmax())
 
     def _input(self, now: int, name: str, array: Any) -> None:
@@ -416,6 +446,10 @@ def _summary(logits: Any, targets: Any) -> Json:
 
 def _feeds(vector: Json) -> Json:
     return {name[len("input.") :]: array for name, array in vector.items() if name.startswith("input.")}
+
+
+def _for_encoder(vector: Json) -> Json:
+    return {name[len("encoder.") :]: array for name, array in vector.items() if name.startswith("encoder.")}
 
 
 def _packed(arrays: Json) -> Json:

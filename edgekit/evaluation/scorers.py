@@ -52,7 +52,7 @@ class BundleScorer:
         """Raises BundleError, UnsupportedError for a bundle that is no language model or has no tokenizer."""
         bundle = Bundle.open(model)
         path, info = bundle.directory, bundle.manifest.decoder
-        if info is None:
+        if info is None or info.encoder is not None:
             raise UnsupportedError(f"{path}: {bundle.manifest.task} is no language model; evaluate is for those")
         self.tokenizer = Tokenizer(bundle)
         self.name, self.method = path.name or str(path), str(bundle.manifest.recipe.get("name") or "")

@@ -24,6 +24,7 @@ from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, unpickled
 from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
+from edgekit.spec.names import TEXT_TO_TEXT
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -34,6 +35,7 @@ _SUFFIX_TASKS = (
 SMALL = 1 << 26  # values of a model whose size is not looked at
 _AUTO = {
     "text-generation": "AutoModelForCausalLM",
+    TEXT_TO_TEXT: "AutoModelForSeq2SeqLM",
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
 }
@@ -53,6 +55,11 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
     architectures = raw.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
+    if raw.get("is_encoder_decoder") and task != TEXT_TO_TEXT:
+        raise UnsupportedError(
+            f"{files}/config.json: {architecture} is an encoder-decoder and its task {task}; of these edgekit compiles what "
+            f"turns text into text (T5, BART, Marian, ...), task {TEXT_TO_TEXT}"
+        )
     config = _config(raw, files)
     checkpoint = open_checkpoint(files, allow_pickle=allow_pickle)
     with quiet():
@@ -97,8 +104,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
             "comes with a checkpoint is never run; "
             "install a transformers that has it, or build the model in a 'package.module:factory'"
         )
-    if raw.get("is_encoder_decoder"):
-        raise UnsupportedError(f"{path}: {model_type} is an encoder-decoder; edgekit compiles decoders or encoders")
     quantization = raw.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if quantization is not None and method != "bitnet":
@@ -115,16 +120,18 @@ def _task_of(architecture: str, directory: Path) -> str:
     if not architecture:
         raise SourceError(
             f"{directory}/config.json: no field architectures, so the task is unknown; pass --task "
-            "(text-generation, feature-extraction, image-classification)"
+            "(text-generation, text2text-generation, feature-extraction, image-classification)"
         )
+    from transformers.models.auto import modeling_auto
+
+    if architecture in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return TEXT_TO_TEXT
     if architecture.endswith("ForConditionalGeneration"):
         raise UnsupportedError(
             f"{directory}/config.json: {architecture} takes images or audio with text; edgekit compiles text decoders, "
             "encoders and vision models"
         )
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():  # BertGenerationDecoder
+    if architecture in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():  # BertGenerationDecoder
         return "text-generation"
     return next((task for suffix, task in _SUFFIX_TASKS if architecture.endswith(suffix)), "generic")
 

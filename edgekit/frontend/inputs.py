@@ -17,9 +17,11 @@ from edgekit.frontend import samples as read
 from edgekit.frontend.pooling import TextEncoder
 from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, Batch
 from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
-from edgekit.spec.names import LABELS
+from edgekit.spec.names import ENCODER, LABELS, TEXT_TO_TEXT
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PAIR_TOKENS = 96
+"""Tokens of an encoder's source at most, and of its decoder's answer."""
 TEXT_TOKENS, CALIBRATION_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 256, 64, 8
 MOST_VECTORS = 16
 """Batches that become golden vectors."""
@@ -139,7 +141,7 @@ class _Reader:
             ids = np.random.default_rng(0).integers(0, vocabulary_size(source.module) or 1, (1, TEXT_TOKENS))
             padding = getattr(source.config, "pad_token_id", None)  # in no text: RoBERTa counts no position for it
             ids[ids == padding] = 1 if padding == 0 else 0
-            return Inputs(({"input_ids": ids},), "random", "random token ids")
+            return Inputs((_of_decoder(source, ids),), "random", "random token ids")
         if picture is not None and picture.channels == 3 and picture.batch == 1:
             return self.pictures(picture, read.DATA / "photos", most)
         if not isinstance(source, OnnxSource) and source.example_inputs:
@@ -187,7 +189,8 @@ class _Reader:
             why = "there is no tokenizer.json to read it with" if missing else f"{self.source.name} takes no text"
             raise self.refusal(where, f"a text, but {why}")
         if _is_decoder(self.source):
-            return Inputs(({"input_ids": read.tokens(file, samples, TEXT_TOKENS)},), "text", where)
+            ids = read.tokens(file, samples, TEXT_TOKENS)
+            return Inputs((_of_decoder(self.source, ids),), "text", where)
         rows = read.sentences(file, samples, self.sentence_tokens())
         batches = self.sentence_batches(rows)
         if not batches:
@@ -199,7 +202,8 @@ class _Reader:
         file = self.tokenizer()
         assert file is not None
         if _is_decoder(self.source):
-            return read.calibration_windows(file, samples, count, min(length, CALIBRATION_TOKENS), TEXT_TOKENS)
+            windows = read.calibration_windows(file, samples, count, min(length, CALIBRATION_TOKENS), TEXT_TOKENS)
+            return [_of_decoder(self.source, window["input_ids"]) for window in windows]
         rows = read.calibration_sentences(file, samples, count * SENTENCES_A_BATCH, self.sentence_tokens())
         return self.sentence_batches(rows)
 
@@ -256,7 +260,7 @@ class _Reader:
             return self.split(samples, given)
         if ids.shape[0] != 1 or ids.shape[1] < 2:
             raise self.refusal(samples, f"input_ids is {list(ids.shape)}, not one text [1, T]")
-        return [{"input_ids": ids[:, :TEXT_TOKENS]}]
+        return [_of_decoder(self.source, ids[:, :TEXT_TOKENS])]
 
     def split(self, samples: Path, given: Mapping[str, np.ndarray]) -> list[Batch]:
         """Batches of as many samples as the model takes at once, of one where it takes any number."""
@@ -283,7 +287,19 @@ class _Picture:
 
 
 def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
-    return isinstance(source, ModuleSource) and source.task == "text-generation"
+    return isinstance(source, ModuleSource) and source.task in ("text-generation", TEXT_TO_TEXT)
+
+
+def _of_decoder(source: ModuleSource, ids: np.ndarray) -> Batch:
+    """A text int64 [1, T] as a decoder's input; one with an encoder gets half of it as its source, the rest as its answer."""
+    if source.task != TEXT_TO_TEXT:
+        return {"input_ids": ids}
+    half = min(max(1, ids.shape[1] // 2), PAIR_TOKENS)
+    given, answer = ids[:, :half], ids[:, half : 2 * half]
+    start = getattr(source.config, "decoder_start_token_id", None) or 0
+    mask = np.ones_like(given)
+    decoded = np.concatenate([np.full((1, 1), start, ids.dtype), answer], axis=1)
+    return {"input_ids": decoded, f"{ENCODER}.input_ids": given, f"{ENCODER}.attention_mask": mask}
 
 
 def _directory(source: Source) -> Path | None:

@@ -13,7 +13,9 @@ from edgekit.errors import BundleError
 from edgekit.metrics import Arrays, tensor_distance
 from edgekit.parity.replayer import Replayer, Run
 from edgekit.parity.report import LayerDistance
-from edgekit.runtime.replay import feeds
+from edgekit.runtime.replay import feeds, for_encoder
+from edgekit.runtime.session import Session
+from edgekit.spec.names import CROSS_MASK
 
 STEP_DB = 10.0
 """Rounding costs a decibel or two a layer; a fault costs more than this at once."""
@@ -119,7 +121,7 @@ def _run(bundle: Bundle, run: Run, vector: Arrays, taps: Mapping[str, str]) -> d
         return {layer: values[value] for layer, value in taps.items()}
     rows = vector["tap_rows"]
     ids = vector["input.input_ids"][:, : int(rows.max()) + 1]
-    values = run(_decoder_feeds(bundle, ids), list(taps.values()))
+    values = run({**_decoder_feeds(bundle, ids), **_crossed(bundle, vector)}, list(taps.values()))
     return {layer: values[value].reshape(ids.shape[1], -1)[rows] for layer, value in taps.items()}
 
 
@@ -133,6 +135,16 @@ def _decoder_feeds(bundle: Bundle, ids: np.ndarray) -> dict[str, np.ndarray]:
     for state in info.states:
         inputs[state.input] = np.zeros((1, *state.dims), np.float32)
     return inputs
+
+
+def _crossed(bundle: Bundle, vector: Arrays) -> dict[str, np.ndarray]:
+    """What a decoder's graph gets of a source that an encoder has read; nothing where there is none."""
+    info = bundle.manifest.decoder
+    if bundle.encoder is None or info is None or info.encoder is None:
+        return {}
+    source = for_encoder(vector)
+    values = Session(bundle.encoder).run(source, [name for name, _ in info.encoder.crossed()])
+    return {**values, CROSS_MASK: source["attention_mask"]}
 
 
 def _formats(bundle: Bundle, layer: str) -> str:

@@ -79,6 +79,7 @@ class Report:
     text: TextPerplexity | None = None
     labels: LabelAccuracy | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    encoder: Report | None = None  # of an encoder-decoder; all else is of the decoder behind it
 
     @property
     def passed(self) -> bool:
@@ -88,13 +89,15 @@ class Report:
     @property
     def verdict(self) -> str:
         """PASS, FAIL, or UNPROVEN: no limit was missed, but on input of which nobody said that it is real."""
-        if not (self.parity.passed and self.accuracy.passed):
+        if not (self.parity.passed and self.accuracy.passed) or (self.encoder and self.encoder.verdict == "FAIL"):
             return "FAIL"
         return "PASS" if any(kind in REAL_INPUT for kind in self.inputs) else "UNPROVEN"
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; what is not a finite number becomes None."""
-        facts = {key: value for key, value in asdict(self).items() if key not in ("parity", "accuracy")}
+        facts = {key: value for key, value in asdict(self).items() if key not in ("parity", "accuracy", "encoder")}
+        if self.encoder is not None:
+            facts["encoder"] = self.encoder.to_json()
         sections = {"parity": self.parity.to_json(), "accuracy": self.accuracy.to_json()}
         head = {"schema_version": SCHEMA_VERSION, "passed": self.passed, "verdict": self.verdict}
         return dict(finite({**head, **sections, **facts}))
@@ -102,6 +105,9 @@ class Report:
     def lines(self) -> Iterator[str]:
         """The report for people: every number with its limit, the layers when parity failed, the verdict last."""
         yield f"{self.bundle} on {self.target}, {self.threads} thread{'s' if self.threads > 1 else ''}: {self.kernel}"
+        if self.encoder is not None:
+            yield from self.encoder.lines()
+            yield "decoder"
         yield from _section("parity", self.parity)
         yield from _section("accuracy", self.accuracy)
         if self.text is not None:

@@ -46,6 +46,10 @@ def verify(
     opened, chosen = Bundle.open(bundle), Target.parse(target)
     if chosen.kind != LOCAL and any(option is not None for option in (original, text, labels)):
         raise UsageError(f"target {target}: --original, --text and --labels are for 'local' only; leave them out")
+    if opened.encoder is not None and (original is not None or text is not None):
+        raise UsageError(
+            f"{opened.directory}: --original and --text are not for models with an encoder; leave them out"
+        )
     progress("check hashes", 0.0)
     opened.check_hashes()
     labelled = None if labels is None else open_labelled(opened, Path(labels))
@@ -53,6 +57,9 @@ def verify(
     golden = Golden.of(opened, model)
     with open_backend(chosen, opened, progress) as backend:
         report, _ = judge_backend(golden, chosen, Replayer(backend, threads), threads, progress)
+    if opened.encoder is not None:
+        own = verify(opened.encoder, target=target, threads=threads, progress=progress)
+        report = replace(report, encoder=own)
     if text is not None:
         report = replace(report, text=text_perplexity(opened, Path(text), threads, model, progress))
     if labelled is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
-from edgekit.spec.names import PROMPT_PIECE
+from edgekit.spec.names import CROSS_MASK, PROMPT_PIECE
 from edgekit.spec.records import DecoderInfo, StateTensor
 
 DEFAULT_LENGTH = 2048
@@ -65,6 +65,8 @@ class Decoder:
         self.bundle, self.info = bundle, info
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
         self.session = Session(bundle, threads, profile=profile, prepack=prepack)
+        self.encoder = None if bundle.encoder is None else Session(bundle.encoder, threads, prepack=prepack)
+        self._sources = 0  # rows that were encoded
         self.length = 0
         # A pair, for the two ways around of the states; ``_now`` says which of them reads what is now.
         self._many = (_Binding(self.session), _Binding(self.session))
@@ -115,6 +117,33 @@ class Decoder:
                     )
                 buffers[self._now].fill(0)
         self.length = length
+
+    def encode(self, source: Mapping[str, np.ndarray]) -> None:
+        """Runs the encoder on a batch of sources, by its inputs' names, and forgets all tokens.
+
+        What follows answers them, row by row. Raises UsageError for a source that the model cannot read,
+        UnsupportedError for a model without encoder.
+        """
+        wanted = self.info.encoder
+        if wanted is None or self.encoder is None:
+            raise UnsupportedError(f"{self.bundle.directory}: has no encoder; feed the prompt to the decoder")
+        length = next(iter(source.values())).shape[1]
+        if wanted.max_length and length > wanted.max_length:
+            raise UsageError(
+                f"{self.bundle.directory}: a source of {length} tokens; the encoder reads {wanted.max_length} at most, "
+                "give a shorter one"
+            )
+        names = [name for name, _ in wanted.crossed()]
+        self.cross(self.encoder.run(source, names), source["attention_mask"])
+
+    def cross(self, values: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+        """Binds an encoder's keys and values [B, heads, L, head_dim], with the padding int64 [B, L]; forgets all tokens."""
+        self.reset()
+        self._sources = mask.shape[0]
+        for binding in itertools.chain(self._many, self._one if self._sources == 1 else ()):
+            binding.input(CROSS_MASK, mask)
+            for name, array in values.items():
+                binding.input(name, array)
 
     def stop(self) -> None:
         """Ends a run that is under way in another thread: it raises :class:`edgekit.runtime.session.Stopped`."""
@@ -188,6 +217,10 @@ class Decoder:
     def _check(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
         if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
             raise UsageError(f"input_ids: {ids.dtype} {list(ids.shape)} given, whole numbers [batch, tokens] expected")
+        if self.encoder is not None and ids.shape[0] != self._sources:
+            raise UsageError(
+                f"input_ids: {ids.shape[0]} rows given, {self._sources} sources encoded; call encode() first"
+            )
         if mask is not None and mask.shape != ids.shape:
             raise UsageError(
                 f"attention_mask: {list(mask.shape)} given, {list(ids.shape)} expected, the shape of input_ids"

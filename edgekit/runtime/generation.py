@@ -20,6 +20,7 @@ from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from edgekit.spec.names import NEW_TOKENS
+from edgekit.spec.records import EncoderInfo
 
 GREEDY = Sampling()
 
@@ -76,6 +77,7 @@ def generate(
     chat: bool | None = None,
     system: str | None = None,
     stop: Sequence[str] = (),
+    begin: str = "",
     sampling: Sampling = GREEDY,
     threads: int = 1,
     lookup: int = 0,
@@ -86,6 +88,9 @@ def generate(
     Generation ends at an end-of-text token of the model, at one of ``stop`` (not given out), or after
     ``max_new_tokens`` or the end of the context. Leaving the iteration ends it at once. A Decoder given is reset and
     keeps its own threads; a bundle is loaded with ``threads`` and a cache of just the length that is needed.
+
+    A model with an encoder (T5, Marian, ...) turns ``prompt`` into another text, which starts as the model's settings
+    say, or with ``begin``: for instance the name of a language, as its tokenizer writes it.
 
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
     the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there,
@@ -100,14 +105,14 @@ def generate(
     session = None if session is None else Path(session)
     _check_choices(sampling, lookup, bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session)
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin)
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
     else:
         decoder = Decoder(bundle, threads, max_length=min(limit, len(asked.ids) + max_new_tokens))
-    generation = Generation(len(asked.ids), asked.before.refill(decoder, asked.ids), _stop=decoder.stop)
-    pieces = asked.pieces(generation, _tokens(generation, decoder, asked.ids, max_new_tokens, sampling, lookup))
+    generation = Generation(asked.tokens, asked.before.refill(decoder, asked.ids), _stop=decoder.stop)
+    pieces = asked.pieces(generation, _tokens(generation, decoder, asked, max_new_tokens, sampling, lookup))
     generation._pieces = pieces if session is None else _saving(generation, decoder, pieces, session, asked)
     return generation
 
@@ -121,10 +126,17 @@ class Prompt:
     stop: tuple[str, ...]
     before: Saved
     messages: Messages | None  # of a chat, the prompt included
+    source: dict[str, np.ndarray] = field(default_factory=dict)  # what an encoder reads, by its input's name
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt."""
+        return self.source["input_ids"].shape[1] if self.source else len(self.ids)
 
     def pieces(self, state: Generation, tokens: Iterator[int]) -> Generator[str, None, None]:
         """The text of new tokens as it becomes whole."""
-        stream = Stream(self.tokenizer, self.ids if self.messages is None else ())
+        continues = self.messages is None and not self.source
+        stream = Stream(self.tokenizer, self.ids if continues else ())
         return text_pieces(state, tokens, stream, StopStrings(self.stop))
 
 
@@ -137,6 +149,7 @@ def prepare(
     stop: Sequence[str],
     limit: int,
     session: Path | None = None,
+    begin: str = "",
 ) -> Prompt:
     """What every generation begins with, wherever it runs; ``limit`` tokens of context, the rest as :func:`generate`.
 
@@ -144,6 +157,14 @@ def prepare(
     """
     _check_request(prompt, max_new_tokens, stop)
     tokenizer = Tokenizer(bundle)
+    if (encoder := decoder_info(bundle).encoder) is not None:
+        if chat or system is not None or session is not None:
+            raise UsageError(
+                f"{bundle.directory}: turns one text into another; it has no chat, system message or session, leave them out"
+            )
+        return _to_translate(bundle, encoder, prompt, tokenizer, stop, begin)
+    if begin:
+        raise UsageError(f"begin: {bundle.directory} continues the prompt; put the words at its end")
     chat = tokenizer.chat_template is not None if chat is None else chat
     before = _begun(session, bundle, chat, system)
     if before.messages is None:
@@ -157,6 +178,23 @@ def prepare(
         where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
         raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
     return Prompt(ids, tokenizer, tuple(stop), before, messages)
+
+
+def _to_translate(
+    bundle: Bundle, encoder: EncoderInfo, prompt: str, tokenizer: Tokenizer, stop: Sequence[str], begin: str
+) -> Prompt:
+    """A prompt for an encoder, and what the decoder's answer starts with."""
+    source = np.array([tokenizer.encode(prompt)], np.int64)
+    if encoder.max_length and source.shape[1] > encoder.max_length:
+        raise UsageError(
+            f"prompt: {source.shape[1]} tokens; the encoder of {bundle.directory} reads {encoder.max_length} at most, "
+            "give a shorter one"
+        )
+    start = list(encoder.start_tokens)
+    if begin:
+        start = [start[0], *tokenizer.encode(begin, special=False)]
+    given = {"input_ids": source, "attention_mask": np.ones_like(source)}
+    return Prompt(start, tokenizer, tuple(stop), Saved(None), None, given)
 
 
 def _check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
@@ -176,6 +214,8 @@ def _check_choices(sampling: Sampling, lookup: int, bundle: Bundle) -> None:
         raise UsageError(
             "lookup: proposes the likeliest tokens only; leave out temperature and repetition_penalty, or lookup"
         )
+    if lookup and decoder_info(bundle).encoder is not None:
+        raise UsageError("lookup: proposes what stands in the prompt, which this model translates; leave it out")
     if lookup and (states := decoder_info(bundle).states):
         raise unrewindable(bundle, states[0], "lookup takes proposals back; leave it out")
 
@@ -239,12 +279,16 @@ def text_pieces(
 
 
 def _tokens(
-    state: Generation, decoder: Decoder, ids: list[int], count: int, sampling: Sampling, lookup: int
+    state: Generation, decoder: Decoder, asked: Prompt, count: int, sampling: Sampling, lookup: int
 ) -> Iterator[int]:
     """New tokens until the model ends, ``count`` is reached or the context is full; keeps ``state``."""
-    random = np.random.default_rng(sampling.seed)
+    random, ids = np.random.default_rng(sampling.seed), asked.ids
+    never = [] if decoder.info.encoder is None else list(decoder.info.encoder.suppressed_tokens)
     began = time.perf_counter()
+    if asked.source:
+        decoder.encode(asked.source)
     logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64))[0, -1]
+    logits[never] = -np.inf
     following = [draw(logits, sampling, random, ids)]
     known = Lookup([*ids, following[0]], lookup) if lookup else None
     state.prefill_seconds = time.perf_counter() - began
@@ -262,7 +306,9 @@ def _tokens(
             continue
         began = time.perf_counter()
         if known is None:
-            following = [draw(decoder.step(token), sampling, random, [*ids, *state.tokens])]
+            logits = decoder.step(token)
+            logits[never] = -np.inf
+            following = [draw(logits, sampling, random, [*ids, *state.tokens])]
         else:
             following = next_tokens(decoder, known, token)
             for drawn in following:

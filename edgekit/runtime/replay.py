@@ -9,7 +9,7 @@ import numpy as np
 
 from edgekit.metrics import Arrays, summarize
 from edgekit.runtime.decoder import Decoder
-from edgekit.spec.names import REPLAY_PIECE
+from edgekit.spec.names import ENCODER, REPLAY_PIECE
 
 NOTHING: Arrays = {}
 
@@ -38,3 +38,9 @@ def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTH
 def feeds(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A golden vector's inputs by graph input name."""
     return {name.removeprefix("input."): array for name, array in vector.items() if name.startswith("input.")}
+
+
+def for_encoder(vector: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a golden vector holds for an encoder, by its input's name; nothing where there is none."""
+    before = f"{ENCODER}."
+    return {name.removeprefix(before): array for name, array in vector.items() if name.startswith(before)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA_MINOR = 0
 """Of manifest.json: readers refuse a larger version, and ignore unknown keys of a larger minor version."""
 STATES_VERSION = 2
 """The version of a manifest whose decoder has states, or layers without keys and values; all others are written as 1."""
+ENCODER_VERSION = 3
+"""The version of a manifest whose decoder reads an encoder, a bundle in the directory ``encoder``."""
 STATE_TYPES = ("float",)
 STATE_KINDS = ("replaced",)
 """How a state of a decoder changes: ``replaced`` has one size, is zeros at first, and each call gives a new one; nothing rewinds it."""
-TASKS = ("text-generation", "feature-extraction", "image-classification", "generic")
+TEXT_TO_TEXT = "text2text-generation"
+TASKS = ("text-generation", TEXT_TO_TEXT, "feature-extraction", "image-classification", "generic")
 REAL_INPUT = ("text", "sample")
 VECTOR_KINDS = (*REAL_INPUT, "random")
 """What a golden input is; random input proves less and is never called a pass."""
@@ -21,6 +24,9 @@ LABELS = "labels"
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
+ENCODER = "encoder"
+"""Directory of an encoder-decoder's encoder, a bundle of its own; begins the names of arrays for it in golden vectors."""
+CROSS_MASK = "encoder_attention_mask"
 VECTORS = "vectors"
 """Directory of the golden vectors."""
 OPERATORS = "ops"

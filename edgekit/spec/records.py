@@ -62,6 +62,22 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
+class EncoderInfo:
+    """What a decoder reads of its encoder, and what an answer begins with."""
+
+    heads: tuple[int, ...]  # of each decoder layer's cross-attention
+    head_dim: tuple[int, ...]
+    max_length: int = 0  # of a source, in the encoder's tokens; 0: of any length
+    start_tokens: tuple[int, ...] = ()  # what the decoder is fed first
+    suppressed_tokens: tuple[int, ...] = ()  # never chosen
+
+    def crossed(self) -> list[tuple[str, tuple[int, int]]]:
+        """Keys and values as the encoder's outputs and the decoder's inputs are named, and each one's heads and head size."""
+        sizes = enumerate(zip(self.heads, self.head_dim, strict=True))
+        return [(f"cross.{i}.{part}", size) for i, size in sizes for part in ("key", "value")]
+
+
+@dataclass(frozen=True)
 class DecoderInfo:
     """What a program needs to generate text with the graph."""
 
@@ -74,6 +90,7 @@ class DecoderInfo:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     states: tuple[StateTensor, ...] = ()
+    encoder: EncoderInfo | None = None
 
     def caches(self) -> list[tuple[str, tuple[int, int]]]:
         """Keys and values as their tensors are named, "0.key" and so on, and each one's heads and head size."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -17,6 +18,8 @@ from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT, MICROSOFT
 from edgekit.spec.records import Plan
 
+FARTHEST = float(np.finfo(np.float32).min)
+"""Added to the scores of padding."""
 ROUTER = "chooses the experts: small, and a rounded choice is another choice"
 Args = list[Any]
 Node = torch.fx.Node
@@ -249,7 +252,7 @@ def rope(emitter: Emitter, node: Node, args: Args) -> View:
 
 
 def gqa(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
-    q, k, v, past_k, past_v, lengths, total, scale, softcap, window, sink = (*args, None)[:11]
+    q, k, v, past_k, past_v, lengths, total, scale, softcap, window, sink, bias = (*args, None, None)[:12]
     attributes: dict[str, Any] = {
         "num_heads": int(q.shape[1]), "kv_num_heads": int(k.shape[1]), "scale": float(scale),
         "local_window_size": int(window), "do_rotary": 0,
@@ -258,12 +261,33 @@ def gqa(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
         attributes["softcap"] = float(softcap)
     inputs: list[ir.Value | None] = [flat(emitter, x) for x in (q, k, v)]
     inputs += [value(emitter, x) for x in (past_k, past_v, lengths, total)]
-    if sink is not None:  # after what only the rotation inside uses
-        inputs += [None, None, None, None, value(emitter, sink)]
+    if sink is not None or bias is not None:  # after what only the rotation inside uses
+        inputs += [None, None, None, *(None if x is None else value(emitter, x) for x in (bias, sink))]
     outs = emitter.node("GroupQueryAttention", inputs, attributes, domain=MICROSOFT, outputs=3)
     batch, heads, length, dim = q.shape
     out = View(outs[0], (batch, length, int(heads) * int(dim))).reshape((batch, length, heads, dim))
     return (out, *[View(o, shape_of(m)) for o, m in zip(outs[1:], node.meta["val"][1:], strict=True)])
+
+
+def relative(emitter: Emitter, node: Node, args: Args) -> View:
+    e, i64, table = emitter, ir.DataType.INT64, args[2]
+    total = e.one("Squeeze", e.size(args[1].shape[1]), dtype=i64)
+    keys = e.one("Range", e.small(0), total, e.small(1), dtype=i64)
+    queries = e.one("Unsqueeze", value(e, args[0]), e.small([2]), dtype=i64)
+    distance = e.one("Sub", queries, keys, dtype=i64)
+    place = e.one("Clip", distance, e.small(0), e.small(table.tensor.shape[0] - 1), dtype=i64)
+    rows = e.one("Gather", e.weight(table), place, axis=0)
+    return wrap(node, e.one("Transpose", rows, perm=[0, 3, 1, 2]))
+
+
+def cross(emitter: Emitter, node: Node, args: Args) -> View:
+    q, k, v, mask, scale = args
+    keep = emitter.one("Cast", value(emitter, mask), dtype=ir.DataType.INT32, to=ir.DataType.INT32.value)
+    inputs = [flat(emitter, q), value(emitter, k), value(emitter, v), None, keep]
+    attributes: dict[str, Any] = {"num_heads": int(q.shape[1]), "scale": float(scale), "mask_filter_value": FARTHEST}
+    out = emitter.one("MultiHeadAttention", *inputs, domain=MICROSOFT, **attributes)
+    batch, heads, length, dim = q.shape
+    return View(out, (batch, length, int(heads) * int(dim))).reshape((batch, length, heads, dim))
 
 
 def rmsnorm(emitter: Emitter, node: Node, args: Args) -> View:
@@ -292,6 +316,8 @@ HANDLERS: dict[str, Handler] = {
     "edgekit.restore.default": restore,
     "edgekit.rope.default": rope,
     "edgekit.gqa.default": gqa,
+    "edgekit.relative.default": relative,
+    "edgekit.cross.default": cross,
     "edgekit.rmsnorm.default": rmsnorm,
     "edgekit.tap.default": tap,
     "aten.linear.default": linear,

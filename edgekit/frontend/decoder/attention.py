@@ -48,6 +48,9 @@ class Context:
     total: Tensor | None = None
     kept: tuple[Tensor, Tensor] | None = None
     past: list[tuple[Tensor, Tensor]] | None = None
+    mask: Tensor | None = None
+    cross: list[Tensor] = field(default_factory=list)  # of an encoder: its mask, then keys and values by layer
+    biases: list[Tensor] = field(default_factory=list)  # edgekit's own, which grow with the cache
     states: States = field(default_factory=States)
     caches: list[Cached] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
@@ -93,9 +96,15 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
 
     def forward(
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scaling: float | None = None,
-        sliding_window: int | None = None, softcap: float | None = None, s_aux: Tensor | None = None, **kwargs: Any,
+        sliding_window: int | None = None, softcap: float | None = None, s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None, **kwargs: Any,
     ) -> tuple[Tensor, None]:  # fmt: skip
         name = type(module).__name__
+        scale = float(scaling) if scaling is not None else k.shape[3] ** -0.5
+        if any(k is keys for keys in context.cross[1::2]):
+            return torch.ops.edgekit.cross(q, k, v, context.cross[0], scale), None
+        if position_bias is not None and not any(position_bias is bias for bias in context.biases):
+            raise UnsupportedError(f"{name}: attention with its own position_bias is not supported")
         for key, value in kwargs.items():
             if key not in HARMLESS and value is not None and value is not False:
                 raise UnsupportedError(
@@ -103,16 +112,15 @@ def attention(context: Context) -> Callable[..., tuple[Tensor, None]]:
                 )
         if mask is not None or not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
             raise UnsupportedError(f"{name}: attention with its own mask or without causality is not supported")
-        scale = float(scaling) if scaling is not None else k.shape[3] ** -0.5
         cap, window = float(softcap or 0.0), int(sliding_window or -1)
-        return attend(context, module, q, k, v, scale, cap, window, s_aux), None
+        return attend(context, module, q, k, v, scale, cap, window, s_aux, position_bias), None
 
     return forward
 
 
 def attend(
     context: Context, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float = 0.0, window: int = -1,
-    sink: Tensor | None = None,
+    sink: Tensor | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention of the new tokens to all so far, [B, S, heads, D]; q, k, v float32 [B, heads, S, D] of the new tokens.
 
@@ -130,7 +138,7 @@ def attend(
     q, k, v = (x if x.shape[-1] == size else functional.pad(x, (0, size - x.shape[-1])) for x in (q, k, v))
     past_k, past_v = context.past[place] if context.past is not None else (k[:, :, :0], v[:, :, :0])
     out, *present = torch.ops.edgekit.gqa(
-        q, k, v, past_k, past_v, context.lengths, context.total, scale, softcap, window, sink
+        q, k, v, past_k, past_v, context.lengths, context.total, scale, softcap, window, sink, bias
     )
     if shared is None:
         context.caches.append(Cached(given, (present[0], present[1]), getattr(module, "layer_idx", None)))

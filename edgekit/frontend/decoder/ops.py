@@ -19,8 +19,10 @@ LIBRARY.define("align(Tensor ids, Tensor mask) -> (Tensor, Tensor, Tensor, Tenso
 LIBRARY.define("rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, bool interleaved) -> Tensor")
 LIBRARY.define(
     "gqa(Tensor q, Tensor k, Tensor v, Tensor past_k, Tensor past_v, Tensor lengths, Tensor total,"
-    " float scale, float softcap, int window, Tensor? sink) -> (Tensor, Tensor, Tensor)"
+    " float scale, float softcap, int window, Tensor? sink, Tensor? bias) -> (Tensor, Tensor, Tensor)"
 )
+LIBRARY.define("relative(Tensor positions, Tensor mask, Tensor table) -> Tensor")
+LIBRARY.define("cross(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor")
 LIBRARY.define("rmsnorm(Tensor x, Tensor weight, float eps) -> Tensor")
 LIBRARY.define(
     "experts(Tensor x, Tensor index, Tensor weights, Tensor gate_up, Tensor? gate_up_bias, Tensor down, Tensor? down_bias,"
@@ -84,14 +86,14 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bo
 
 def gqa(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
-    scale: float, softcap: float, window: int, sink: Tensor | None = None,
+    scale: float, softcap: float, window: int, sink: Tensor | None = None, bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Causal grouped-query attention (``com.microsoft::GroupQueryAttention``); row b's new tokens end at slot
     ``lengths[b]`` of its cache.
 
     ``q`` float32 [B, H, S, D]; ``k``, ``v`` [B, G, S, D] with H a multiple of G; past [B, G, P, D]; ``window`` counts
     the token itself, -1 is unlimited; ``softcap`` 0 is none; ``sink`` float32 [H] is one more score a head, of a value
-    of zeros. Returns [B, S, H, D] and the caches [B, G, P + S, D].
+    of zeros; ``bias`` float32 [B, H, S, P + S] is added to the scores. Returns [B, S, H, D] and the caches [B, G, P + S, D].
     """
     batch, heads, length, dim = q.shape
     groups = heads // k.shape[1]
@@ -101,6 +103,8 @@ def gqa(
     keys = torch.cat((past_k, blank), dim=2).scatter(2, index, k)
     values = torch.cat((past_v, blank), dim=2).scatter(2, index, v)
     scores = torch.einsum("bhsd,bhtd->bhst", q, keys.repeat_interleave(groups, dim=1)) * scale
+    if bias is not None:
+        scores = scores + bias
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     distance = slots[:, :, None] - torch.arange(keys.shape[2])
@@ -113,6 +117,22 @@ def gqa(
     weights = scores.softmax(dim=-1)[..., : keys.shape[2]]
     out = torch.einsum("bhst,bhtd->bshd", weights, values.repeat_interleave(groups, dim=1))
     return out.contiguous(), keys, values
+
+
+def relative(positions: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+    """A bias float32 [B, H, S, T] that depends on how far a key is before its query; ``positions`` int64 [B, S] are the
+    queries', ``mask`` [B, T] has a slot for each key, ``table`` float32 [N, H] a row for each distance, the last for all
+    that are farther."""
+    distance = positions[:, :, None] - torch.arange(mask.shape[1])
+    return table[distance.clamp(0, len(table) - 1)].permute(0, 3, 1, 2).contiguous()
+
+
+def cross(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention to an encoder's output (``com.microsoft::MultiHeadAttention``): q float32 [B, H, S, D], k and v
+    [B, H, L, D], ``mask`` int64 [B, L], 0 where there is padding; [B, S, H, D]."""
+    scores = torch.einsum("bhsd,bhld->bhsl", q, k) * scale
+    weights = scores.masked_fill(mask[:, None, None] == 0, float("-inf")).softmax(dim=-1)
+    return torch.einsum("bhsl,bhld->bshd", weights, v).contiguous()
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -227,11 +247,19 @@ def _same_shape(x: Tensor, *others: object) -> Tensor:
 
 def _gqa_shape(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor, lengths: Tensor, total: Tensor,
-    scale: float, softcap: float, window: int, sink: Tensor | None = None,
+    scale: float, softcap: float, window: int, sink: Tensor | None = None, bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     batch, heads, length, dim = q.shape
     cache = (batch, k.shape[1], past_k.shape[2] + length, dim)
     return q.new_empty((batch, length, heads, dim)), k.new_empty(cache), v.new_empty(cache)
+
+
+def _relative_shape(positions: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty((positions.shape[0], table.shape[1], positions.shape[1], mask.shape[1]))
+
+
+def _cross_shape(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
 
 
 def _real_shape(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,7 +280,8 @@ def _scan_shape(
 
 _SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {
     align: _align_shape, gqa: _gqa_shape, real: _real_shape, conv: _conv_shape, scan: _scan_shape,
+    relative: _relative_shape, cross: _cross_shape,
 }  # fmt: skip
-for _function in (align, rope, gqa, rmsnorm, experts, real, conv, scan, l2norm, restore, tap):
+for _function in (align, rope, gqa, relative, cross, rmsnorm, experts, real, conv, scan, l2norm, restore, tap):
     LIBRARY.impl(_function.__name__, _function, "CPU")
     torch.library.register_fake(f"edgekit::{_function.__name__}", _SHAPES.get(_function, _same_shape))

@@ -18,6 +18,7 @@ from torch.nn import functional
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder import ops
 from edgekit.frontend.decoder.attention import Context, attention
+from edgekit.frontend.decoder.cross import cross_attentions, has_encoder, relative_bias
 from edgekit.frontend.decoder.mixture import check_experts, experts_forward, mixtures_of
 from edgekit.frontend.decoder.own_attention import OWN, kind_of
 from edgekit.frontend.decoder.positions import Place, looked_up
@@ -43,10 +44,8 @@ def check_supported(model: nn.Module) -> None:
         raise UnsupportedError(
             "config.is_causal is false: a bidirectional model is not a decoder; pass --task feature-extraction"
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"{type(model).__name__}: encoder-decoder models are not supported; export encoder and decoder as modules"
-        )
+    if has_encoder(model):
+        cross_attentions(model)
 
 
 def attention_free(model: nn.Module) -> bool:
@@ -76,12 +75,12 @@ KNOWN_MASKS = (
 )
 
 
-def _causal_only(name: str, mask: Tensor | None) -> Callable[..., Tensor | None]:
+def _causal_only(name: str, mask: Tensor | None, crossing: bool) -> Callable[..., Tensor | None]:
     """Stands in for a mask builder: the operator masks by itself, so only causal and sliding masks may be asked for."""
 
     def forward(*args: Any, **kwargs: Any) -> Tensor | None:
-        if "encoder_hidden_states" in kwargs and kwargs["encoder_hidden_states"] is None:
-            return None  # of an attention to an encoder that is not there
+        if "encoder_hidden_states" in kwargs and (kwargs["encoder_hidden_states"] is None or crossing):
+            return None  # of an attention to an encoder that is not there, or that edgekit's operator masks
         if name not in KNOWN_MASKS:
             raise UnsupportedError(
                 f"{name}: this mask is not supported (only causal and sliding); exporting without it would be wrong"
@@ -165,6 +164,8 @@ def _replace_modules(model: nn.Module, context: Context, patches: _Patches, has_
             module, "_maybe_slice_kv_shared_inputs"
         ):  # only before its prompt's last token: ours has every one
             patches.set(module, "_maybe_slice_kv_shared_inputs", lambda *args, **kwargs: args[:4])
+        elif getattr(module, "has_relative_attention_bias", False) and getattr(module, "is_decoder", False):
+            patches.set(module, "compute_bias", relative_bias(module, context))
         elif hasattr(module, "expand_kv"):
             patches.set(module, "expand_kv", expand_latent(module))
         elif kind == "Conv1D" and hasattr(module, "nf"):
@@ -228,7 +229,11 @@ def substituted(model: nn.Module, context: Context, places: dict[nn.Module, Plac
         for file in modeling:
             for name in [n for n in vars(file) if n.startswith("create_") and ("_mask" in n)]:
                 # What writes its attention out may look at its mask before it is not used.
-                patches.set(file, name, _causal_only(name, None if _has_interface(model) else torch.zeros(())))
+                patches.set(
+                    file,
+                    name,
+                    _causal_only(name, None if _has_interface(model) else torch.zeros(()), has_encoder(model)),
+                )
             for name, function in turning[file].items():
                 patches.set(file, name, rotate(context, function))
             for name, function in substitutes(context.states, file).items():

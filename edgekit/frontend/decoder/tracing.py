@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
 from edgekit.frontend.decoder.attention import Context, check_layers, kv_shapes
+from edgekit.frontend.decoder.cross import encoder_arguments, example, has_encoder, projection_width
 from edgekit.frontend.decoder.own_attention import ALIBI, kind_of
 from edgekit.frontend.decoder.positions import Place, watched
 from edgekit.frontend.decoder.recurrence import cache
@@ -32,7 +33,7 @@ PROOF_TOLERANCE = 2e-4
 @dataclass(frozen=True)
 class TracedDecoder:
     """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past keys and
-    values by layer, past states."""
+    values by layer, past states, an encoder's mask, keys and values."""
 
     program: ExportedProgram
     kv_shapes: tuple[
@@ -40,6 +41,7 @@ class TracedDecoder:
     ]  # per cache: key-value heads, head size; 0, 0 for a layer of a hybrid without one
     states: dict[str, tuple[int, ...]]  # by name: the dims of a row
     max_length: int  # positions the rotary tables hold
+    cross: tuple[tuple[int, int], ...]  # heads and head size of each layer's attention to an encoder
     proof_error: float  # max abs difference of substituted against untouched logits, over the largest logit
 
     def attending(self) -> list[int]:
@@ -61,9 +63,10 @@ class _Decoder(nn.Module):
         self.cached = 0  # tensors of ``past`` that are keys and values; the others are states
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor]
+        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor], cross: list[Tensor]
     ) -> list[Tensor]:
         context = self._context
+        context.mask, context.cross, context.biases = attention_mask, cross, []
         ids, context.positions, context.lengths, context.total, index = torch.ops.edgekit.align(
             input_ids, attention_mask
         )
@@ -75,7 +78,11 @@ class _Decoder(nn.Module):
         more: dict[str, Any] = {"position_ids": context.positions} if self._takes_positions else {}
         if self._cache_name is not None:
             more |= {self._cache_name: cache(decoder_layers(self.model), context.states), "use_cache": True}
-        out = self.model(input_ids=ids, return_dict=True, **more)
+        if cross:
+            assert self._cache_name is not None
+            width, own = projection_width(self.model), more[self._cache_name]
+            more |= encoder_arguments(ids, width, own, cross, self._cache_name)
+        out = self.model(**{"decoder_input_ids" if cross else "input_ids": ids}, return_dict=True, **more)
         present = [tensor for cached in context.caches for tensor in cached.present]
         return [out.logits, *present, *(context.states.present[name] for name in context.states.dims)]
 
@@ -96,6 +103,11 @@ def _tap(name: str) -> Any:
 
 def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The decoder blocks by module path, in order: the longest ModuleList with one entry a hidden layer."""
+    if has_encoder(model):
+        decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+        layers = next(module for module in decoder.modules() if isinstance(module, nn.ModuleList))
+        name = next(name for name, module in model.named_modules() if module is layers)
+        return {f"{name}.{i}": block for i, block in enumerate(layers)}
     count = model.config.get_text_config().num_hidden_layers  # type: ignore[operator, union-attr]
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -105,7 +117,8 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def check_positions(model: nn.Module, places: dict[nn.Module, Place]) -> None:
     """Refuses a model that cannot be told where each row's tokens stand. Raises UnsupportedError."""
-    told = "position_ids" in inspect.signature(model.forward).parameters or places
+    told = "position_ids" in inspect.signature(model.forward).parameters or bool(places)
+    told = told or any(hasattr(module, "compute_bias") for module in model.modules())
     if not attention_free(model) and not told and not any(kind_of(module) in ALIBI for module in model.modules()):
         raise UnsupportedError(
             f"{type(model).__name__}.forward takes no position_ids, and no table of positions is known in it; padded "
@@ -152,7 +165,12 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
     ids[ids == getattr(model.config, "pad_token_id", None)] = vocabulary - 1
     with torch.no_grad():
         with streaming(model), _model_code(model, "on token ids"), watched(model) as places:
-            original = model(input_ids=ids, use_cache=False).logits
+            given: dict[str, Any] = {"input_ids": ids}
+            cross: list[Tensor] = []
+            if has_encoder(model):
+                hidden, cross = example(model, 2, 7)
+                given = {"encoder_outputs": (hidden,), "attention_mask": cross[0], "decoder_input_ids": ids}
+            original = model(**given, use_cache=False).logits
             if original.isnan().any() and stored_weights(model):  # Falcon and Mamba read a layer's weight themselves
                 original = materialize(model)(input_ids=ids, use_cache=False).logits
         check_positions(model, places)
@@ -165,7 +183,7 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
             try:
                 keep = torch.zeros(1, dtype=torch.int64)
                 with streaming(model), _model_code(model, WITH_OPERATORS):
-                    mine = decoder(ids, torch.ones_like(ids), keep, [])[0]
+                    mine = decoder(ids, torch.ones_like(ids), keep, [], cross)[0]
                 check_layers(model, decoder_layers(model), context)
                 shapes = kv_shapes(context, len(decoder_layers(model)))
                 decoder.cached = 2 * len(context.caches)
@@ -173,13 +191,14 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
                 with _model_code(model, WITH_OPERATORS):
-                    program = _export(decoder, context, shapes)
+                    program = _export(decoder, context, shapes, cross)
             finally:
                 for hook in hooks:
                     hook.remove()
                 for module, name in buffers:
                     delattr(module, name)
-    return TracedDecoder(program, shapes, dict(context.states.dims), context.max_length, error)
+    crossed = tuple((keys.shape[1], keys.shape[3]) for keys in cross[1::2])
+    return TracedDecoder(program, shapes, dict(context.states.dims), context.max_length, crossed, error)
 
 
 @contextmanager
@@ -196,7 +215,9 @@ def _model_code(model: nn.Module, how: str) -> Iterator[None]:
         ) from error
 
 
-def _export(decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], ...]) -> ExportedProgram:
+def _export(
+    decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], ...], cross: list[Tensor]
+) -> ExportedProgram:
     # All sizes differ and exceed 1, or torch.export would take equal or unit sizes for one constant.
     batch, sequence, past = 2, 5, 7
     caches = [torch.zeros(batch, heads, past, dim) for heads, dim in shapes if heads for _ in ("key", "value")]
@@ -204,12 +225,15 @@ def _export(decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], 
     ids = torch.ones(batch, sequence, dtype=torch.int64)
     mask = torch.ones(batch, past + sequence, dtype=torch.int64)
     b, s, p, t = Dim("batch"), Dim("sequence", min=2), Dim("past", min=2), Dim("total", min=2)
-    dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches] + [{0: b} for _ in states])
+    length = Dim("source", min=2)
+    crossed = [{0: b, 1: length}, *({0: b, 2: length} for _ in cross[1:])] if cross else []
+    cross = [torch.cat((x, x), dim=1 if x.dim() == 2 else 2) for x in cross]  # of a length that nothing else has
+    dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches] + [{0: b} for _ in states], crossed)
     context.tracing = True
     try:
         return torch.export.export(
             decoder,
-            (ids, mask, torch.zeros(1, dtype=torch.int64), [*caches, *states]),
+            (ids, mask, torch.zeros(1, dtype=torch.int64), [*caches, *states], cross),
             dynamic_shapes=dynamic,
             strict=False,
         )

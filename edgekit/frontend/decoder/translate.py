@@ -19,8 +19,8 @@ from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.facts import facts_of
-from edgekit.spec.names import EDGEKIT, MICROSOFT
-from edgekit.spec.records import DecoderInfo, StateTensor
+from edgekit.spec.names import CROSS_MASK, EDGEKIT, MICROSOFT
+from edgekit.spec.records import DecoderInfo, EncoderInfo, StateTensor
 
 HANDLERS = {**aten.HANDLERS, **elementwise.HANDLERS, **experts.HANDLERS, **scan.HANDLERS}
 OPSETS = {"": 21, MICROSOFT: 1, EDGEKIT: 1}
@@ -138,6 +138,8 @@ def _placeholders(program: ExportedProgram, emitter: Emitter, traced: TracedDeco
     names = ["input_ids", "attention_mask", "logits_to_keep"]
     names += [f"past_key_values.{i}.{part}" for i in traced.attending() for part in ("key", "value")]
     names += [f"past_{name}" for name in traced.states]
+    if traced.cross:
+        names += [CROSS_MASK, *(f"cross.{i}.{part}" for i in range(len(traced.cross)) for part in ("key", "value"))]
     users = iter(names)
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     values: dict[torch.fx.Node, Any] = {}
@@ -168,7 +170,10 @@ def _dims(name: str, tensor: torch.Tensor) -> list[int | str]:
         return ["batch_size", int(tensor.shape[1]), "past_sequence_length", int(tensor.shape[3])]
     if name.startswith("past_"):
         return ["batch_size", *(int(size) for size in tensor.shape[1:])]
+    if name.startswith("cross."):
+        return ["batch_size", int(tensor.shape[1]), "encoder_sequence_length", int(tensor.shape[3])]
     plain: dict[str, list[int | str]] = {
+        CROSS_MASK: ["batch_size", "encoder_sequence_length"],
         "input_ids": ["batch_size", "sequence_length"],
         "attention_mask": ["batch_size", "total_sequence_length"],
         "logits_to_keep": [1],
@@ -259,8 +264,10 @@ def _model(emitter: Emitter, results: list[Any], traced: TracedDecoder, max_leng
         StateTensor(f"past_{name}", f"present_{name}", "float", dims, "replaced")
         for name, dims in traced.states.items()
     )
+    crossed = [tuple(sizes) for sizes in zip(*traced.cross, strict=True)]
     facts.decoder = DecoderInfo(
-        len(heads), heads, dims, int(results[0].shape[2]), max_length, traced.proof_error, states=states
-    )
+        len(heads), heads, dims, int(results[0].shape[2]), max_length, traced.proof_error, states=states,
+        encoder=EncoderInfo(crossed[0], crossed[1]) if crossed else None,
+    )  # fmt: skip
     facts.taps = {layer: str(value.name) for layer, value in emitter.taps.items()}
     return model

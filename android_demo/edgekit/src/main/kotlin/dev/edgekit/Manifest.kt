@@ -51,6 +51,11 @@ public class Manifest private constructor(fields: Fields) {
             throw BundleException("${fields.where}.task: \"${task.take(60)}\" is not one of ${Spec.TASKS.joinToString()}")
         }
         decoder?.let {
+            if (it.encoder != null) {
+                throw UnsupportedException(
+                    "${fields.where}.decoder: $architecture has an encoder; such models run in Python and on Linux devices, not here",
+                )
+            }
             if (it.kvHeads.size.toLong() != it.layers || it.headDim.size.toLong() != it.layers) {
                 val counts = "${it.layers} layers, but ${it.kvHeads.size} kv_heads and ${it.headDim.size} head_dim"
                 throw BundleException("${fields.where}.decoder: $counts")

@@ -3,13 +3,13 @@ package dev.edgekit
 
 /** Names and limits that Python and Kotlin share. */
 internal object Spec {
-    const val SCHEMA_VERSION = 2
+    const val SCHEMA_VERSION = 3
     const val SCHEMA_MINOR = 0
     const val STATES_VERSION = 2
     val STATE_TYPES = listOf("float")
     val STATE_KINDS = listOf("replaced")
     const val LARGEST_STATE = 134217728L
-    val TASKS = listOf("text-generation", "feature-extraction", "image-classification", "generic")
+    val TASKS = listOf("text-generation", "text2text-generation", "feature-extraction", "image-classification", "generic")
     val NATIVE_FORMATS = listOf("int8", "int8-channel", "int4", "int4-fp16", "t2", "sparse-int4", "sparse-int8")
     val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
     val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")
@@ -92,6 +92,23 @@ public class StateTensor internal constructor(fields: Fields) {
     }
 }
 
+/** What a decoder reads of its encoder, and what an answer begins with. */
+public class EncoderInfo internal constructor(fields: Fields) {
+    /** Of each decoder layer's cross-attention. */
+    public val heads: List<Long> = fields.wholes("heads")
+    public val headDim: List<Long> = fields.wholes("head_dim")
+    /** Of a source, in the encoder's tokens; 0: of any length. */
+    public val maxLength: Long = fields.whole("max_length", 0)
+    /** What the decoder is fed first. */
+    public val startTokens: List<Long> = fields.wholes("start_tokens", emptyList())
+    /** Never chosen. */
+    public val suppressedTokens: List<Long> = fields.wholes("suppressed_tokens", emptyList())
+
+    init {
+        fields.end()
+    }
+}
+
 /** What a program needs to generate text with the graph. */
 public class DecoderInfo internal constructor(fields: Fields) {
     public val layers: Long = fields.whole("layers")
@@ -105,6 +122,7 @@ public class DecoderInfo internal constructor(fields: Fields) {
     public val bosTokenId: Long? = fields.wholeOrNull("bos_token_id")
     public val eosTokenIds: List<Long> = fields.wholes("eos_token_ids", emptyList())
     public val states: List<StateTensor> = fields.parts("states", ::StateTensor, optional = true)
+    public val encoder: List<EncoderInfo> = fields.parts("encoder", ::EncoderInfo, optional = true)
 
     init {
         fields.end()

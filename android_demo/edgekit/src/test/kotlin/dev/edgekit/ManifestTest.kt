@@ -49,6 +49,15 @@ class ManifestTest {
     }
 
     @Test
+    fun aDecoderBehindAnEncoderIsRefused() {
+        val encoder = """{"heads": [1, 1], "head_dim": [16, 16], "max_length": 0, "start_tokens": [0], "suppressed_tokens": []}"""
+        val both = decoder.removeSuffix("}") + ", \"encoder\": $encoder}"
+        val manifest = text("schema_version" to "3", "architecture" to "\"T5\"", "decoder" to both)
+        val error = assertThrows(UnsupportedException::class.java) { Manifest.parse(manifest, "m.json") }
+        assertEquals("m.json: manifest.decoder: T5 has an encoder; such models run in Python and on Linux devices, not here", error.message)
+    }
+
+    @Test
     fun allOfAManifestIsRead() {
         val manifest = parse(
             "decoder" to decoder, "layers" to "[$layer]", "dead_units" to "[$dead]", "taps" to """{"a": "b"}""", "evaluation" to """{"ppl": 3}""",

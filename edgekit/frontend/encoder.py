@@ -1,0 +1,21 @@
+"""The encoder of an encoder-decoder as a model of its own, which becomes a bundle within the bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from edgekit.frontend.decoder.cross import CrossEncoder
+from edgekit.frontend.source import ModuleSource
+
+
+def encoder_of(source: ModuleSource) -> ModuleSource:
+    """The encoder with the decoder's projections of its output. Raises UnsupportedError as ``cross_attentions`` does."""
+    examples = {}
+    if not any(path.name == "tokenizer.json" for path in source.assets):
+        ids = torch.arange(16).reshape(2, 8) + 3
+        examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return dataclasses.replace(
+        source, task="feature-extraction", module=CrossEncoder(source.module).eval(), example_inputs=examples
+    )
