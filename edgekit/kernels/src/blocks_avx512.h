@@ -305,7 +305,7 @@ inline size_t next_tokens(size_t tokens) {
 template <Format F>
 void few_tokens(const BlockProduct& p, size_t first, size_t rows, size_t from, size_t tokens, float* y) {
   for (size_t r = 0; r < rows; r += kLanes) {
-    if (F == kInt4 && tokens == 2) {
+    if (F != kTernary && tokens == 2) {
       rows_in_place<F, 2>(p, first + r, from, y + r);
       continue;
     }
