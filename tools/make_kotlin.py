@@ -97,13 +97,13 @@ def _record(record: type) -> str:
 
 
 def _read(record: type, field: dataclasses.Field[typing.Any], hint: object) -> str:
+    part = next((part for part in RECORDS if hint == part | None), None)
+    if part is not None:
+        return f'{part.__name__}? = fields.partOrNull("{field.name}", ::{part.__name__})'
     part = next((part for part in RECORDS if typing.get_args(hint)[:1] == (part,)), None)
     if part is not None:
         optional = "" if field.default is dataclasses.MISSING else ", optional = true"
         return f'List<{part.__name__}> = fields.parts("{field.name}", ::{part.__name__}{optional})'
-    part = next((part for part in RECORDS if hint == part | None), None)
-    if part is not None:
-        return f'{part.__name__}? = fields.partOrNull("{field.name}", ::{part.__name__})'
     kind, reader = next((kind, reader) for known, kind, reader in HINTS if known == _plain(hint))
     arguments = f'"{field.name}"'
     if record is DecoderInfo and field.name in names.DECODER_LIMITS:

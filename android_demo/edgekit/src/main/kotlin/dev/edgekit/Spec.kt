@@ -122,7 +122,7 @@ public class DecoderInfo internal constructor(fields: Fields) {
     public val bosTokenId: Long? = fields.wholeOrNull("bos_token_id")
     public val eosTokenIds: List<Long> = fields.wholes("eos_token_ids", emptyList())
     public val states: List<StateTensor> = fields.parts("states", ::StateTensor, optional = true)
-    public val encoder: List<EncoderInfo> = fields.parts("encoder", ::EncoderInfo, optional = true)
+    public val encoder: EncoderInfo? = fields.partOrNull("encoder", ::EncoderInfo)
 
     init {
         fields.end()
