@@ -80,6 +80,7 @@ OWN: dict[str, dict[str, Any]] = {
     "kimi_linear": {"num_expert_group": 1, "num_experts_per_token": 2, "linear_head_dim": 16, "linear_num_heads": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "n_groups": 1},
+    "mimo_v2_flash": {"head_dim": 24, "swa_head_dim": 24},
     "ministral": {"head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {

@@ -7,6 +7,7 @@ in config.json. Code from a checkpoint is never run.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -55,7 +56,8 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
     architectures = raw.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
-    if raw.get("is_encoder_decoder") and task != TEXT_TO_TEXT:
+    answers_at_once = "num_queries" in raw  # DETR and its kin
+    if raw.get("is_encoder_decoder") and task != TEXT_TO_TEXT and not answers_at_once:
         raise UnsupportedError(
             f"{files}/config.json: {architecture} is an encoder-decoder and its task {task}; of these edgekit compiles what "
             f"turns text into text (T5, BART, Marian, ...), task {TEXT_TO_TEXT}"
@@ -71,9 +73,10 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
     read_branches(model, files)
     if task != "text-generation":
         streamed.materialize(model)
+    other = {"pixel_values", "input_values", "input_features"} & set(inspect.signature(model.forward).parameters)
     text = getattr(model, "main_input_name", "input_ids") == "input_ids"
     module: nn.Module = model
-    if task == "feature-extraction" and text:
+    if task == "feature-extraction" and text and not other:
         module = pooling.TextEncoder(model, *pooling.declared_pooling(directory))
     carried, cleanup = assets.collect(files, text=text)
     if cleanup is not None:
@@ -151,10 +154,11 @@ def _config(raw: dict[str, Any], directory: Path) -> Any:
 
 
 def _model_class(task: str, architecture: str) -> Any:
-    """An Auto class, or for a generic task the very class that config.json names."""
-    if task in _AUTO:
-        return getattr(transformers, _AUTO[task])
+    """An Auto class; the very class that config.json names where that is the body alone, and for a generic task."""
     model_class = getattr(transformers, architecture, None)
+    body = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")  # CLIPTextModel, T5EncoderModel
+    if task in _AUTO and not (task == "feature-extraction" and body and model_class is not None):
+        return getattr(transformers, _AUTO[task])
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise SourceError(
             f"config.json: architecture '{architecture}' is not a model of transformers {transformers.__version__}; "

@@ -14,12 +14,11 @@ import torch
 
 from edgekit.errors import SourceError, one_line
 from edgekit.frontend import samples as read
-from edgekit.frontend.pooling import TextEncoder
+from edgekit.frontend.pooling import TEXT_INPUTS, TextEncoder
 from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, Batch
 from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
 from edgekit.spec.names import ENCODER, LABELS, TEXT_TO_TEXT
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 PAIR_TOKENS = 96
 """Tokens of an encoder's source at most, and of its decoder's answer."""
 TEXT_TOKENS, CALIBRATION_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 256, 64, 8
@@ -94,17 +93,20 @@ def model_inputs(source: Source) -> tuple[ModelInput, ...]:
         return (ModelInput("input_ids", "int64", (None, None)),)
     if source.example_inputs:
         return tuple(_of_example(name, tensor.numpy()) for name, tensor in source.example_inputs.items())
-    parameters = inspect.signature(source.module.forward).parameters
-    if "input_ids" in parameters:
-        kinds = int(getattr(source.config, "type_vocab_size", 0) or 0)
-        names = [n for n in TEXT_INPUTS if n in parameters and (n != "token_type_ids" or kinds > 1)]
-        return tuple(ModelInput(name, "int64", (None, None)) for name in names)
-    size = getattr(source.config, "image_size", None)
+    parameters = list(inspect.signature(source.module.forward).parameters)
+    text = source.module.taken if isinstance(source.module, TextEncoder) else parameters
+    kinds = int(getattr(source.config, "type_vocab_size", 0) or 0)
+    names = [n for n in TEXT_INPUTS if n in text and (n != "token_type_ids" or kinds > 1)]
+    declared = [ModelInput(name, "int64", (None, None)) for name in names if "input_ids" in text]
+    vision = getattr(source.config, "vision_config", source.config)  # of CLIP, which reads both
+    size = getattr(vision, "image_size", None)
     if "pixel_values" in parameters and size is not None:
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        channels = int(getattr(source.config, "num_channels", 3))
-        return (ModelInput("pixel_values", "float32", (None, channels, int(height), int(width))),)
-    return (ModelInput(str(getattr(source.module, "main_input_name", next(iter(parameters), "")))),)
+        channels = int(getattr(vision, "num_channels", 3))
+        declared.append(ModelInput("pixel_values", "float32", (None, channels, int(height), int(width))))
+    if hasattr(source.config, "num_feat_extract_layers"):  # Wav2Vec2 and its kin read sound of any length
+        declared.append(ModelInput("input_values", "float32", (None, None)))
+    return tuple(declared) or (ModelInput(str(getattr(source.module, "main_input_name", next(iter(parameters), "")))),)
 
 
 def plain(where: str, examples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -312,8 +314,10 @@ def _directory(source: Source) -> Path | None:
 def vocabulary_size(module: Any) -> int | None:
     """Rows of a transformers model's token table; None for other modules."""
     inner: Any = module.model if isinstance(module, TextEncoder) else module
-    table = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
-    return getattr(table, "num_embeddings", None)
+    try:
+        return getattr(inner.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):  # no transformers model; one without embeddings, as a ResNet
+        return None
 
 
 def _try(source: Source, inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgekit.errors import SourceError, UnsupportedError
 from edgekit.frontend.checkpoint import AGAIN
 from edgekit.strict import read_json
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -23,8 +25,8 @@ _MODES = {
 class TextEncoder(nn.Module):
     """A transformers encoder whose output is a plain dict of tensors.
 
-    Output: ``last_hidden_state`` float [batch, sequence, hidden] and, when ``pooling`` is not None,
-    ``sentence_embedding`` float [batch, hidden].
+    Output: ``last_hidden_state`` float [batch, sequence, hidden] and, when ``pooling`` is not None, ``sentence_embedding``
+    float [batch, hidden]; without one the model's own outputs beside it, as ``pooler_output``.
     """
 
     def __init__(self, model: nn.Module, pooling: str | None = None, normalize: bool = False) -> None:
@@ -33,6 +35,11 @@ class TextEncoder(nn.Module):
         self.model = model
         self.pooling = pooling
         self.normalize = normalize
+        parameters = inspect.signature(model.forward).parameters
+        self.passed = tuple(name for name in TEXT_INPUTS if name in parameters)
+        self.taken = tuple(
+            n for n in TEXT_INPUTS if n in self.passed or (n == "attention_mask" and pooling is not None)
+        )
 
     @property
     def config(self) -> Any:
@@ -40,13 +47,17 @@ class TextEncoder(nn.Module):
         return self.model.config
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """All int64 [batch, sequence]; mask 1 = token, 0 = padding."""
-        extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra)[0]
-        if self.pooling is None:
-            return {"last_hidden_state": hidden}
+        """All int64 [batch, sequence], those that ``taken`` names; mask 1 = token, 0 = padding."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        output = self.model(**{name: given[name] for name in self.passed if given[name] is not None}, return_dict=True)
+        if self.pooling is None or attention_mask is None:
+            return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+        hidden = output[0]
         embedding = _pool(hidden, attention_mask, self.pooling)
         if self.normalize:
             embedding = nn.functional.normalize(embedding, p=2.0, dim=1)

@@ -151,7 +151,8 @@ def _measured(buffer: torch.Tensor, layer: str, module: nn.Module, config: Any, 
     measurable = kind in _GEOMETRIC and buffer.dtype in (torch.float32, torch.float64)
     theta = float((frequencies[1] / frequencies[0]) ** -len(buffer)) if measurable else setting.theta
     factor = float(1 / frequencies[0]) if kind == "linear" else setting.factor
-    return Rope(theta, kind, factor, _partial(len(buffer), config))
+    # "proportional" gives the rest of the head frequencies of zero
+    return Rope(theta, kind, factor, _partial(int(buffer.count_nonzero()), config))
 
 
 def _partial(count: int, config: Any) -> float | None:
