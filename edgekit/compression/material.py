@@ -21,6 +21,7 @@ from edgekit.methods.example_files import arrays, named, sentences, split, token
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
 from edgekit.spec.names import LABELS
 
+WINDOW = 256
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -99,15 +100,16 @@ def _texts(source: ModuleSource, data: Data, paths: list[Path], names: list[str]
             f"{source.name}: has no tokenizer.json to read {paths[0]} with; give an .npz with input_ids [n, T]"
         )
     limit = getattr(source.config, "max_position_embeddings", None)
-    if limit is not None and data.length > limit:
+    length = data.length or min(WINDOW, limit or WINDOW)
+    if limit is not None and length > limit:
         raise SourceError(f"compress.data.length: {data.length} tokens, {source.architecture} takes at most {limit}")
     read = read_tokenizer(tokenizer)
     # Some files carry the lengths of their training pipeline.
     read.no_truncation()
     read.no_padding()
     if source.task == "feature-extraction":
-        return sentences(paths, read, data.length, names)
-    return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, data.length)
+        return sentences(paths, read, length, names)
+    return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, length)
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

@@ -139,9 +139,9 @@ def compress(
     opened = _load(source, allow_pickle)
     if not settings.keeps_weights:
         fold_branches(opened.module)
-    before = _rate(opened.module, settings.report_step)
     directory = config.parent if isinstance(config, Path) else Path()
     data = material(opened, settings, directory)
+    before = _rate(opened.module, settings.report_step)
     load = partial(_load, allow_pickle=allow_pickle)
     job = Job(source, opened, settings, data, directory, load, checkpoint, resume, progress)
     outcome = RUNS[settings.kind](job)

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from edgekit.errors import EdgekitError, RecipeError
+from edgekit.errors import EdgekitError, RecipeError, UsageError
+from edgekit.frontend.samples import DATA
 from edgekit.methods.backslash import Rate
 from edgekit.methods.bitnet import BitNet
 from edgekit.methods.distill import Distillation
 from edgekit.methods.eora import Compensation
+from edgekit.methods.example_files import text_files
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method
 from edgekit.methods.lora import Lora
@@ -21,7 +23,7 @@ from edgekit.methods.salt import Salt
 from edgekit.methods.sensitivity import Scan
 from edgekit.methods.ternarize import Ternary
 from edgekit.methods.training import Training
-from edgekit.spec.methods import BY_NAME, TAUGHT, TRAINING
+from edgekit.spec.methods import BY_NAME, POST_TRAINING, TAUGHT, TRAINING
 from edgekit.strict import build, read_yaml, suggest
 
 VERSION = 1
@@ -42,7 +44,7 @@ class Data:
     train: tuple[str, ...]
     evaluate: tuple[str, ...] = ()
     held_out: float = 0.1
-    length: int = 128  # tokens of an example (language models)
+    length: int = 128  # tokens of an example (language models); 0: 256, or as many as the model takes
     most: int = 0  # train with so many examples at most; 0 takes all
 
 
@@ -168,6 +170,18 @@ class Compression:
         return {key: value for key, value in asdict(filled).items() if key not in left_out}
 
     @staticmethod
+    def calibrated(method: str, samples: Path | None) -> Compression:
+        """A method as it is by default, calibrated on texts (a file or a directory), or on the shipped one.
+
+        Raises UsageError for a method that needs more than that, SourceError where no text is.
+        """
+        if BY_NAME[method].kind != POST_TRAINING or BY_NAME[method].example:
+            raise UsageError(f"--method {method}: needs --config FILE, which has its data and settings")
+        text = samples or DATA / "calibration.txt"
+        text_files([text])
+        return Compression(VERSION, Data((str(text),), length=0), method)
+
+    @staticmethod
     def load(path: Path, method: str | None = None) -> Compression:
         """A YAML file, perhaps with another ``method``. Raises RecipeError or UsageError naming file and key."""
         data = read_yaml(path, RecipeError)
@@ -188,5 +202,5 @@ def _check_data(data: Data) -> None:
         raise RecipeError("compress.data.train: empty; give text files, an .npz or package.module:function")
     if not 0 < data.held_out < 1:
         raise RecipeError(f"compress.data.held_out: {data.held_out} is not a share between 0 and 1")
-    if data.length < 2 or data.most < 0:
-        raise RecipeError(f"compress.data: length {data.length}, most {data.most}: at least 2 and 0")
+    if data.length < 0 or data.length == 1 or data.most < 0:
+        raise RecipeError(f"compress.data: length {data.length}, most {data.most}: at least 2 (or 0) and 0")

@@ -40,11 +40,12 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def tokens(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], length: int) -> Examples:
-    """Texts one after the other in pieces of ``length`` tokens: input_ids int64 [n, length]; the last rest is left out.
+    """Texts one after the other in pieces of ``length`` tokens: input_ids int64 [n, length]; the last rest is left out, and
+    so is a text that was there already.
 
     Raises SourceError for a file that is no UTF-8 text, or for less than one piece.
     """
-    ids = torch.cat([torch.tensor(encode(text), dtype=torch.int64) for text in _read(paths)])
+    ids = torch.cat([torch.tensor(encode(text), dtype=torch.int64) for text in dict.fromkeys(_read(paths))])
     count = len(ids) // length
     if not count:
         raise SourceError(f"{paths[0]}: {len(ids)} tokens in all, fewer than one example of {length}; give more text")

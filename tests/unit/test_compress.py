@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, RecipeError, SourceError, UnsupportedError, UsageError
 from edgekit.methods.example_files import arrays, named, split, tokens
 from edgekit.methods.examples import Examples
+from edgekit.methods.layerwise import Calibration
 from edgekit.methods.training import Training
+from edgekit.recipe import Recipe
 
 CLASSIFIER = "tests.unit.test_compress:classifier"
 POINTS = "tests.unit.test_compress:points"
@@ -246,6 +249,36 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     )
     for arguments in (["-o", "x"], ["--method", "prune"], ["-c", config], ["-c", config, "-o", "x", "--step", "1"]):
         assert run("compress", CLASSIFIER, *arguments)[0] == 2
+    assert "--method prune: needs --config FILE" in run("compress", CLASSIFIER, "--method", "prune", "-o", "x")[2]
+    both = ["--samples", tmp_path, "-c", config, "-o", "x"]
+    assert "--samples: the config has its own data" in run("compress", CLASSIFIER, *both)[2]
+
+
+def test_gptq_needs_no_configuration(tmp_path: Path, decoder: Path) -> None:
+    gptq = Compression.calibrated("gptq", None)
+    assert gptq.calibration.examples == 256 and gptq.gptq.group_size == 32 and gptq.gptq.act_order
+    result = compress(str(decoder), replace(gptq, calibration=Calibration(examples=16)), tmp_path / "small")
+    assert result.to_json()["settings"]["data"]["train"][0].endswith("calibration.txt")
+    rules = Recipe.load(result.recipe).rules
+    assert any((rule.format, rule.block_size) == ("int4-fp16", 32) for rule in rules)
+
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    with pytest.raises(SourceError, match=r"no file in it ends in \.txt or \.md"):
+        Compression.calibrated("gptq", texts)
+    with pytest.raises(SourceError, match="no such file or directory"):
+        Compression.calibrated("gptq", tmp_path / "absent.txt")
+    for name, text, count in (("empty.txt", "", 0), ("short.txt", "a few letters", 13)):
+        (texts / name).write_text(text)
+        with pytest.raises(SourceError, match=f"{count} tokens in all, fewer than one example of 64; give more text"):
+            compress(str(decoder), Compression.calibrated("gptq", texts / name), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_text_given_twice_counts_once(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "abcd"), ("b.txt", "efgh"), ("c.txt", "abcd")):
+        (tmp_path / name).write_text(text)
+    assert tokens([tmp_path], lambda text: list(map(ord, text)), 4).arrays["input_ids"].shape == (2, 4)
 
 
 def huge() -> tuple[np.ndarray, np.ndarray]:
