@@ -32,6 +32,8 @@ from tests.support.tiny_decoders import build
 
 INT4 = Recipe.load("int4")
 PLAIN = dataclasses.replace(INT4, calibrate=0)
+FORMAT, BLOCK = "int4-fp16", 32
+"""What the recipe stores layers as."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_each_layer_has_the_scales_that_its_inputs_give(decoder: Path, tmp_path:
     batches = calibration(source, resolve(source, None), None, INT4.calibrate, 64)
     module = source.module
     packed, _ = packed_weights(bundle)
-    int4 = {name: weight for name, weight in packed.items() if weight.format == "int4"}
+    int4 = {name: weight for name, weight in packed.items() if weight.format == FORMAT}
     assert len(int4) == 14 and {layer.reason for layer in bundle.manifest.layers} == {""}
     tensors = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
     with native_activations(module):
@@ -57,10 +59,12 @@ def test_each_layer_has_the_scales_that_its_inputs_give(decoder: Path, tmp_path:
         layer = module.get_submodule(name)
         stored = stored_weight(layer)
         values = layer.weight.detach().numpy() if stored is None else stored[:]
-        expected = quantize_int4(values, 64, means[name].float().numpy())
+        expected = quantize_int4(values, BLOCK, means[name].float().numpy(), FORMAT)
         np.testing.assert_array_equal(weight.scales, expected.scales)
         np.testing.assert_array_equal(weight.data, expected.data)
-        assert not np.array_equal(np.asarray(weight.scales), np.asarray(quantize_int4(values, 64).scales))
+        assert not np.array_equal(
+            np.asarray(weight.scales), np.asarray(quantize_int4(values, BLOCK, name=FORMAT).scales)
+        )
     assert bundle.manifest.recipe["calibrate"] == INT4.calibrate
 
 
@@ -68,7 +72,7 @@ def test_without_real_input_scales_are_the_largest_weights_and_inspect_says_so(d
     (decoder / "tokenizer.json").unlink(missing_ok=True)
     bundle, plain = (export(decoder, recipe, tmp_path / str(recipe.calibrate)) for recipe in (INT4, PLAIN))
     layers = {layer.name: layer for layer in bundle.manifest.layers}
-    assert {layer.reason for layer in layers.values() if layer.format == "int4"} == {NOT_CALIBRATED}
+    assert {layer.reason for layer in layers.values() if layer.format == FORMAT} == {NOT_CALIBRATED}
     assert layers["lm_head"].reason == ""
     assert any(NOT_CALIBRATED in line for line in inspect(bundle).lines())
     assert all(layer.reason == "" for layer in plain.manifest.layers)
@@ -90,7 +94,7 @@ def test_an_onnx_file_has_no_modules_to_watch(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32))
     bundle = export(path, INT4, tmp_path / "out", samples=tmp_path / "x.npz")
-    assert [(layer.format, layer.reason) for layer in bundle.manifest.layers] == [("int4", NOT_CALIBRATED)]
+    assert [(layer.format, layer.reason) for layer in bundle.manifest.layers] == [(FORMAT, NOT_CALIBRATED)]
 
 
 def half_dead() -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -110,7 +114,7 @@ def test_what_dead_units_would_have_read_is_left_out(tmp_path: Path) -> None:
     net: Any = half_dead()[0]
     with torch.no_grad():
         hidden = net[:2](torch.from_numpy(inputs))[:, 1::2]
-    expected = quantize_int4(net[2].weight.detach().numpy()[:, 1::2], 64, hidden.square().mean(0).numpy())
+    expected = quantize_int4(net[2].weight.detach().numpy()[:, 1::2], BLOCK, hidden.square().mean(0).numpy(), FORMAT)
     stored = packed_weights(bundle)[0]["2"]
     assert stored.shape == (16, 32)
     np.testing.assert_allclose(np.asarray(stored.scales), np.asarray(expected.scales), rtol=1e-5)

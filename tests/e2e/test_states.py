@@ -38,7 +38,7 @@ def test_parity_in_low_bits_and_text_that_goes_on(
     write_tokenizer(tmp_path / "model")
     bundle = export(tmp_path / "model", recipe, tmp_path / "bundle")
     assert bundle.manifest.decoder is not None and bundle.manifest.decoder.states
-    assert {layer.format for layer in bundle.manifest.layers} & {recipe}
+    assert {"int4": "int4-fp16"}.get(recipe, recipe) in {layer.format for layer in bundle.manifest.layers}
     report = verify(bundle)
     assert report.passed, "\n".join(report.lines())
 
