@@ -95,7 +95,7 @@ def model_inputs(source: Source) -> tuple[ModelInput, ...]:
         return tuple(_of_example(name, tensor.numpy()) for name, tensor in source.example_inputs.items())
     parameters = list(inspect.signature(source.module.forward).parameters)
     text = source.module.taken if isinstance(source.module, TextEncoder) else parameters
-    kinds = int(getattr(source.config, "type_vocab_size", 0) or 0)
+    kinds = int(getattr(getattr(source.config, "text_config", source.config), "type_vocab_size", 0) or 0)
     names = [n for n in TEXT_INPUTS if n in text and (n != "token_type_ids" or kinds > 1)]
     declared = [ModelInput(name, "int64", (None, None)) for name in names if "input_ids" in text]
     vision = getattr(source.config, "vision_config", source.config)  # of CLIP, which reads both
