@@ -24,11 +24,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from benchmarks.accuracy import LENGTH, error_of_mean, evaluation_texts, loaded
+from benchmarks.compress.accuracy_scores import LENGTH, error_of_mean, evaluation_texts, loaded
 from edgekit.methods.examples import outputs
 from tools.demo_models import smollm2
 
-TEXTS = ("encyclopaedia", "documentation", "code", "play")
+TEXTS = ("encyclopaedia", "numpy", "C++", "play")
 
 
 @dataclass(frozen=True)
