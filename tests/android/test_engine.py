@@ -113,4 +113,4 @@ def test_the_engine(bundles: Path) -> None:
         timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "OK (39 tests)" in done.stdout
+    assert "OK (40 tests)" in done.stdout

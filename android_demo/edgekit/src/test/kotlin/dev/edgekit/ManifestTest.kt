@@ -105,7 +105,8 @@ class ManifestTest {
         assertTrue(uses("t2"))
         assertTrue(uses("int8-channel", ", \"activation_block_size\": 0"))
         assertFalse(uses("int8-channel"))
-        assertFalse(uses("int8", ", \"activation_block_size\": 64"))
+        assertTrue(uses("int8", ", \"activation_block_size\": 64"))
+        assertFalse(uses("int8"))
         assertTrue(uses("int4", ", \"activation_block_size\": 64"))
         assertFalse(uses("int4"))
         assertTrue(needs("t2"))
@@ -118,7 +119,7 @@ class ManifestTest {
         refused("m.json: no schema_version; this is not an edgekit bundle", "[]")
         refused("m.json: no schema_version", text("schema_version" to "true"))
         refused("m.json: no schema_version", text("schema_version" to "1.0"))
-        refused("m.json: schema_version 3, this edgekit reads up to 2", """{"schema_version": 3, "unheard": "of"}""")
+        refused("m.json: schema_version 4, this edgekit reads up to 3", """{"schema_version": 4, "unheard": "of"}""")
     }
 
     @Test

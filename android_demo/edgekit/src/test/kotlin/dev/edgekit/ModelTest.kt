@@ -83,7 +83,7 @@ class ModelTest {
     fun parityIsWhatEdgekitMeasures() {
         for ((name, expected) in answers["parity"] as Map<*, *>) {
             val fields = expected as Map<*, *>
-            open(name as String).use { model ->
+            open(name as String, library).use { model ->
                 val result = model.parity(0)
                 assertEquals(name, fields["passed"], result.passed)
                 for ((metric, value) in fields["metrics"] as Map<*, *>) {
