@@ -231,7 +231,7 @@ def test_unreadable_vector(bundle: Path) -> None:
         ('{"schema_version": 0}', r"no schema_version"),
         ('{"schema_version": 1}', r"manifest\.json: manifest: missing key 'task'$"),
         ('{"schema_version": 4, "what": "ever"}',
-         r"schema_version 3, this edgekit reads up to 3; the bundle was written by a newer edgekit: pip install --upgrade edgekit$"),
+         r"schema_version 4, this edgekit reads up to 3; the bundle was written by a newer edgekit: pip install --upgrade edgekit$"),
         ('{"schema_version": 1, "schema_version": 1}', r"not valid JSON \('schema_version' stands twice\)"),
         ('{"schema_version": 1, "a": {"b": [{"c": 1, "c": 2}]}}', r"not valid JSON \('c' stands twice\)"),
         ('{"schema_version": NaN}', r"not valid JSON \(NaN is not a JSON number\)"),
