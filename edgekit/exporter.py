@@ -72,30 +72,38 @@ def export(
             return load(source, allow_pickle=allow_pickle, task=task)
 
         model = opened()
+        inputs = _inputs(model, chosen, samples)
         if model.task == TEXT_TO_TEXT and isinstance(model, ModuleSource):
-            from edgekit.frontend.encoder import encoder_of
+            from edgekit.frontend.encoder import encoder_of, sentence_pairs
 
+            part = encoder_of(model)
+            del model
             with BundleWriter(writer.directory / ENCODER) as encoder:
-                _write(encoder_of(model), source, chosen, samples, abis, encoder, progress)
+                pairs = sentence_pairs(_inputs(part, chosen, samples))
+                manifest = _write(part, pairs, source, chosen, samples, abis, encoder, progress)
+                del part
+                _checked(encoder, manifest, chosen, progress)
             model = opened()  # the golden vectors let go of weights that became low-bit
         for asset in model.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
-        return _write(model, source, chosen, samples, abis, writer, progress)
+        manifest = _write(model, inputs, source, chosen, samples, abis, writer, progress)
+        del model
+        return _checked(writer, manifest, chosen, progress)
 
 
 def _write(
     opened: Source,
+    inputs: Inputs,
     source: str,
     recipe: Recipe,
     samples: Path | None,
     abis: Sequence[str],
     writer: BundleWriter,
     progress: Progress,
-) -> Bundle:
-    """A model's graph, golden vectors and manifest as a bundle, checked in ONNX Runtime; its weights are let go of."""
+) -> Manifest:
+    """Writes a model's graph, operator libraries and golden vectors; what the bundle's manifest says."""
     from edgekit.golden import write_vectors
 
-    inputs = _inputs(opened, recipe, samples)
     progress("trace the graph", 0.0)
     model = _graph(opened, recipe, inputs, samples, abis, progress)
     give_back_memory()  # the trace is large and full of cycles
@@ -107,8 +115,11 @@ def _write(
     draft = writer.draft(described)
     surviving = facts_of(model).surviving
     del model  # it refers to the weights
-    manifest = write_vectors(opened, draft, inputs, surviving, progress)
-    del opened
+    return write_vectors(opened, draft, inputs, surviving, progress)
+
+
+def _checked(writer: BundleWriter, manifest: Manifest, recipe: Recipe, progress: Progress) -> Bundle:
+    """The bundle, when it computes in ONNX Runtime what it should; the caller has let go of the model by now."""
     give_back_memory()
     progress("check in ONNX Runtime", 0.0)
     _check(writer.draft(manifest), recipe)

@@ -148,6 +148,11 @@ def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
     """The encoder that a decoder reads. Raises BundleError when it is not there or gives other keys and values."""
     if manifest.decoder is None or manifest.decoder.encoder is None:
         return None
+    inner = f"{ENCODER}/{MANIFEST}"
+    if inner not in {file.path for file in manifest.files}:  # a listed file is known to lie in plain directories
+        raise BundleError(f"{directory / MANIFEST}: {inner} is not among the listed files; export or download again")
+    if Manifest.from_json(_manifest_text(directory / ENCODER), str(directory / inner)).decoder is not None:
+        raise BundleError(f"{directory / inner}: is a decoder's, an encoder's is expected; export or download again")
     encoder = Bundle.open(directory / ENCODER)
     given = {info.name: info.dims for info in encoder.manifest.outputs}
     for name, (heads, dim) in manifest.decoder.encoder.crossed():

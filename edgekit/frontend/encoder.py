@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from edgekit.frontend.decoder.cross import CrossEncoder
+from edgekit.frontend.inputs import Inputs
 from edgekit.frontend.source import ModuleSource
 
 
@@ -19,3 +20,9 @@ def encoder_of(source: ModuleSource) -> ModuleSource:
     return dataclasses.replace(
         source, task="feature-extraction", module=CrossEncoder(source.module).eval(), example_inputs=examples
     )
+
+
+def sentence_pairs(inputs: Inputs) -> Inputs:
+    """Two batches of two: an answer holds the keys and values of all layers, and golden vectors keep it twice."""
+    pairs = ({name: array[:2] for name, array in batch.items()} for batch in inputs.batches[:2])
+    return dataclasses.replace(inputs, batches=tuple(pairs))

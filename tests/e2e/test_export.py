@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from edgekit import exporter
 from edgekit.bundle import Bundle
 from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.errors import CheckFailed, RecipeError, SourceError, UnsupportedError, UsageError
@@ -88,6 +91,19 @@ def test_a_wrong_packing_is_caught_and_nothing_kept(
     with pytest.raises(CheckFailed, match="the written model differs from the compressed PyTorch model: sqnr_db"):
         export(llama, "int4", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_is_let_go_of_before_the_bundle_is_checked(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(each) is transformers.LlamaForCausalLM for each in gc.get_objects())
+
+    before, during = alive(), []
+    monkeypatch.setattr(exporter, "_check", lambda *given: during.append(alive()))
+    export(llama, "fp32", tmp_path / "out")
+    assert during == [before]
 
 
 def test_existing_directories(llama: str, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 import transformers
 
-from edgekit import Bundle, export, generate, pack, unpack, verify
+from edgekit import Bundle, compress, evaluate, export, generate, pack, unpack, verify
 from edgekit.cli import main
+from edgekit.compression.settings import Compression
 from edgekit.errors import BundleError, EdgekitError, UnsupportedError, UsageError
 from edgekit.frontend.decoder import build
 from edgekit.frontend.decoder.cross import CrossEncoder
@@ -205,6 +206,12 @@ def test_what_is_asked_in_vain(t5: tuple[Any, Path, Path], tmp_path: Path) -> No
         generate(bundle, PROMPT, lookup=4)
     with pytest.raises(UsageError, match="prompt: is empty"):
         generate(bundle, "")
+    with pytest.raises(UnsupportedError, match="text2text-generation is no language model; evaluate is for those"):
+        evaluate([bundle], texts=[Path(__file__)])
+    with pytest.raises(UnsupportedError, match="has an encoder and a decoder; compress is for models with one of them"):
+        compress(str(t5[1]), Compression.calibrated("gptq", None), tmp_path / "small")
+    with pytest.raises(UnsupportedError, match="calibrated ranges are for convolutional nets"):
+        export(t5[1], "int8-static", tmp_path / "static")
     (tmp_path / "text.txt").write_text("Some words.")
     with pytest.raises(UsageError, match="--original and --text are not for models with an encoder; leave them out"):
         verify(bundle, text=tmp_path / "text.txt")
@@ -221,7 +228,7 @@ def test_what_is_asked_in_vain(t5: tuple[Any, Path, Path], tmp_path: Path) -> No
         ({"start_tokens": [300]}, "encoder: no start_tokens, or tokens that are not between 0 and 258"),
         ({"head_dim": [16]}, "encoder: 3 heads, but 1 head_dim"),
         ({"heads": [4, 4, 0]}, "heads, head_dim or max_length that no model has"),
-        (None, "encoder: no such directory"),
+        (None, "encoder/manifest.json is not among the listed files"),
     ],
 )
 def test_damage_is_found(
@@ -238,6 +245,43 @@ def test_damage_is_found(
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=message):
         Bundle.open(tmp_path / "b")
+
+
+def test_an_encoder_is_no_decoder_and_no_link(t5: tuple[Any, Path, Path], tmp_path: Path) -> None:
+    """One that is this very bundle would be opened without end."""
+    for name in ("nested", "linked"):
+        shutil.copytree(t5[2], tmp_path / name)
+    shutil.copyfile(t5[2] / "manifest.json", tmp_path / "nested/encoder/manifest.json")
+    manifest = json.loads((t5[2] / "manifest.json").read_text())
+    size = (t5[2] / "manifest.json").stat().st_size
+    for file in manifest["files"]:
+        file["bytes"] = size if file["path"] == "encoder/manifest.json" else file["bytes"]
+    text = json.dumps(manifest)
+    (tmp_path / "nested/manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"encoder/manifest\.json: is a decoder's, an encoder's is expected"):
+        Bundle.open(tmp_path / "nested")
+    shutil.rmtree(tmp_path / "linked/encoder")
+    (tmp_path / "linked/encoder").symlink_to(".")
+    with pytest.raises(BundleError, match="lies behind a link; a bundle holds plain directories only"):
+        Bundle.open(tmp_path / "linked")
+
+
+def test_an_encoders_golden_vectors_stay_small(t5: tuple[Any, Path, Path]) -> None:
+    """They hold keys and values of all layers twice, which for a real model are megabytes a sentence."""
+    encoder = Bundle.open(t5[2]).encoder
+    assert encoder is not None
+    assert [vector["input.input_ids"].shape[0] for _, vector in encoder.vectors()] == [2, 2]
+
+
+def test_inspect_and_bench(t5: tuple[Any, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["inspect", str(t5[2])])
+    assert "T5ForConditionalGeneration, text2text-generation" in capsys.readouterr().out
+    with contextlib.suppress(SystemExit):
+        main(["bench", str(t5[2]), "--prompt-tokens", "16", "--new-tokens", "8", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["phase"] for row in rows} == {"prefill", "decode"}
+    assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
 def test_what_is_no_translator_is_refused(tmp_path: Path) -> None:
