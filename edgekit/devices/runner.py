@@ -230,7 +230,7 @@ class Sample:
 
     def __init__(self, runner: Runner, session: Any) -> None:
         self._runner, self.session = runner, session
-        self._feeds = _feeds(runner.vector(runner.vectors[0])) if runner.vectors else {}
+        self._feeds = _named(runner.vector(runner.vectors[0])) if runner.vectors else {}
 
     def first(self) -> None:
         self._runner.run(self.session, self._feeds)
@@ -239,7 +239,7 @@ class Sample:
         return {"latency": self._runner.repeated(self.first)}
 
     def replay(self, vector: Json) -> Json:
-        return self._runner.run(self.session, _feeds(vector))
+        return self._runner.run(self.session, _named(vector))
 
 
 class Decoder:
@@ -279,7 +279,7 @@ class Decoder:
                 self._output(now, state["output"], pair[1 - now])
         vector = runner.vector(runner.vectors[0]) if runner.vectors else {"input.input_ids": np.zeros(1, np.int64)}
         self._prompt = np.resize(vector["input.input_ids"].ravel(), runner.prompt)
-        self._encoder, self._source, self._encoded = encoder, _for_encoder(vector), False
+        self._encoder, self._source, self._encoded = encoder, _named(vector, "encoder."), False
         answers: Json = info.get("encoder") or {}
         self._never = list(answers.get("suppressed_tokens", []))
         if encoder is not None:
@@ -364,7 +364,7 @@ class Decoder:
         ids = vector["input.input_ids"].ravel()
         self.reset()
         if self._encoder is not None:
-            self.encode(_for_encoder(vector))
+            self.encode(_named(vector, "encoder."))
         steps = len(vector["compressed.logits"]) - 1
         first = max(1, len(ids) - steps)
         bounds = [*range(0, first, self._replay_piece), *range(first, len(ids) + 1)]
@@ -444,12 +444,9 @@ def _summary(logits: Any, targets: Any) -> Json:
     return {"top_indices": logits.argmax(axis=-1), "logsumexp": total, "nll": nll}
 
 
-def _feeds(vector: Json) -> Json:
-    return {name[len("input.") :]: array for name, array in vector.items() if name.startswith("input.")}
-
-
-def _for_encoder(vector: Json) -> Json:
-    return {name[len("encoder.") :]: array for name, array in vector.items() if name.startswith("encoder.")}
+def _named(vector: Json, beginning: str = "input.") -> Json:
+    """A golden vector's inputs, or those for an encoder (``encoder.``), by their names in the graph."""
+    return {name[len(beginning) :]: array for name, array in vector.items() if name.startswith(beginning)}
 
 
 def _packed(arrays: Json) -> Json:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekit import export, generate
 from edgekit.devices import Target, open_connection
 from edgekit.devices.generation import generate_on
 from edgekit.devices.transfer import remove
@@ -21,6 +22,7 @@ from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.parity import verify
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import linear_bundle
+from tests.support.tiny_translators import translator_directory
 from tests.support.tooling import require
 from tests.unit.test_verify import faulty
 
@@ -170,6 +172,16 @@ def test_it_is_measured_there(pi: str, tmp_path: Path) -> None:
     assert found["devices"][0]["target"] == pi and found["failures"] == {}
     too_many = edgekit("bench", str(tmp_path / "t"), "--target", pi, "-t", "1000")
     assert too_many.returncode == 2 and "1000 threads asked for, the device has" in too_many.stdout
+
+
+def test_a_translator_is_verified_and_translates_there(pi: str, tmp_path: Path) -> None:
+    translator_directory(tmp_path / "model")
+    bundle = export(tmp_path / "model", "fp32", tmp_path / "t5", abis=())
+    assert verify(bundle, target=pi).passed
+    there = generate_on(Target.parse(pi), bundle, "Hello there", max_new_tokens=12)
+    here = generate(bundle, "Hello there", max_new_tokens=12)
+    assert "".join(there) == "".join(here)
+    assert there.tokens == here.tokens and len(here.tokens) > 1
 
 
 def test_text_is_generated_there(pi: str, tmp_path: Path) -> None:
