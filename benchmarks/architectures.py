@@ -22,6 +22,8 @@ import multiprocessing
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +250,13 @@ def outcome(model_type: str, quick: bool) -> dict[str, Any]:
     return row | {"outcome": "equal" if difference <= TOLERANCE else "wrong", "difference": difference}
 
 
-def quiet(model_type: str, quick: bool, connection: Any) -> None:
+Answer = Callable[[str], dict[str, Any]]
+"""A type's row."""
+
+
+def quiet(answer: Answer, name: str, connection: Any) -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        connection.send(outcome(model_type, quick))
+        connection.send(answer(name))
 
 
 def warm_up() -> None:
@@ -269,14 +275,14 @@ def warm_up() -> None:
     assert edgekit.exporter and build(tiny("llama"))
 
 
-def survey(types: list[str], quick: bool) -> list[dict[str, Any]]:
+def survey(types: list[str], answer: Answer) -> list[dict[str, Any]]:
     """A row for each type, each in a process of its own."""
     warm_up()
     context = multiprocessing.get_context("fork")
     rows = []
     for model_type in types:
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=quiet, args=(model_type, quick, sending))
+        process = context.Process(target=quiet, args=(answer, model_type, sending))
         process.start()
         sending.close()
         row: dict[str, Any] = {
@@ -328,7 +334,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the rows, as one JSON document")
     parser.add_argument("--csv", type=Path, help="the rows as a table; rows of other types that are in it stay")
     options = parser.parse_args()
-    rows = survey(options.types or types(), options.quick)
+    rows = survey(options.types or types(), partial(outcome, quick=options.quick))
     print(dict(Counter(row["outcome"] for row in rows)))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

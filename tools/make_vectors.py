@@ -50,18 +50,13 @@ def cases() -> list[Case]:
     for index, (m, n, k) in enumerate(shapes):
         for bits in (4, 8):
             made.append(_sparse_case(m, n, k, bits, 128 * ((index + bits // 8) % 2), index % 2 == 0, len(made)))
-    for index, (m, n, k) in enumerate(shapes):
-        for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
-            in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
-            made.append(_block_case("int4", m, n, k, block, in_blocks, with_bias, len(made)))
-    for value in (0.0, 1e-44, 1e30):
-        made.append(_block_case("int4", 2, 6, 200, 64, True, False, len(made), value))
-    for index, (m, n, k) in enumerate(shapes):
-        for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
-            in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
-            made.append(_block_case("int8", m, n, k, block, in_blocks, with_bias, len(made)))
-    for value in (0.0, 1e-44, 1e30):
-        made.append(_block_case("int8", 2, 6, 200, 64, True, False, len(made), value))
+    for weights in ("int4", "int8"):
+        for index, (m, n, k) in enumerate(shapes):
+            for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
+                in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
+                made.append(_block_case(weights, m, n, k, block, in_blocks, with_bias, len(made)))
+        for value in (0.0, 1e-44, 1e30):
+            made.append(_block_case(weights, 2, 6, 200, 64, True, False, len(made), value))
     return made + [_attention_case(name, attention.case(seed, *sizes, **more)) for seed, (name, sizes, more) in enumerate(ATTENTION)]  # fmt: skip
 
 
