@@ -38,7 +38,7 @@ class Claim:
         handle = os.open(path, os.O_RDONLY)
         try:
             _lock(handle, tries)
-            if not os.path.samestat(os.fstat(handle), os.stat(path)):
+            if not _is_at(handle, path):
                 raise BlockingIOError  # who held it has moved it away
             self._handle = handle
         except BlockingIOError:
@@ -52,6 +52,13 @@ class Claim:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(handle: int, tries: int) -> None:
@@ -78,12 +85,6 @@ def unclaimed(path: Path, process: int) -> Iterator[bool]:
         return
     with contextlib.closing(claim):
         yield claim._handle is not None or not psutil.pid_exists(process)
-
-
-def is_claimed(path: Path, process: int) -> bool:
-    """Whether somebody holds ``path``; where nothing can be locked, whether there is a ``process`` of that number."""
-    with unclaimed(path, process) as is_free:
-        return not is_free
 
 
 def own_directory(path: Path, tries: int = 100) -> Claim:

@@ -27,7 +27,7 @@ from edgekit.coding.tables import Symbols
 from edgekit.errors import BundleError, CheckFailed, UsageError
 from edgekit.spec.names import LARGEST_MANIFEST, MANIFEST
 from edgekit.spec.progress import Progress
-from edgekit.unfinished import Claim, is_claimed
+from edgekit.unfinished import Claim, unclaimed
 
 
 def unpack(
@@ -83,8 +83,9 @@ def _unpack(
             ) from error
         made = writer.place()
         for kept in writer.target.parent.glob(f".{escape(writer.target.name)}.unpacking-*"):
-            if not is_claimed(kept, 0):
-                shutil.rmtree(kept, ignore_errors=True)  # of other packs for the same place
+            with unclaimed(kept, 0) as is_free:  # and held meanwhile: another process may just begin there
+                if is_free:
+                    shutil.rmtree(kept, ignore_errors=True)  # of other packs for the same place
         return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,26 @@ def test_the_second_is_refused_while_the_first_unpacks(bundle: Path, tmp_path: P
         unpack(tmp_path / "x.edgepack", tmp_path / "out", resume=True)
     claim.close()
     unpack(tmp_path / "x.edgepack", tmp_path / "out", resume=True).check_hashes()
+
+
+def test_leftovers_of_other_packs_are_held_while_they_are_removed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that another process has just begun to unpack into would go under its hands."""
+    pack(bundle, tmp_path / "x.edgepack")
+    other, remove, held = tmp_path / ".out.unpacking-0123456789abcdef", shutil.rmtree, []
+    other.mkdir()
+
+    def removing(path: Path, ignore_errors: bool = False) -> None:
+        if path == other:
+            with pytest.raises(BlockingIOError):
+                Claim(path, tries=1)
+            held.append(path)
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    unpack(tmp_path / "x.edgepack", tmp_path / "out")
+    assert held == [other] and not other.exists()
 
 
 HELD = """

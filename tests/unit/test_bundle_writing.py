@@ -305,6 +305,22 @@ def test_who_tidies_up_holds_what_he_removes(tmp_path: Path) -> None:
     Claim(dead).close()
 
 
+def test_what_is_moved_away_while_it_is_being_claimed_is_not_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who held it puts it in place just then; to go on would be to write into what is finished."""
+    making, lock = tmp_path / ".out.unpacking-1", unfinished._lock
+    making.mkdir()
+
+    def late(handle: int, tries: int) -> None:
+        lock(handle, tries)
+        making.rename(tmp_path / "out")
+
+    monkeypatch.setattr(unfinished, "_lock", late)
+    with pytest.raises(BlockingIOError):
+        Claim(making)
+
+
 def test_a_directory_taken_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, removed = tmp_path / ".out.partial-1-2", False
 
