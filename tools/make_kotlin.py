@@ -70,6 +70,8 @@ def _constants() -> str:
         f"const val OLDEST_MAJOR = {major}",
         f"const val OLDEST_MINOR = {minor}",
         f'const val SPIN_MICROSECONDS = "{names.SPIN_MICROSECONDS}"',
+        f'const val ENCODER = "{names.ENCODER}"',
+        f'const val CROSS_MASK = "{names.CROSS_MASK}"',
         f"const val PROMPT_PIECE = {names.PROMPT_PIECE}",
         f"const val REPLAY_PIECE = {names.REPLAY_PIECE}",
         f"const val ROUND_NANOSECONDS = {round(1e9 * names.ROUND_SECONDS)}L",

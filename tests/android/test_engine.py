@@ -12,17 +12,19 @@ import numpy as np
 import onnx
 import pytest
 
+from edgekit import export
 from edgekit.bundle import Bundle
 from edgekit.metrics import judge
 from edgekit.parity.measure import measure
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.generation import generate
-from edgekit.runtime.replay import feeds, replay_text
+from edgekit.runtime.replay import feeds, for_encoder, replay_text
 from edgekit.runtime.session import Session
 from tests.support.android import junit, jvm
 from tests.support.tiny_bundle import Weights, decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
+from tests.support.tiny_translators import translator_directory
 from tools import kotlin
 
 BURNED, BURNED_SIZE = 2000, 512
@@ -31,6 +33,10 @@ TEXTS: tuple[dict[str, Any], ...] = (
     {"prompt": "hello there", "chat": None, "system": None, "stop": [], "max_new_tokens": 256},
     {"prompt": "Zeile 2", "chat": True, "system": "be brief", "stop": ["never"], "max_new_tokens": 7},
     {"prompt": "q", "chat": False, "system": None, "stop": [], "max_new_tokens": 1},
+)
+TRANSLATED: tuple[dict[str, Any], ...] = (
+    {"prompt": "Hello there, how are you?", "chat": None, "system": None, "stop": [], "max_new_tokens": 24},
+    {"prompt": "Zeile 2", "chat": None, "system": None, "stop": [], "max_new_tokens": 9, "begin": "ab"},
 )
 
 
@@ -60,6 +66,12 @@ def slow_decoder(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
+def translator_bundle(path: Path, recipe: str) -> Bundle:
+    """A tiny BART, which never says one of its tokens."""
+    translator_directory(path / "model", "bart", suppress_tokens=[90])
+    return export(path / "model", recipe, path / "bundle", abis=())
+
+
 def parity(bundle: Bundle) -> dict[str, object]:
     """How far the first vector's answer is from the compressed model's, and whether that passes."""
     info, vector = bundle.vectors()[0]
@@ -67,7 +79,10 @@ def parity(bundle: Bundle) -> dict[str, object]:
     if bundle.manifest.decoder is not None:
         ids = vector["input.input_ids"]
         at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
-        answer = replay_text(Decoder(bundle, 1, ids.shape[1]), ids, 8, at)
+        decoder = Decoder(bundle, 1, ids.shape[1])
+        if bundle.encoder is not None:
+            decoder.encode(for_encoder(vector))
+        answer = replay_text(decoder, ids, len(vector["compressed.logits"]) - 1, at)
     else:
         answer = Session(bundle, 1).run(feeds(vector))
     margins = {"compressed": limits.margin, "original": limits.margin}
@@ -84,16 +99,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "decoder": decoder_bundle(folder / "decoder", max_abs=1e-3, kl=1e-3, top1=0.99),
         "states": decoder_bundle(folder / "states", Weights(window=3), max_abs=1e-3, kl=1e-3, top1=0.99),
         "other": decoder_bundle(folder / "other", graph_weights=Weights(1), kl=0.1),
+        "bart/bundle": translator_bundle(folder / "bart", "fp32"),
         "linear": linear_bundle(folder / "linear", rows=3),
         "random": linear_bundle(folder / "random", kind="random"),
         "shifted": linear_bundle(folder / "shifted", "int8", task="image-classification", shift=0.3),
     }
     linear_bundle(folder / "ternary", "t2")
+    translator_bundle(folder / "bart-int8", "int8")
     slow_decoder(folder / "slow")
     broken_graph(linear_bundle(folder / "broken").directory)
+    texts_of = {"decoder": TEXTS, "states": TEXTS, "bart/bundle": TRANSLATED, "bart-int8/bundle": TRANSLATED}
     texts = {
-        name: [{**case, "text": "".join(generate(measured[name], **case))} for case in TEXTS]
-        for name in ("decoder", "states")
+        name: [{"begin": "", **case, "text": "".join(generate(folder / name, **case))} for case in cases]
+        for name, cases in texts_of.items()
     }
     answers = {"texts": texts, "parity": {name: parity(bundle) for name, bundle in measured.items()}}
     (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -113,4 +131,4 @@ def test_the_engine(bundles: Path) -> None:
         timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "OK (40 tests)" in done.stdout
+    assert "OK (42 tests)" in done.stdout

@@ -14,11 +14,13 @@ import numpy as np
 import onnx
 import pytest
 
+from edgekit import export, generate
 from edgekit.bundle import Bundle
 from edgekit.devices import runner as twin
 from edgekit.devices.job import packed
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.replay import feeds, replay_text
+from edgekit.runtime.generation import prepare
+from edgekit.runtime.replay import feeds, for_encoder, replay_text
 from edgekit.runtime.session import Session
 from tests.device.test_runner import Running, arrays
 from tests.support import golden_operators as golden
@@ -26,6 +28,7 @@ from tests.support.android import jvm
 from tests.support.bionic import shim
 from tests.support.tiny_bundle import EOS, decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
+from tests.support.tiny_translators import translator_directory
 
 CLOSE = 1e-4
 """Between ONNX Runtime for Android and the one here, whose versions and matrix products differ."""
@@ -94,6 +97,40 @@ def test_the_tokens_that_are_compared_may_come_with_the_request(bundle: Bundle) 
         own = arrays(device.ask("replay", vector=file))
         asked = arrays(device.ask("replay", vector=file, arrays=packed({"original.top_indices": wanted})))
     np.testing.assert_array_equal(asked["at.original"], own["at.original"][:, ::-1])
+
+
+def test_a_translation_reads_its_source(tmp_path: Path) -> None:
+    translator_directory(tmp_path / "model", "bart", suppress_tokens=[90])
+    bundle = export(tmp_path / "model", "fp32", tmp_path / "bundle", abis=())
+    file, vector = bundle.manifest.vectors[0].file, bundle.vectors()[0][1]
+    at = {who: vector[f"{who}.top_indices"] for who in ("compressed", "original")}
+    ids, source = vector["input.input_ids"], for_encoder(vector)
+    decoder = Decoder(bundle, 1, ids.shape[1])
+    decoder.encode(source)
+    expected = replay_text(decoder, ids, len(vector["compressed.logits"]) - 1, at)
+    prompt = prepare(bundle, "Hello there!", 12, None, None, (), 128)
+    text = generate(bundle, "Hello there!", max_new_tokens=12)
+    list(text)
+    with running(bundle.directory, max_length=ids.shape[1], prompt_tokens=30, new_tokens=5) as device:
+        device.line()
+        device.ask("load")
+        found = arrays(device.ask("replay", vector=file))
+        for name, array in expected.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3, err_msg=name)
+        lines = [device.ask("generate", ids=prompt.ids, max_new_tokens=12, stop=[2], arrays=packed(prompt.source))]
+        while "token" in lines[-1]:
+            lines.append(device.line())
+        assert [line["token"] for line in lines[:-1]] == text.tokens
+        assert device.ask("first")["ms"] > 0 and len(device.ask("round")["times"]["decode"]) == 5
+        assert len(device.ask("profile")["events"]) > 10
+        device.ask("load")
+        shorter = {name: array[:, :-2] for name, array in prompt.source.items()} | {
+            "attention_mask": prompt.source["attention_mask"]
+        }
+        assert (
+            "ONNX Runtime stopped"
+            in device.ask("generate", ids=prompt.ids, max_new_tokens=1, stop=[], arrays=packed(shorter))["message"]
+        )
 
 
 def test_a_profile_lets_go_of_what_was_loaded(bundle: Bundle) -> None:

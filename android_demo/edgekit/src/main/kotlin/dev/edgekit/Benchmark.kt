@@ -38,12 +38,23 @@ internal class SampleSubject(private val session: Session, vector: Map<String, T
     override fun replay(vector: Map<String, Tensor>): Map<String, Tensor> = session.run(feedsOf(vector))
 }
 
-/** A language model; the prompt is [text], repeated or cut to [promptTokens]. */
-internal class DecoderSubject(val decoder: Decoder, text: IntArray, promptTokens: Int, private val newTokens: Int) : Subject {
-    private val prompt = IntArray(promptTokens) { text[it % text.size] }
+/**
+ * A language model; the prompt is that of the golden [vector], repeated or cut to [promptTokens]. Behind an encoder that is what it reads,
+ * and the decoder begins with its start tokens.
+ */
+internal class DecoderSubject(
+    val decoder: Decoder,
+    info: DecoderInfo,
+    vector: Map<String, Tensor>?,
+    promptTokens: Int,
+    private val newTokens: Int,
+) : Subject {
+    private val source = if (info.encoder == null) null else sourceOf(vector.orEmpty()).mapValues { repeated(it.value, promptTokens) }
+    private val prompt = info.encoder?.startTokens?.let { ints(it.toLongArray()) }
+        ?: (vector?.let(::idsOf) ?: IntArray(1)).let { text -> IntArray(promptTokens) { text[it % text.size] } }
 
     override fun first() {
-        decoder.reset()
+        if (source == null) decoder.reset() else decoder.encode(source)
         decoder.feed(prompt)
     }
 
@@ -63,6 +74,17 @@ internal class DecoderSubject(val decoder: Decoder, text: IntArray, promptTokens
 /** A golden vector's inputs by the graph's names. */
 internal fun feedsOf(vector: Map<String, Tensor>): Map<String, Tensor> =
     vector.filterKeys { it.startsWith(INPUT) }.mapKeys { it.key.removePrefix(INPUT) }
+
+/** What a golden vector holds for an encoder, by its inputs' names; nothing where there is none. */
+internal fun sourceOf(vector: Map<String, Tensor>): Map<String, Tensor> =
+    vector.filterKeys { it.startsWith(SOURCE) }.mapKeys { it.key.removePrefix(SOURCE) }
+
+private fun repeated(row: Tensor, count: Int): Tensor {
+    val values = row.longs()
+    return Tensor.of(LongArray(count) { values[it % values.size] }, 1, count.toLong())
+}
+
+internal fun ints(values: LongArray): IntArray = IntArray(values.size) { Math.toIntExact(values[it]) }
 
 /** The tokens of a golden text. Throws [BundleException] when the vector has none. */
 internal fun idsOf(vector: Map<String, Tensor>): IntArray {
@@ -107,3 +129,4 @@ private fun repeated(run: () -> Unit): List<Double> {
 }
 
 private const val INPUT = "input."
+private const val SOURCE = "${Spec.ENCODER}."

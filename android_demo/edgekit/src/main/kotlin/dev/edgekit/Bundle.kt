@@ -14,6 +14,9 @@ import java.security.MessageDigest
  * size checked before its file is used.
  */
 internal class Bundle private constructor(val directory: File, val manifest: Manifest) {
+    /** That of an encoder-decoder, a bundle in this one. */
+    val encoder: Bundle? = manifest.decoder?.encoder?.let { encoder(it) }
+
     val graph = File(directory, Spec.GRAPH)
 
     /** The arrays of a golden vector by name. Throws [UsageException] for a number that has none, [BundleException]. */
@@ -40,6 +43,28 @@ internal class Bundle private constructor(val directory: File, val manifest: Man
                 throw BundleException("$file: sha256 is not the manifest's; the file was changed, export or download the bundle again")
             }
         }
+    }
+
+    private fun encoder(info: EncoderInfo): Bundle {
+        val inner = "${Spec.ENCODER}/${Spec.MANIFEST}"
+        if (!has(inner)) { // a listed file is known to lie in plain directories
+            throw BundleException("${File(directory, Spec.MANIFEST)}: $inner is not among the listed files; export or download again")
+        }
+        val place = File(directory, Spec.ENCODER)
+        if (manifest(place).decoder != null) {
+            throw BundleException("${File(directory, inner)}: is a decoder's, an encoder's is expected; export or download again")
+        }
+        val opened = open(place)
+        val given = opened.manifest.outputs.associate { it.name to it.dims }
+        for ((name, heads, dim) in info.crossed()) {
+            val dims = given[name].orEmpty()
+            if (dims.size == 4 && dims[1] == heads && dims[3] == dim) continue
+            throw BundleException(
+                "$place: output '$name' is $dims, the decoder reads $heads heads of $dim; encoder and decoder do not belong together, " +
+                    "export or download again",
+            )
+        }
+        return opened
     }
 
     companion object {

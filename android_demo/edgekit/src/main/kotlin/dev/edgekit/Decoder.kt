@@ -10,19 +10,26 @@ import java.nio.ByteOrder
  *
  * Past and present keys and values of a layer are one buffer, which the graph writes in place; a state that is replaced has two, of which
  * each run reads one and writes the other. Nothing is copied, and a single token allocates no more than ONNX Runtime's Java API does
- * itself. For one thread at a time.
+ * itself. With an [encoder], [encode] says what is answered. For one thread at a time.
  *
  * Throws [UsageException] when the cache does not fit into memory.
  */
-internal class Decoder(private val session: Session, private val info: DecoderInfo, val slots: Int) : Closeable {
+internal class Decoder(
+    private val session: Session,
+    private val info: DecoderInfo,
+    val slots: Int,
+    private val encoder: Session? = null,
+) : Closeable {
     /** Tokens in the cache. */
     var length = 0
         private set
 
-    /** Logits of the token that was fed last. */
+    /** Logits of the token that was fed last; those of tokens that are never chosen are lowest. */
     val logits = FloatArray(info.vocabSize)
 
     private val owned = ArrayList<OnnxTensor>()
+    private val crossed = ArrayList<OnnxTensor>()
+    private val never = info.encoder?.suppressedTokens.orEmpty().map { it.toInt() }
 
     // Two ways around of the states; [now] says which of them reads what is now.
     private val given = List(2) { LinkedHashMap(session.keepInput()) }
@@ -69,12 +76,32 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
         for (pair in states) pair[now].duplicate().put(ByteArray(pair[now].capacity()))
     }
 
+    /**
+     * Runs the encoder on one source, by its inputs' names, and forgets all tokens: what follows answers it. Throws [UsageException] for a
+     * source that the encoder cannot read.
+     */
+    fun encode(source: Map<String, Tensor>) {
+        reset()
+        val wanted = checkNotNull(info.encoder)
+        val mask = source["attention_mask"] ?: throw UsageException("attention_mask: the encoder's is missing")
+        if (wanted.maxLength > 0 && mask.count > wanted.maxLength) {
+            throw UsageException("a source of ${mask.count} tokens; the encoder reads ${wanted.maxLength} at most, give a shorter one")
+        }
+        val values = checkNotNull(encoder).run(source, wanted.crossed().map { it.first }) + (Spec.CROSS_MASK to mask)
+        forgetSource()
+        for ((name, value) in values) {
+            val tensor = session.tensor(value).also { crossed.add(it) }
+            given.forEach { it[name] = tensor }
+        }
+    }
+
     /** Feeds [tokens], in pieces of [Spec.PROMPT_PIECE]; [logits] are then those of the last. Throws [UsageException] when the context is full. */
     fun feed(tokens: IntArray) {
         checkRoom(tokens.size)
         for (start in tokens.indices step Spec.PROMPT_PIECE) run(tokens, start, minOf(start + Spec.PROMPT_PIECE, tokens.size), 1, last[now])
         rowValues.rewind()
         rowValues.get(logits)
+        for (token in never) logits[token] = Float.NEGATIVE_INFINITY
     }
 
     /** Feeds tokens [start] to [stop] at once and hands over the logits of each; the array is the same every time. */
@@ -94,7 +121,13 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
     }
 
     override fun close() {
+        forgetSource()
         owned.forEach { it.close() }
+    }
+
+    private fun forgetSource() {
+        crossed.forEach { it.close() }
+        crossed.clear()
     }
 
     private fun run(tokens: IntArray, start: Int, stop: Int, keep: Long, into: Map<String, OnnxTensor>) {
@@ -151,4 +184,9 @@ internal class Decoder(private val session: Session, private val info: DecoderIn
             return best
         }
     }
+}
+
+/** Name, heads and their size of each tensor of cross-attention. */
+internal fun EncoderInfo.crossed(): List<Triple<String, Long, Long>> = heads.indices.flatMap { layer ->
+    listOf("key", "value").map { Triple("cross.$layer.$it", heads[layer], headDim[layer]) }
 }

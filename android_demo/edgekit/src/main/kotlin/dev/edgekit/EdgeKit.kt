@@ -22,11 +22,21 @@ public object EdgeKit {
     ): Model {
         val bundle = Bundle.open(directory)
         if (verify) bundle.checkHashes(progress)
-        val manifest = bundle.manifest
-        if (manifest.needsOperators && library == null) {
+        if (listOfNotNull(bundle, bundle.encoder).any { it.manifest.needsOperators } && library == null) {
             throw RuntimeUnavailableException("$directory: its layers run on edgekit's operator library; give it as library")
         }
-        return Model(bundle, Session(bundle.graph, threads, if (manifest.usesOperators) library else null, manifest.needsOperators))
+        val encoder = bundle.encoder?.let { session(it, threads, library) }
+        try {
+            return Model(bundle, session(bundle, threads, library), encoder)
+        } catch (error: EdgeKitException) {
+            encoder?.close()
+            throw error
+        }
+    }
+
+    private fun session(bundle: Bundle, threads: Int, library: File?): Session {
+        val manifest = bundle.manifest
+        return Session(bundle.graph, threads, if (manifest.usesOperators) library else null, manifest.needsOperators)
     }
 
     /**

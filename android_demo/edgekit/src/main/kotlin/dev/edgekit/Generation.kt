@@ -6,7 +6,8 @@ import dev.edgekit.tokenizer.Tokenizer
 /**
  * How text is generated: at most [maxNewTokens]; [chat] answers the prompt in the model's chat template instead of continuing it (null:
  * where there is a template), [system] begins the chat; [stop] are texts that end it and are not given out; [temperature] 0 takes the
- * likeliest token; [topK] 0 and [topP] 1 consider all tokens; without [seed] every text is another one.
+ * likeliest token; [topK] 0 and [topP] 1 consider all tokens; without [seed] every text is another one. A model with an encoder turns
+ * the prompt into another text; [begin] is what that starts with (a language's token, for one), as the model itself says by default.
  */
 public data class GenerateOptions(
     val maxNewTokens: Int = 256,
@@ -17,6 +18,7 @@ public data class GenerateOptions(
     val topK: Int = 0,
     val topP: Float = 1f,
     val seed: Long? = null,
+    val begin: String = "",
 ) {
     /** Throws [UsageException] for what no text can be made with. */
     internal fun check(prompt: String) {
@@ -29,19 +31,35 @@ public data class GenerateOptions(
     internal fun sampling(): Sampling = Sampling(temperature, topK, topP, seed)
 }
 
-/** One prompt, ready to be answered: its [ids], and the text that they continue. Throws [UsageException] when it does not fit. */
-internal class Prompt(private val tokenizer: Tokenizer, text: String, private val options: GenerateOptions, limit: Int) {
-    private val chats = options.chat ?: tokenizer.hasChatTemplate
-    val ids: IntArray = if (chats) tokenizer.chat(messages(text)) else tokenizer.encode(text)
+/**
+ * One prompt, ready to be answered: the [ids] that the decoder is fed, and the text that they continue or the source that they answer.
+ * Throws [UsageException] when it does not fit, or the model of [info] has no place for what is asked.
+ */
+internal class Prompt(private val tokenizer: Tokenizer, text: String, private val options: GenerateOptions, info: DecoderInfo) {
+    private val encoder = info.encoder
+    private val limit = info.maxLength
+    private val chats = if (encoder == null) options.chat ?: tokenizer.hasChatTemplate else false
+    private val source: IntArray? = encoder?.let { tokenizer.encode(text) }
+    val ids: IntArray = when {
+        encoder != null -> start(encoder)
+        chats -> tokenizer.chat(messages(text))
+        else -> tokenizer.encode(text)
+    }
 
     /** Slots of the cache that the prompt and its answer need. */
     val slots: Int = minOf(limit.toLong(), ids.size.toLong() + options.maxNewTokens).toInt()
 
     init {
+        if (encoder != null && (options.chat == true || options.system != null)) {
+            throw UsageException("chat, system: the model turns one text into another and has neither; leave them out")
+        }
+        if (encoder == null && options.begin.isNotEmpty()) {
+            throw UsageException("begin: the model continues the prompt; put the words at its end")
+        }
         if (options.system != null && !chats) {
             throw UsageException("system: the prompt is continued as it is, without a chat; put the words into the prompt")
         }
-        if (ids.isEmpty()) throw UsageException("prompt: has no tokens; give some text")
+        if (ids.isEmpty() || source?.isEmpty() == true) throw UsageException("prompt: has no tokens; give some text")
         if (ids.size >= limit) {
             throw UsageException("prompt: ${ids.size} tokens; the context holds $limit, the answer included; give a shorter one")
         }
@@ -53,11 +71,11 @@ internal class Prompt(private val tokenizer: Tokenizer, text: String, private va
      */
     fun answer(decoder: Decoder, ends: List<Long>, give: (String) -> Boolean) {
         val sampling = options.sampling()
-        val stream = TextStream(tokenizer, if (chats) IntArray(0) else ids)
+        val stream = TextStream(tokenizer, if (chats || encoder != null) IntArray(0) else ids)
         val text = StopStrings(options.stop)
         val token = IntArray(1)
         var made = 0
-        decoder.reset()
+        if (source == null) decoder.reset() else decoder.encode(inputsOf(source))
         decoder.feed(ids)
         while (true) {
             token[0] = sampling.draw(decoder.logits)
@@ -71,6 +89,19 @@ internal class Prompt(private val tokenizer: Tokenizer, text: String, private va
         var rest = text.push(stream.rest())
         if (!text.hit) rest += text.rest()
         if (rest.isNotEmpty()) give(rest)
+    }
+
+    private fun start(encoder: EncoderInfo): IntArray {
+        val own = ints(encoder.startTokens.toLongArray())
+        return if (options.begin.isEmpty()) own else intArrayOf(own[0], *tokenizer.encode(options.begin, addSpecialTokens = false))
+    }
+
+    private fun inputsOf(source: IntArray): Map<String, Tensor> {
+        val length = source.size.toLong()
+        return mapOf(
+            "input_ids" to Tensor.of(LongArray(source.size) { source[it].toLong() }, 1, length),
+            "attention_mask" to Tensor.of(LongArray(source.size) { 1 }, 1, length),
+        )
     }
 
     private fun messages(text: String): List<Pair<String, String>> =

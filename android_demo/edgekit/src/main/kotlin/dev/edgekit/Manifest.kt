@@ -51,11 +51,6 @@ public class Manifest private constructor(fields: Fields) {
             throw BundleException("${fields.where}.task: \"${task.take(60)}\" is not one of ${Spec.TASKS.joinToString()}")
         }
         decoder?.let {
-            if (it.encoder != null) {
-                throw UnsupportedException(
-                    "${fields.where}.decoder: $architecture has an encoder; such models run in Python and on Linux devices, not here",
-                )
-            }
             if (it.kvHeads.size.toLong() != it.layers || it.headDim.size.toLong() != it.layers) {
                 val counts = "${it.layers} layers, but ${it.kvHeads.size} kv_heads and ${it.headDim.size} head_dim"
                 throw BundleException("${fields.where}.decoder: $counts")
@@ -66,6 +61,7 @@ public class Manifest private constructor(fields: Fields) {
             if (it.kvHeads.zip(it.headDim).any { (heads, dim) -> (heads == 0) != (dim == 0) }) {
                 throw BundleException("${fields.where}.decoder: kv_heads ${it.kvHeads} and head_dim ${it.headDim}, 0 in one of them")
             }
+            it.encoder?.let { encoder -> checkEncoder(encoder, it.vocabSize, "${fields.where}.decoder.encoder") }
             it.states.forEach { state -> checkState(state, "${fields.where}.decoder.states: \"${state.input.take(60)}\"") }
         }
     }
@@ -75,6 +71,14 @@ public class Manifest private constructor(fields: Fields) {
 
     /** Whether some layer would be slower, or rounded in another way, without edgekit's operator library. */
     public val needsOperators: Boolean get() = nativeFormats().any { it in Spec.NEEDED_FORMATS }
+
+    private fun checkEncoder(info: EncoderInfo, vocabulary: Int, place: String) {
+        if (info.heads.size != info.headDim.size) throw BundleException("$place: ${info.heads.size} heads, but ${info.headDim.size} head_dim")
+        if (info.maxLength !in 0..Int.MAX_VALUE) throw BundleException("$place.max_length: ${info.maxLength} is not between 0 and ${Int.MAX_VALUE}")
+        if (info.startTokens.isEmpty() || (info.startTokens + info.suppressedTokens).any { it !in 0 until vocabulary }) {
+            throw BundleException("$place: no start_tokens, or tokens that are not between 0 and ${vocabulary - 1}")
+        }
+    }
 
     private fun checkState(state: StateTensor, place: String) {
         if (state.kind !in Spec.STATE_KINDS || state.dtype !in Spec.STATE_TYPES) {

@@ -17,7 +17,11 @@ import kotlinx.coroutines.withContext
  *
  * All calls throw [BundleException] with ONNX Runtime's words when a run fails, [UsageException] after [close].
  */
-public class Model internal constructor(private val bundle: Bundle, private val session: Session) : Closeable {
+public class Model internal constructor(
+    private val bundle: Bundle,
+    private val session: Session,
+    private val encoder: Session? = null,
+) : Closeable {
     private val turn = Semaphore(1)
     private var kept: Decoder? = null
 
@@ -32,11 +36,11 @@ public class Model internal constructor(private val bundle: Bundle, private val 
     /** The model's own tokenizer; null without tokenizer.json. Throws as [Tokenizer.load] when it is asked for first. */
     public val tokenizer: Tokenizer? by lazy { if (bundle.has(TOKENIZER)) Tokenizer.load(bundle.directory) else null }
 
-    /** Runs the graph: [inputs] and the result by name. Throws [UsageException] for names that the graph does not have. */
+    /** Runs the graph, of an encoder-decoder the decoder's: [inputs] and the result by name. Throws [UsageException] for names that the graph does not have. */
     public fun run(inputs: Map<String, Tensor>): Map<String, Tensor> = alone { session.run(inputs) }
 
     /**
-     * Continues [prompt] or answers it, in pieces of text as they are made. Nothing runs until the flow is collected; ending the collection
+     * Continues [prompt], answers or translates it, in pieces of text as they are made. Nothing runs until the flow is collected; ending the collection
      * ends the run at once, also within a long prompt, and returns when it has ended.
      *
      * Throws [UsageException] for an empty prompt or impossible [options], [UnsupportedException] for a bundle without decoder or
@@ -54,7 +58,7 @@ public class Model internal constructor(private val bundle: Bundle, private val 
             thread(name = "edgekit generate", isDaemon = true) {
                 try {
                     alone {
-                        val asked = Prompt(checkNotNull(tokenizer), prompt, options, info.maxLength)
+                        val asked = Prompt(checkNotNull(tokenizer), prompt, options, info)
                         run.during {
                             asked.answer(decoder(info, asked.slots), info.eosTokenIds) { channel.trySendBlocking(it).isSuccess }
                         }
@@ -101,10 +105,7 @@ public class Model internal constructor(private val bundle: Bundle, private val 
         val subject = if (info == null) {
             SampleSubject(session, golden)
         } else {
-            if (promptTokens.toLong() + newTokens > info.maxLength) {
-                throw UsageException("benchmark: $promptTokens + $newTokens tokens, the model's context holds ${info.maxLength}")
-            }
-            DecoderSubject(decoder(info, promptTokens + newTokens), idsOf(golden), promptTokens, newTokens)
+            DecoderSubject(decoder(info, slotsOf(info, promptTokens, newTokens)), info, golden, promptTokens, newTokens)
         }
         subject.first()
         rowsOf(List(rounds) { subject.round() }, promptTokens)
@@ -113,6 +114,7 @@ public class Model internal constructor(private val bundle: Bundle, private val 
     /** Ends what runs and frees the model's memory. */
     override fun close() {
         closed = true
+        encoder?.close()
         session.close()
         synchronized(turn) {
             kept?.close()
@@ -140,7 +142,7 @@ public class Model internal constructor(private val bundle: Bundle, private val 
         fun cancel() {
             synchronized(this) {
                 cancelled = true
-                if (running) session.stop()
+                if (running) stop()
             }
         }
     }
@@ -149,6 +151,7 @@ public class Model internal constructor(private val bundle: Bundle, private val 
         if (closed) throw closedError()
         if (!turn.tryAcquire()) throw UsageException("${bundle.directory}: the model is busy with another call; wait until it has ended")
         try {
+            encoder?.resume()
             session.resume()
             return run()
         } catch (stopped: Stopped) {
@@ -164,7 +167,21 @@ public class Model internal constructor(private val bundle: Bundle, private val 
         kept?.let { if (it.slots >= slots) return it }
         kept?.close()
         kept = null
-        Decoder(session, info, slots).also { kept = it }
+        Decoder(session, info, slots, encoder).also { kept = it }
+    }
+
+    private fun stop() {
+        encoder?.stop()
+        session.stop()
+    }
+
+    /** Slots of the cache that a benchmark fills. Throws [UsageException] when the model has not so many. */
+    private fun slotsOf(info: DecoderInfo, promptTokens: Int, newTokens: Int): Int {
+        val read = info.encoder?.let { it.startTokens.size } ?: promptTokens
+        if (read.toLong() + newTokens > info.maxLength) {
+            throw UsageException("benchmark: $read + $newTokens tokens, the model's context holds ${info.maxLength}")
+        }
+        return read + newTokens
     }
 
     private fun decoderInfo(): DecoderInfo = manifest.decoder

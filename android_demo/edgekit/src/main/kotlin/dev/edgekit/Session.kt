@@ -114,7 +114,7 @@ internal class Session(
         checkNames("outputs", wanted, outputs)
         val given = LinkedHashMap<String, OnnxTensor>()
         try {
-            for ((name, value) in feeds) if (name != KEEP) given[name] = tensor(value.dtype, value.data, *value.shape)
+            for ((name, value) in feeds) if (name != KEEP) given[name] = tensor(value)
             val rows = feeds[KEEP]?.longs()?.firstOrNull() ?: 0
             return guarded {
                 keep.putLong(0, rows)
@@ -147,6 +147,9 @@ internal class Session(
         native.rewind()
         return OnnxTensor.createTensor(environment, native, shape, TYPES.getValue(dtype))
     }
+
+    /** [value] as ONNX Runtime's, which reads its memory; it is closed by the caller. */
+    fun tensor(value: Tensor): OnnxTensor = tensor(value.dtype, value.data, *value.shape)
 
     /** Ends a run that is under way in another thread, and all others until [resume]. */
     fun stop() {

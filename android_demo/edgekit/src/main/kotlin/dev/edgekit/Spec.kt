@@ -19,6 +19,8 @@ internal object Spec {
     const val OLDEST_MAJOR = 1
     const val OLDEST_MINOR = 28
     const val SPIN_MICROSECONDS = "50"
+    const val ENCODER = "encoder"
+    const val CROSS_MASK = "encoder_attention_mask"
     const val PROMPT_PIECE = 128
     const val REPLAY_PIECE = 64
     const val ROUND_NANOSECONDS = 300000000L

@@ -49,12 +49,16 @@ class ManifestTest {
     }
 
     @Test
-    fun aDecoderBehindAnEncoderIsRefused() {
+    fun aDecoderBehindAnEncoderIsRead() {
         val encoder = """{"heads": [1, 1], "head_dim": [16, 16], "max_length": 0, "start_tokens": [0], "suppressed_tokens": []}"""
-        val both = decoder.removeSuffix("}") + ", \"encoder\": $encoder}"
-        val manifest = text("schema_version" to "3", "architecture" to "\"T5\"", "decoder" to both)
-        val error = assertThrows(UnsupportedException::class.java) { Manifest.parse(manifest, "m.json") }
-        assertEquals("m.json: manifest.decoder: T5 has an encoder; such models run in Python and on Linux devices, not here", error.message)
+        fun both(encoder: String) = text("schema_version" to "3", "decoder" to decoder.removeSuffix("}") + ", \"encoder\": $encoder}")
+        val info = Manifest.parse(both(encoder), "m.json").decoder!!.encoder!!
+        assertEquals(listOf(0L), info.startTokens)
+        val place = "m.json: manifest.decoder.encoder"
+        refused("$place: 1 heads, but 2 head_dim", both(encoder.replaceFirst("[1, 1]", "[1]")))
+        refused("$place: no start_tokens, or tokens that are not between 0 and ", both(encoder.replace("[0]", "[]")))
+        refused("$place: no start_tokens, or tokens that are not between 0 and ", both(encoder.replace("\"suppressed_tokens\": []", "\"suppressed_tokens\": [-1]")))
+        refused("$place.max_length: -1 is not between 0 and ", both(encoder.replace("\"max_length\": 0", "\"max_length\": -1")))
     }
 
     @Test

@@ -120,17 +120,49 @@ class ModelTest {
     @Test
     fun textIsWhatEdgekitGenerates() {
         for ((name, cases) in answers["texts"] as Map<*, *>) {
-            open(name as String).use { model ->
+            open(name as String, library).use { model ->
                 for (case in cases as List<*>) {
                     val fields = case as Map<*, *>
                     val options = GenerateOptions(
                         maxNewTokens = (fields["max_new_tokens"] as Long).toInt(), chat = fields["chat"] as Boolean?,
                         system = fields["system"] as String?, stop = (fields["stop"] as List<*>).map { it as String },
+                        begin = fields["begin"] as String,
                     )
                     repeat(2) { assertEquals(fields["text"], text(model, fields["prompt"] as String, options)) } // the second begins anew
                 }
             }
         }
+    }
+
+    @Test
+    fun aTranslatorHasTwoGraphs() {
+        open("bart-int8/bundle", library).use { model ->
+            val rows = model.benchmark(promptTokens = 20, newTokens = 4, rounds = 1)
+            assertEquals(listOf("prefill", "decode"), rows.map { it.phase })
+            said("UsageException: chat, system: the model turns one text into another") { text(model, "a", GenerateOptions(system = "b")) }
+            said("UsageException: a source of 151 tokens; the encoder reads 128 at most") { text(model, "a".repeat(150)) }
+        }
+        open("decoder").use { model ->
+            said("UsageException: begin: the model continues the prompt") { text(model, "a", GenerateOptions(begin = "b")) }
+        }
+    }
+
+    @Test
+    fun anEncoderMustBelongToItsDecoder() {
+        fun changed(name: String, change: (File) -> Unit) = File(bundles, name).also {
+            File(bundles, "bart/bundle").copyRecursively(it)
+            change(it)
+        }
+        val gone = changed("without-encoder") { File(it, "encoder/manifest.json").delete() }
+        said("BundleException: $gone/manifest.json: \"encoder/manifest.json\" is missing") { EdgeKit.open(gone, library = library) }
+        val other = changed("other-encoder") { place ->
+            val file = File(place, "encoder/manifest.json")
+            val text = file.readText()
+            val whole = Regex("(\"cross.0.key\",\\s*\"dtype\": \"float\",\\s*\"dims\": \\[\\s*\"[a-z_]*\",\\s*)4")
+            assertTrue(whole.containsMatchIn(text))
+            file.writeText(text.replace(whole, "$18"))
+        }
+        said("encoder and decoder do not belong together") { EdgeKit.open(other, library = library, verify = false) }
     }
 
     @Test

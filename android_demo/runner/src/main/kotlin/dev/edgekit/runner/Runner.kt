@@ -11,12 +11,13 @@ import dev.edgekit.Onnx
 import dev.edgekit.SampleSubject
 import dev.edgekit.Safetensors
 import dev.edgekit.Session
+import dev.edgekit.Spec
 import dev.edgekit.Subject
 import dev.edgekit.Tensor
 import dev.edgekit.UnsupportedException
 import dev.edgekit.UsageException
-import dev.edgekit.idsOf
 import dev.edgekit.milliseconds
+import dev.edgekit.sourceOf
 import java.io.Closeable
 import java.io.File
 
@@ -34,6 +35,7 @@ internal class Runner(settings: Request) : Closeable {
     private val newTokens = settings.number("new_tokens", 1)
     private val maxLength = settings.number("max_length", promptTokens + newTokens)
     private var session: Session? = null
+    private var encoder: Session? = null
     private var subject: Subject? = null
 
     /** The first line that a runner says. */
@@ -66,7 +68,9 @@ internal class Runner(settings: Request) : Closeable {
 
     private fun unload() {
         session?.close()
+        encoder?.close()
         session = null
+        encoder = null
         subject = null
     }
 
@@ -84,6 +88,7 @@ internal class Runner(settings: Request) : Closeable {
 
     private fun load() {
         unload()
+        encoder = encoder()
         session = Session(graph, threads, library, manifest.needsOperators).also { subject = subject(it, maxLength) }
     }
 
@@ -92,12 +97,19 @@ internal class Runner(settings: Request) : Closeable {
     private fun subject(session: Session, slots: Int): Subject {
         val first = manifest.vectors.firstOrNull()?.let { vector(it.file) }
         val info = manifest.decoder ?: return SampleSubject(session, first.orEmpty())
-        return DecoderSubject(decoder(session, info, slots), first?.let(::idsOf) ?: IntArray(1), promptTokens, newTokens)
+        return DecoderSubject(decoder(session, info, slots), info, first, promptTokens, newTokens)
     }
 
     private fun decoder(session: Session, info: DecoderInfo, slots: Int): Decoder {
         if (slots !in 1..info.maxLength) throw UsageException("max_length: $slots is outside 1 to ${info.maxLength}, the model's context")
-        return Decoder(session, info, slots)
+        return Decoder(session, info, slots, encoder)
+    }
+
+    /** The session of an encoder-decoder's encoder. */
+    private fun encoder(): Session? {
+        if (manifest.decoder?.encoder == null) return null
+        val place = File(directory, Spec.ENCODER)
+        return Session(File(place, Spec.GRAPH), threads, library, Bundle.manifest(place).needsOperators)
     }
 
     private fun operators(): String = session?.operators.orEmpty()
@@ -125,6 +137,7 @@ internal class Runner(settings: Request) : Closeable {
             ?: throw UnsupportedException("$directory: no language model; nothing to generate")
         val ids = request.numbers("ids").let { given -> IntArray(given.size) { Math.toIntExact(given[it]) } }
         if (ids.isEmpty()) throw UsageException("ids: no tokens; give at least one")
+        val source = arrays(request)
         val most = request.number("max_new_tokens")
         val stop = request.numbers("stop")
         decoder.reset()
@@ -133,6 +146,7 @@ internal class Runner(settings: Request) : Closeable {
         while (true) {
             var token = 0
             val spent = milliseconds {
+                if (made == 0 && source.isNotEmpty()) decoder.encode(source)
                 decoder.feed(fed)
                 token = Decoder.likeliest(decoder.logits)
             }
@@ -147,8 +161,7 @@ internal class Runner(settings: Request) : Closeable {
     /** A session of its own, run once: operator, name and microseconds of every node. */
     private fun profile(): List<Answer> {
         val text = Session(graph, threads, library, manifest.needsOperators, File(scratch(), "edgekit-profile")).use { session ->
-            val info = manifest.decoder
-            if (info != null) decoder(session, info, 1).feed(IntArray(1)) else subject(session, 1).first()
+            profiled(session)
             val file = session.endProfiling()
             file.readText().also { file.delete() }
         }
@@ -159,6 +172,16 @@ internal class Runner(settings: Request) : Closeable {
             if (fields["cat"] != "Node" || !name.endsWith(TIME)) return@mapNotNull null
             mapOf("op" to operator, "name" to name.removeSuffix(TIME), "us" to fields["dur"])
         }
+    }
+
+    /** One token, behind the first golden source where there is an encoder; or one run. */
+    private fun profiled(session: Session) {
+        val info = manifest.decoder ?: return subject(session, 1).first()
+        encoder = encoder()
+        val decoder = decoder(session, info, 1)
+        if (encoder != null) decoder.encode(sourceOf(vector(manifest.vectors.first().file)))
+        decoder.feed(IntArray(1))
+        unload()
     }
 
     /** A directory to write to: Android's shell names one; not every device has Java's. */
