@@ -20,7 +20,7 @@ from edgekit.metrics import judge, tensor_distance
 from edgekit.recipe import Recipe
 from edgekit.spec.facts import facts_of
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import ENCODER, OPERATORS, TEXT_TO_TEXT
+from edgekit.spec.names import DECODERS, ENCODER, OPERATORS, PICTURES_TO_TEXT, TEXT_TO_TEXT
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import DecoderInfo, TensorInfo
 from edgekit.strict import build as from_dict
@@ -73,22 +73,36 @@ def export(
 
         model = opened()
         inputs = _inputs(model, chosen, samples)
-        if model.task == TEXT_TO_TEXT and isinstance(model, ModuleSource):
-            from edgekit.frontend.encoder import encoder_of, sentence_pairs
-
-            part = encoder_of(model)
+        if isinstance(model, ModuleSource) and model.task in (TEXT_TO_TEXT, PICTURES_TO_TEXT):
+            part, given = _encoder(model, chosen, samples)
             del model
             with BundleWriter(writer.directory / ENCODER) as encoder:
-                pairs = sentence_pairs(_inputs(part, chosen, samples))
-                manifest = _write(part, pairs, source, chosen, samples, abis, encoder, progress)
+                manifest = _write(part, given, source, chosen, samples, abis, encoder, progress)
                 del part
                 _checked(encoder, manifest, chosen, progress)
             model = opened()  # the golden vectors let go of weights that became low-bit
+            if isinstance(model, ModuleSource) and model.task == PICTURES_TO_TEXT:
+                from edgekit.frontend import pictures
+
+                model = pictures.decoder_of(model)
         for asset in model.assets:
             shutil.copyfile(asset, writer.directory / asset.name)
         manifest = _write(model, inputs, source, chosen, samples, abis, writer, progress)
         del model
         return _checked(writer, manifest, chosen, progress)
+
+
+def _encoder(source: ModuleSource, recipe: Recipe, samples: Path | None) -> tuple[ModuleSource, Inputs]:
+    """What reads a text or pictures for a decoder, and its own input."""
+    if source.task == PICTURES_TO_TEXT:
+        from edgekit.frontend import pictures
+        from edgekit.runtime.pictures import views
+
+        return pictures.encoder_of(source, lambda path, info: views(path, info)[0])
+    from edgekit.frontend.encoder import encoder_of, sentence_pairs
+
+    part = encoder_of(source)
+    return part, sentence_pairs(_inputs(part, recipe, samples))
 
 
 def _write(
@@ -141,7 +155,7 @@ def _inputs(source: Source, recipe: Recipe, samples: Path | None) -> Inputs:
 
     if recipe.static is None:
         return resolve(source, samples)
-    if isinstance(source, ModuleSource) and source.task in ("text-generation", TEXT_TO_TEXT):
+    if isinstance(source, ModuleSource) and source.task in DECODERS:
         raise UnsupportedError(
             f"recipe {recipe.name}: calibrated ranges are for convolutional nets; use int8 for {source.architecture}"
         )
@@ -162,7 +176,7 @@ def _graph(
     from edgekit.frontend import decoder
     from edgekit.passes import pipeline
 
-    if source.task in ("text-generation", TEXT_TO_TEXT) and isinstance(source, ModuleSource):
+    if source.task in DECODERS and isinstance(source, ModuleSource):
         from edgekit.frontend.streamed import widen
 
         model = decoder.build(widen(source.module))
@@ -222,11 +236,11 @@ def _describe(model: ir.Model) -> None:
 
 
 def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Manifest:
-    facts, decoder = facts_of(model), None
+    facts, decoder, pictures = facts_of(model), None, None
     if isinstance(source, ModuleSource) and facts.decoder is not None:
-        decoder = _decoder_info(facts.decoder, source)
+        decoder, pictures = _decoder_info(facts.decoder, source), source.pictures
     return Manifest(
-        schema_version=schema_version(decoder),
+        schema_version=schema_version(decoder, pictures),
         task=source.task,
         name=source.name,
         architecture=source.architecture,
@@ -238,6 +252,7 @@ def _manifest(model: ir.Model, source: Source, recipe: Recipe, spec: str) -> Man
         layers=tuple(facts.layers),
         dead_units=tuple(facts.dead_units),
         decoder=decoder,
+        pictures=pictures,
         taps=facts.taps,
         versions=_versions(),
     )
@@ -294,24 +309,25 @@ def _versions() -> dict[str, str]:
 
 
 def _check(bundle: Bundle, recipe: Recipe) -> None:
-    """Replays one golden vector on the written model in ONNX Runtime; CheckFailed when a parity limit is missed."""
+    """Replays a golden vector, or a decoder's all, on the written model in ONNX Runtime; CheckFailed when a parity limit is
+    missed."""
     from edgekit.golden import DECODE_STEPS
     from edgekit.runtime.decoder import Decoder
-    from edgekit.runtime.replay import feeds, for_encoder, replay_text
+    from edgekit.runtime.replay import feeds, replay, slots
     from edgekit.runtime.session import Session
 
-    _, vector = bundle.vectors()[0]
+    vectors = [vector for _, vector in bundle.vectors()]
+    answered: list[tuple[dict[str, np.ndarray], str, np.ndarray]] = []
     if bundle.manifest.decoder is not None:
-        ids = vector["input.input_ids"]
         # Float weights run from the file as it is mapped; ONNX Runtime's second copy would double the peak.
         low_bit = any(FORMATS[layer.format].layout != "floats" for layer in bundle.manifest.layers)
-        decoder = Decoder(bundle, 2, ids.shape[1], prepack=low_bit)
-        if bundle.encoder is not None:
-            decoder.encode(for_encoder(vector))
-        answers = {"logits": replay_text(decoder, ids, DECODE_STEPS)["logits"]}
+        decoder = Decoder(bundle, 2, max(map(slots, vectors)), prepack=low_bit)
+        for vector in vectors:
+            answered.append((vector, "logits", replay(decoder, vector, DECODE_STEPS)["logits"]))
     else:
-        answers = Session(bundle, 2).run(feeds(vector))
-    for name, array in answers.items():
+        answers = Session(bundle, 2).run(feeds(vectors[0]))
+        answered = [(vectors[0], name, array) for name, array in answers.items()]
+    for vector, name, array in answered:
         reference = vector[f"compressed.{name}"]
         for check in judge(tensor_distance(reference, array), recipe.parity):
             if not check.passed:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from edgekit.frontend.compressed import compressed, native_activations, replacea
 from edgekit.frontend.decoder import decoder_layers
 from edgekit.frontend.decoder.cross import Conditioned, arguments
 from edgekit.frontend.inputs import MOST_VECTORS, Inputs
+from edgekit.frontend.pictures import placed
 from edgekit.frontend.source import ModuleSource, OnnxSource, Source
 from edgekit.lowbit.formats import PackedTensor, block_count
 from edgekit.metrics import perplexity
 from edgekit.runtime.session import Session, onnxruntime
+from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import ENCODER, VECTORS
+from edgekit.spec.names import BEFORE, ENCODER, FEATURES, VECTORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Surviving, VectorInfo
 
@@ -36,6 +39,8 @@ TOP = 64
 DECODE_STEPS = 8
 """Tokens at the end of the text that parity feeds one by one, through the cache."""
 ROWS = DECODE_STEPS + 1
+PICTURE_TOKENS = 96
+"""Of a text behind a picture."""
 TAP_ROWS = 4
 CHUNK = 32
 
@@ -54,8 +59,8 @@ def write_vectors(
         vectors = _samples(source, bundle, inputs, surviving, progress)
         return replace(bundle.manifest, vectors=vectors, files=())
     assert isinstance(source, ModuleSource)
-    vector, evaluation = _text(source, bundle, inputs, surviving, progress)
-    return replace(bundle.manifest, vectors=(vector,), evaluation=evaluation, files=())
+    vectors, evaluation = _texts(source, bundle, inputs, surviving, progress)
+    return replace(bundle.manifest, vectors=vectors, evaluation=evaluation, files=())
 
 
 def _samples(
@@ -112,21 +117,25 @@ def _outputs(bundle: Bundle) -> list[str]:
     return [output.name for output in bundle.manifest.outputs]
 
 
-def _text(
+def _texts(
     source: ModuleSource, bundle: Bundle, inputs: Inputs, surviving: Mapping[str, Surviving], progress: Progress
-) -> tuple[VectorInfo, dict[str, float]]:
-    """The vector of a decoder, and both models' perplexity on it."""
+) -> tuple[tuple[VectorInfo, ...], dict[str, float]]:
+    """The vectors of a decoder, one behind a picture where it takes such, and both models' perplexity on the first."""
     decoder, module = bundle.manifest.decoder, source.module
     assert decoder is not None
     ids = np.ascontiguousarray(inputs.batches[0]["input_ids"][:, : decoder.max_length])
     given = {name: array for name, array in inputs.batches[0].items() if name.startswith(f"{ENCODER}.")}
     model = Conditioned(module, arguments(_tensors(given))) if given else module
+    pictured = None if bundle.manifest.pictures is None else _Pictured.of(bundle, inputs)
+    behind: Arrays = {}
     with native_activations(module), _layer_by_layer(module, "golden vectors: original model", progress):
         original = text_vector(model, ids)
+        if pictured is not None:
+            behind |= pictured.answers(module, "original")
     give_back_memory()
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
-    if bundle.encoder is not None:
+    if decoder.encoder is not None and bundle.encoder is not None:
         for name, packed in packed_weights(bundle.encoder)[0].items():
             weights[name.removeprefix("model.")] = packed
         for name, block in packed_weights(bundle.encoder)[1].items():
@@ -135,9 +144,11 @@ def _text(
         native_activations(module),
         compressed(module, weights, blocks, surviving),
         _layer_by_layer(module, "golden vectors: compressed model", progress),
-        Taps(module, list(bundle.manifest.taps), rows) as taps,
     ):
-        reference = text_vector(model, ids)
+        if pictured is not None:
+            behind |= pictured.answers(module, "compressed")
+        with Taps(module, list(bundle.manifest.taps), rows) as taps:
+            reference = text_vector(model, ids)
     arrays = {"input.input_ids": ids, **given, "tap_rows": rows, **taps.outputs}
     for who, answers in (("original", original), ("compressed", reference)):
         arrays.update({f"{who}.{name}": array for name, array in answers.items()})
@@ -146,7 +157,59 @@ def _text(
         "original_perplexity": perplexity(original["nll"]),
         "compressed_perplexity": perplexity(reference["nll"]),
     }
-    return VectorInfo(f"{VECTORS}/text.safetensors", inputs.kind), evaluation
+    vector = VectorInfo(f"{VECTORS}/text.safetensors", inputs.kind)
+    return (vector,) if pictured is None else (vector, pictured.write(bundle.directory, behind)), evaluation
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """A text behind a picture, whose features are those of the encoder's first golden vector."""
+
+    ids: np.ndarray  # int64 [1, before + T]
+    before: int
+    seen: Arrays  # that vector
+    kind: str
+
+    @staticmethod
+    def of(bundle: Bundle, inputs: Inputs) -> _Pictured:
+        """Of a draft whose encoder is finished."""
+        decoder, pictures, encoder = bundle.manifest.decoder, bundle.manifest.pictures, bundle.encoder
+        assert decoder is not None and pictures is not None and encoder is not None
+        info, seen = encoder.vectors()[0]
+        before = np.array([Tokenizer(bundle).encode(pictures.prompt(0, 0))], np.int64)
+        room = decoder.max_length - before.shape[1]
+        if room < 2:
+            raise SourceError(
+                f"{bundle.manifest.name}: a picture takes {before.shape[1]} tokens, the context is {decoder.max_length}"
+            )
+        ids = inputs.batches[0]["input_ids"][:, : min(PICTURE_TOKENS, room)]
+        return _Pictured(
+            np.concatenate([before, ids], axis=1),
+            before.shape[1],
+            seen,
+            inputs.kind if info.kind == "sample" else info.kind,
+        )
+
+    def answers(self, module: nn.Module, who: str) -> Arrays:
+        """What a language model says about the text, with the features that the same model's encoder gave."""
+        with placed(module, torch.from_numpy(self.seen[f"{who}.{FEATURES}"]).flatten(0, 1)):
+            answers = text_vector(module, self.ids)
+        count = self.ids.shape[1] - self.before
+        kept = {name: array[-(count - 1 if name == "nll" else count) :] for name, array in answers.items()}
+        return {f"{who}.{name}": array for name, array in kept.items()}
+
+    def write(self, directory: Path, answers: Arrays) -> VectorInfo:
+        """The golden vector's file in a bundle's directory."""
+        before, ids = np.split(self.ids, [self.before], axis=1)
+        arrays = {
+            BEFORE: before,
+            "input.input_ids": ids,
+            f"{ENCODER}.pixel_values": self.seen["input.pixel_values"],
+            **answers,
+        }
+        file = f"{VECTORS}/picture.safetensors"
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, directory / file)
+        return VectorInfo(file, self.kind)
 
 
 @contextmanager

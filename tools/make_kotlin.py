@@ -57,6 +57,7 @@ def _constants() -> str:
         f"const val SCHEMA_VERSION = {names.SCHEMA_VERSION}",
         f"const val SCHEMA_MINOR = {names.SCHEMA_MINOR}",
         f"const val STATES_VERSION = {names.STATES_VERSION}",
+        f"const val PICTURES_VERSION = {names.PICTURES_VERSION}L",
         f"val STATE_TYPES = {_texts(names.STATE_TYPES)}",
         f"val STATE_KINDS = {_texts(names.STATE_KINDS)}",
         f"const val LARGEST_STATE = {names.LARGEST_STATE}L",

@@ -15,6 +15,11 @@ from edgekit.spec.names import (
     DECODER_LIMITS,
     ENCODER_VERSION,
     LARGEST_STATE,
+    LARGEST_VIEW,
+    MOST_TILES,
+    PICTURE_FITS,
+    PICTURES_VERSION,
+    RESAMPLINGS,
     SCHEMA_MINOR,
     SCHEMA_VERSION,
     STATE_KINDS,
@@ -22,7 +27,7 @@ from edgekit.spec.names import (
     STATES_VERSION,
     TASKS,
 )
-from edgekit.spec.records import DeadUnits, DecoderInfo, EncoderInfo, FileInfo, Layer, TensorInfo, VectorInfo
+from edgekit.spec.records import DeadUnits, DecoderInfo, EncoderInfo, FileInfo, Layer, Pictures, TensorInfo, VectorInfo
 from edgekit.strict import build, known, parse_json
 
 
@@ -42,6 +47,7 @@ class Manifest:
     layers: tuple[Layer, ...] = ()
     dead_units: tuple[DeadUnits, ...] = ()
     decoder: DecoderInfo | None = None
+    pictures: Pictures | None = None
     vectors: tuple[VectorInfo, ...] = ()
     taps: dict[str, str] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
@@ -73,6 +79,8 @@ class Manifest:
             del data["decoder"]["states"]  # which readers of version 1 do not know
         if self.decoder is not None and self.decoder.encoder is None:
             del data["decoder"]["encoder"]  # likewise
+        if self.pictures is None:
+            del data["pictures"]
         return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
@@ -102,11 +110,15 @@ class Manifest:
             raise BundleError(f"{where}: manifest.task: {manifest.task[:60]!r} is not one of {', '.join(TASKS)}")
         if manifest.decoder is not None:
             _check_decoder(manifest.decoder, version, f"{where}: manifest.decoder")
+        if manifest.pictures is not None:
+            _check_pictures(manifest.pictures, manifest.decoder, f"{where}: manifest.pictures")
         return manifest
 
 
-def schema_version(decoder: DecoderInfo | None) -> int:
+def schema_version(decoder: DecoderInfo | None, pictures: Pictures | None = None) -> int:
     """The oldest version that says all of a manifest with this decoder: old readers go on reading what they can run."""
+    if pictures is not None:
+        return PICTURES_VERSION
     if decoder is not None and decoder.encoder is not None:
         return ENCODER_VERSION
     return STATES_VERSION if decoder is not None and (decoder.states or 0 in decoder.kv_heads) else 1
@@ -150,3 +162,26 @@ def _check_encoder(info: EncoderInfo, vocabulary: int, where: str) -> None:
     tokens = (*info.start_tokens, *info.suppressed_tokens)
     if not info.start_tokens or any(not 0 <= token < vocabulary for token in tokens):
         raise BundleError(f"{where}: no start_tokens, or tokens that are not between 0 and {vocabulary - 1}")
+
+
+def _check_pictures(info: Pictures, decoder: DecoderInfo | None, where: str) -> None:
+    """Buffers are allocated by these numbers, and prompts made of these texts."""
+    if decoder is None or decoder.encoder is not None or not 0 <= info.token < decoder.vocab_size:
+        raise BundleError(f"{where}: without a language model that has the token {info.token}; the file is damaged")
+    if info.fit not in PICTURE_FITS or info.resample not in RESAMPLINGS:
+        raise BundleError(
+            f"{where}: {info.fit[:60]!r} and {info.resample[:60]!r}, this edgekit knows {', '.join(PICTURE_FITS)} and "
+            f"{', '.join(RESAMPLINGS)}; pip install --upgrade edgekit"
+        )
+    sizes = (*info.size, info.rows, info.edge or 1)
+    fits = len(info.size) == 2 and all(1 <= size <= LARGEST_VIEW for size in sizes)
+    if not fits or not 1 <= info.width <= DECODER_LIMITS["head_dim"] or len(info.mean) != 3 or len(info.deviation) != 3:
+        raise BundleError(f"{where}: size, rows, width, mean or deviation that no model has; the file is damaged")
+    height, width = info.size
+    tiles = info.fit == "tiles" and (height != width or not 0 < info.edge <= MOST_TILES * height)
+    if tiles or (info.fit == "crop" and info.edge < max(height, width)):
+        raise BundleError(
+            f"{where}: edge {info.edge} does not go with {info.fit} of {height} x {width}; the file is damaged"
+        )
+    if not info.token_text or not info.place or info.whole.count("{image}") != 1 or 0.0 in info.deviation:
+        raise BundleError(f"{where}: no token_text, place, deviation, or one {{image}} in whole; the file is damaged")

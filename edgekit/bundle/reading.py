@@ -15,7 +15,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.bundle.vectors import Arrays, read_vector
 from edgekit.errors import BundleError
-from edgekit.spec.names import CROSS_MASK, DATA, ENCODER, GRAPH, LARGEST_MANIFEST, MANIFEST
+from edgekit.spec.names import CROSS_MASK, DATA, ENCODER, FEATURES, GRAPH, LARGEST_MANIFEST, MANIFEST
 from edgekit.spec.records import VectorInfo
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Bundle:
 
     directory: Path
     manifest: Manifest
-    encoder: Bundle | None = None  # that of an encoder-decoder, a bundle in this one
+    encoder: Bundle | None = None  # of an encoder-decoder, or of pictures: a bundle in this one
     _tensors: dict[str, Stored | np.ndarray] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -145,8 +145,9 @@ def _file_sizes(directory: Path, manifest: Manifest) -> dict[str, int]:
 
 
 def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
-    """The encoder that a decoder reads. Raises BundleError when it is not there or gives other keys and values."""
-    if manifest.decoder is None or manifest.decoder.encoder is None:
+    """The encoder that a decoder reads. Raises BundleError when it is not there or gives something else than is read."""
+    pictures = manifest.pictures
+    if manifest.decoder is None or (manifest.decoder.encoder is None and pictures is None):
         return None
     inner = f"{ENCODER}/{MANIFEST}"
     if inner not in {file.path for file in manifest.files}:  # a listed file is known to lie in plain directories
@@ -155,7 +156,12 @@ def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
         raise BundleError(f"{directory / inner}: is a decoder's, an encoder's is expected; export or download again")
     encoder = Bundle.open(directory / ENCODER)
     given = {info.name: info.dims for info in encoder.manifest.outputs}
-    for name, (heads, dim) in manifest.decoder.encoder.crossed():
+    if pictures is not None and (given.get(FEATURES) or (0,))[1:] != (pictures.rows, pictures.width):
+        raise BundleError(
+            f"{encoder.directory}: output '{FEATURES}' is {list(given.get(FEATURES, ()))}, the decoder reads "
+            f"{pictures.rows} rows of {pictures.width}; they do not belong together, export or download again"
+        )
+    for name, (heads, dim) in manifest.decoder.encoder.crossed() if manifest.decoder.encoder else ():
         if (given.get(name) or (0,))[1::2] != (heads, dim):
             raise BundleError(
                 f"{encoder.directory}: output {name!r} is {list(given.get(name, ()))}, the decoder reads {heads} heads of "
@@ -194,6 +200,8 @@ def _of_a_decoder(manifest: Manifest) -> Iterator[str]:
     yield from ("input_ids", "attention_mask", "logits")
     for name, _ in manifest.decoder.caches():
         yield from (f"past_key_values.{name}", f"present.{name}")
+    if manifest.pictures is not None:
+        yield FEATURES
     if manifest.decoder.encoder is not None:
         yield from (CROSS_MASK, *(name for name, _ in manifest.decoder.encoder.crossed()))
     for state in manifest.decoder.states:

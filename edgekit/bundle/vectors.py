@@ -9,8 +9,8 @@ import numpy as np
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import BundleError
-from edgekit.spec.names import ENCODER
-from edgekit.spec.records import DecoderInfo
+from edgekit.spec.names import BEFORE, ENCODER
+from edgekit.spec.records import Pictures
 
 Arrays = dict[str, np.ndarray]
 Shape = tuple[int | str, ...]
@@ -31,17 +31,21 @@ def read_vector(path: Path, manifest: Manifest) -> Arrays:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path}: golden vector cannot be read ({str(error)[:100]}); export again") from None
     if manifest.decoder is not None:
-        _check_text(arrays, manifest.decoder, str(path))
+        _check_text(arrays, manifest, str(path))
     else:
         _check_sample(arrays, manifest, str(path))
     return arrays
 
 
-def _check_text(arrays: Arrays, info: DecoderInfo, where: str) -> None:
+def _check_text(arrays: Arrays, manifest: Manifest, where: str) -> None:
+    info = manifest.decoder
+    assert info is not None
     ids = _expect(arrays, "input.input_ids", "iu", (1, "tokens"), where)
     tokens = ids.shape[1]
-    if not 2 <= tokens <= info.max_length:
-        raise _damaged(where, f"a text of {tokens} tokens", f"2 to {info.max_length:,}")
+    before = _expect(arrays, BEFORE, "iu", (1, "tokens"), where) if BEFORE in arrays else ids[:, :0]
+    _check_range(before, info.vocab_size, BEFORE, where)
+    if not 2 <= tokens <= info.max_length - before.shape[1]:
+        raise _damaged(where, f"a text of {before.shape[1] + tokens} tokens", f"2 to {info.max_length:,}")
     _check_range(ids, info.vocab_size, "input.input_ids", where)
     rows = arrays.get("compressed.logits", np.empty(0)).shape[:1]
     if not (0,) < rows <= (tokens,):
@@ -53,14 +57,25 @@ def _check_text(arrays: Arrays, info: DecoderInfo, where: str) -> None:
         top = _expect(arrays, f"{who}.top_indices", "iu", arrays[f"{who}.top_values"].shape, where)
         _check_range(top, info.vocab_size, f"{who}.top_indices", where)
     given = [name for name in arrays if name.startswith(f"{ENCODER}.")]
-    if bool(given) != (info.encoder is not None):
+    if bool(given) != (info.encoder is not None or BEFORE in arrays):
         raise _damaged(where, f"input for an encoder {given}", "it where the manifest has one")
     for name in given:
         _expect(arrays, name, "fiu", (1, *"n" * (arrays[name].ndim - 1)), where)
+    if BEFORE in arrays:
+        _check_before(arrays, manifest.pictures, where)
     if any(name.startswith("tap.") for name in arrays):
         kept = _expect(arrays, "tap_rows", "iu", ("rows",), where)
         _check_range(kept, tokens, "tap_rows", where)
         _check_taps(arrays, (len(kept), "n"), where)
+
+
+def _check_before(arrays: Arrays, pictures: Pictures | None, where: str) -> None:
+    """One view of a picture, and a token for each row of its features."""
+    if pictures is None:
+        raise _damaged(where, BEFORE, "a manifest with pictures")
+    _expect(arrays, f"{ENCODER}.pixel_values", "f", (1, 3, *pictures.size), where)
+    if (places := int((arrays[BEFORE] == pictures.token).sum())) != pictures.rows:
+        raise _damaged(where, f"{places} tokens of a picture", str(pictures.rows))
 
 
 def _check_sample(arrays: Arrays, manifest: Manifest, where: str) -> None:

@@ -20,12 +20,21 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
         'edgekit generate build/model "What is the capital of France?"',
         'edgekit generate build/model "Once upon a time" --raw --temperature 0.7 --seed 1',
         'edgekit generate build/model "And then?" --session chat.session',
+        'edgekit generate build/smolvlm "What is in the picture?" --image cat.png',
         'edgekit generate build/m2m100 "Hello" --begin __de__',
         'edgekit generate build/model "Hello" --target ssh:pi@raspberrypi',
     )
 )
 @click.argument("bundle", type=console.path)
 @click.argument("prompt")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A picture for a model that takes such (may be given several times); in a chat it stands before PROMPT.",
+)
 @click.option("--max-new-tokens", "-n", default=NEW_TOKENS, type=click.IntRange(1), help="Stop after so many.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from edgekit.bundle import Bundle
 from edgekit.devices.backend import open_backend
@@ -21,6 +22,7 @@ def generate_on(
     bundle: Bundle,
     prompt: str,
     *,
+    images: Sequence[str | Path] = (),
     max_new_tokens: int = NEW_TOKENS,
     chat: bool | None = None,
     system: str | None = None,
@@ -35,7 +37,7 @@ def generate_on(
     is out of reach or not set up.
     """
     info = decoder_info(bundle)
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length, begin=begin)
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length, begin=begin, images=images)
     stack = ExitStack()
     try:
         backend = stack.enter_context(open_backend(target, bundle, progress))

@@ -117,7 +117,11 @@ class Runner:
 
     def _encoder(self) -> Any:
         """The session of an encoder-decoder's encoder; None for other models."""
-        return self._session(encoder=True) if self.decoder_info and self.decoder_info.get("encoder") else None
+        return self.encoder_session() if self.decoder_info and self.decoder_info.get("encoder") else None
+
+    def encoder_session(self) -> Any:
+        """The session of the bundle in the bundle."""
+        return self._session(encoder=True)
 
     @property
     def subject(self) -> Any:
@@ -287,6 +291,18 @@ class Decoder:
             for name in self._source.keys() & {"input_ids", "attention_mask"}:
                 self._source[name] = np.resize(self._source[name], (1, runner.prompt))
         self._next = 0
+        pictures: Json = runner.manifest.get("pictures") or {}
+        self._place, self._width, self._eyes = pictures.get("token"), pictures.get("width", 0), None
+        self._features = np.empty((0, self._width), np.float32)  # of pictures seen, whose tokens are still to come
+
+    def see(self, source: Json) -> None:
+        """Runs the encoder of pictures; their features take the places of the next tokens that stand for them."""
+        import numpy as np
+
+        self._eyes = self._eyes or self._runner.encoder_session()
+        views = source["pixel_values"]
+        seen = [self._runner.run(self._eyes, {"pixel_values": view[None]})["image_features"][0] for view in views]
+        self._features = np.concatenate(seen)
 
     def encode(self, source: Json) -> None:
         """Runs the encoder; its keys and values become the decoder's inputs."""
@@ -310,6 +326,10 @@ class Decoder:
         self._input(self._now, "input_ids", ids)
         self._input(self._now, "attention_mask", np.ascontiguousarray(self._mask[:, : self.length + ids.shape[1]]))
         self._input(self._now, "logits_to_keep", np.array([keep], np.int64))
+        if self._place is not None:
+            count = int((ids == self._place).sum())
+            self._input(self._now, "image_features", self._features[:count])
+            self._features = self._features[count:]
         self._output(self._now, "logits", logits)
         try:
             self.session.run_with_iobinding(self._bindings[self._now], self._options)
@@ -320,7 +340,7 @@ class Decoder:
         return logits[0]
 
     def reset(self) -> None:
-        self.length = 0
+        self.length, self._features = 0, self._features[:0]
         for pair in self._states:
             pair[self._now].fill(0)
 
@@ -344,7 +364,7 @@ class Decoder:
         while True:
             began = time.perf_counter()
             if source and not made:
-                self.encode(source)
+                (self.encode if self._place is None else self.see)(source)
             self._feed(fed)
             milliseconds = (time.perf_counter() - began) * 1e3
             if self._next in stop:
@@ -365,6 +385,9 @@ class Decoder:
         self.reset()
         if self._encoder is not None:
             self.encode(_named(vector, "encoder."))
+        if "before.input_ids" in vector:
+            self.see(_named(vector, "encoder."))
+            self._feed(vector["before.input_ids"].ravel())
         steps = len(vector["compressed.logits"]) - 1
         first = max(1, len(ids) - steps)
         bounds = [*range(0, first, self._replay_piece), *range(first, len(ids) + 1)]

@@ -20,12 +20,12 @@ from safetensors import safe_open
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError, one_line
-from edgekit.frontend import assets, bitnet_weights, pooling, rope, streamed
+from edgekit.frontend import assets, bitnet_weights, pictures, pooling, rope, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, unpickled
 from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
-from edgekit.spec.names import TEXT_TO_TEXT
+from edgekit.spec.names import PICTURES_TO_TEXT, TEXT_TO_TEXT
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -37,6 +37,7 @@ SMALL = 1 << 26  # values of a model whose size is not looked at
 _AUTO = {
     "text-generation": "AutoModelForCausalLM",
     TEXT_TO_TEXT: "AutoModelForSeq2SeqLM",
+    PICTURES_TO_TEXT: "AutoModelForImageTextToText",
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
 }
@@ -80,7 +81,8 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
         module = pooling.TextEncoder(model, *pooling.declared_pooling(directory))
     carried, cleanup = assets.collect(files, text=text)
     if cleanup is not None:
-        weakref.finalize(module, cleanup)
+        kept = model.get_output_embeddings() if task == PICTURES_TO_TEXT else module  # which the language model keeps
+        weakref.finalize(kept, cleanup)
     return ModuleSource(
         kind="hf",
         name=name or directory.resolve().name,
@@ -129,11 +131,10 @@ def _task_of(architecture: str, directory: Path) -> str:
 
     if architecture in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         return TEXT_TO_TEXT
+    if architecture in pictures.FAMILIES:
+        return PICTURES_TO_TEXT
     if architecture.endswith("ForConditionalGeneration"):
-        raise UnsupportedError(
-            f"{directory}/config.json: {architecture} takes images or audio with text; edgekit compiles text decoders, "
-            "encoders and vision models"
-        )
+        raise UnsupportedError(f"{directory}/config.json: {architecture}: {pictures.refused(architecture)}")
     if architecture in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():  # BertGenerationDecoder
         return "text-generation"
     return next((task for suffix, task in _SUFFIX_TASKS if architecture.endswith(suffix)), "generic")

@@ -17,7 +17,7 @@ from edgekit.frontend import samples as read
 from edgekit.frontend.pooling import TEXT_INPUTS, TextEncoder
 from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, Batch
 from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
-from edgekit.spec.names import ENCODER, LABELS, TEXT_TO_TEXT
+from edgekit.spec.names import DECODERS, ENCODER, LABELS, TEXT_TO_TEXT
 
 PAIR_TOKENS = 96
 """Tokens of an encoder's source at most, and of its decoder's answer."""
@@ -289,7 +289,7 @@ class _Picture:
 
 
 def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
-    return isinstance(source, ModuleSource) and source.task in ("text-generation", TEXT_TO_TEXT)
+    return isinstance(source, ModuleSource) and source.task in DECODERS
 
 
 def _of_decoder(source: ModuleSource, ids: np.ndarray) -> Batch:

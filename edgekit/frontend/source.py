@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.spec.records import Pictures
+
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
@@ -47,6 +49,7 @@ class ModuleSource:
     assets: tuple[Path, ...] = ()  # tokenizer and generation files for the bundle; they live as long as module
     example_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # a factory's, by name of forward's argument
     directory: Path | None = None  # where the model's files are
+    pictures: Pictures | None = None  # how they come into a language model that reads them
 
 
 @dataclass(frozen=True)

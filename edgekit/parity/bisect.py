@@ -15,7 +15,7 @@ from edgekit.parity.replayer import Replayer, Run
 from edgekit.parity.report import LayerDistance
 from edgekit.runtime.replay import feeds, for_encoder
 from edgekit.runtime.session import Session
-from edgekit.spec.names import CROSS_MASK
+from edgekit.spec.names import BEFORE, CROSS_MASK
 
 STEP_DB = 10.0
 """Rounding costs a decibel or two a layer; a fault costs more than this at once."""
@@ -35,6 +35,7 @@ def bisect(
     The graph's ``outputs`` come last; their distances are known already. Values between nodes become outputs, which can
     keep ONNX Runtime from fusing across them. Returns nothing for a bundle without taps.
     """
+    vectors = _with_taps(vectors)
     distances = {
         layer: _typical([vector[f"tap.{layer}"] for vector in vectors], answers)
         for layer, answers in _tapped(vectors, replayer)
@@ -46,9 +47,15 @@ def bisect_between(
     vectors: Sequence[Arrays], replayers: tuple[Replayer, Replayer], outputs: Mapping[str, Mapping[str, float]]
 ) -> tuple[LayerDistance, ...]:
     """As :func:`bisect`, the second backend against the first."""
+    vectors = _with_taps(vectors)
     first = dict(_tapped(vectors, replayers[0]))
     distances = {layer: _typical(first[layer], answers) for layer, answers in _tapped(vectors, replayers[1])}
     return _judged(replayers[0].backend.bundle, distances, outputs)
+
+
+def _with_taps(vectors: Sequence[Arrays]) -> list[Arrays]:
+    """Without those that hold no layer's output: a text behind a picture, whose text alone is judged too."""
+    return [vector for vector in vectors if BEFORE not in vector]
 
 
 def _tapped(vectors: Sequence[Arrays], replayer: Replayer) -> Iterator[tuple[str, list[np.ndarray]]]:

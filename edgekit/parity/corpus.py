@@ -29,7 +29,7 @@ def text_perplexity(
     Raises UnsupportedError for a bundle that is no language model, UsageError for a text that cannot be read or is too
     short.
     """
-    if bundle.manifest.decoder is None or bundle.encoder is not None:
+    if bundle.manifest.decoder is None or bundle.manifest.decoder.encoder is not None:
         raise UnsupportedError(f"{bundle.directory}: perplexity is for language models, not {bundle.manifest.task}")
     ids = Tokenizer(bundle).encode(read_text(file, UsageError, EXPECTED))[:TEXT_TOKENS]
     if len(ids) < 2:

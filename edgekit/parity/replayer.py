@@ -12,6 +12,7 @@ from edgekit.devices.job import isa_of, packed
 from edgekit.errors import RuntimeUnavailable
 from edgekit.metrics import Arrays
 from edgekit.runtime.kernels import describe, from_nodes
+from edgekit.runtime.replay import slots
 from edgekit.runtime.session import graph_with_outputs
 
 COMPRESSED, ORIGINAL = "compressed", "original"
@@ -32,7 +33,7 @@ class Replayer:
         """What it answers to each golden vector of the bundle: the arrays of ``replay`` in docs/runner.md."""
         bundle, length = self.backend.bundle, 1
         if bundle.manifest.decoder is not None:
-            length = max(vector["input.input_ids"].shape[1] for vector in vectors)
+            length = max(map(slots, vectors))
         with self.backend.job(self._threads, max_length=length) as job:
             isa = isa_of(job.ask("load"))
             self.versions = self.backend.versions(job)

@@ -46,7 +46,8 @@ def verify(
     opened, chosen = Bundle.open(bundle), Target.parse(target)
     if chosen.kind != LOCAL and any(option is not None for option in (original, text, labels)):
         raise UsageError(f"target {target}: --original, --text and --labels are for 'local' only; leave them out")
-    if opened.encoder is not None and (original is not None or text is not None):
+    decoder = opened.manifest.decoder
+    if (opened.encoder is not None and original is not None) or (decoder and decoder.encoder and text is not None):
         raise UsageError(
             f"{opened.directory}: --original and --text are not for models with an encoder; leave them out"
         )

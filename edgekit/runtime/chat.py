@@ -21,14 +21,14 @@ GLANCE = 0.02
 """Seconds between two looks at what the process takes."""
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], where: str) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str], where: str) -> str:
     """The text of a conversation, ending where the assistant begins.
 
-    ``special`` holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is
+    A message's content is a text, or a list of parts as templates of models that take pictures read them. ``special`` holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is
     broken, does what the sandbox forbids, refuses the messages, or takes too much time or memory; RuntimeUnavailable
     when no process can be started.
     """
-    plain = [{str(key): str(value) for key, value in message.items()} for message in messages]
+    plain = [{str(k): v if isinstance(v, list) else str(v) for k, v in message.items()} for message in messages]
     answer = _process_of_this_one().ask({"template": template, "messages": plain, "special": dict(special)})
     if "text" not in answer:
         raise BundleError(f"{where}: the chat template failed: {answer['error']}")

@@ -11,7 +11,7 @@ import numpy as np
 from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.session import Session, onnxruntime
-from edgekit.spec.names import CROSS_MASK, PROMPT_PIECE
+from edgekit.spec.names import CROSS_MASK, FEATURES, PROMPT_PIECE
 from edgekit.spec.records import DecoderInfo, StateTensor
 
 DEFAULT_LENGTH = 2048
@@ -65,7 +65,10 @@ class Decoder:
         self.bundle, self.info = bundle, info
         self.max_length = max_length or min(info.max_length, DEFAULT_LENGTH)
         self.session = Session(bundle, threads, profile=profile, prepack=prepack)
-        self.encoder = None if bundle.encoder is None else Session(bundle.encoder, threads, prepack=prepack)
+        self._pictures = bundle.manifest.pictures
+        translates = info.encoder is not None and bundle.encoder is not None
+        self.encoder = Session(bundle.encoder, threads, prepack=prepack) if translates and bundle.encoder else None
+        self._eyes: Session | None = None  # an encoder of pictures, loaded when the first is seen
         self._sources = 0  # rows that were encoded
         self.length = 0
         # A pair, for the two ways around of the states; ``_now`` says which of them reads what is now.
@@ -87,6 +90,8 @@ class Decoder:
             one.input("logits_to_keep", np.ones(1, np.int64))
             one.input("input_ids", self._token)
             one.output("logits", self._logits)
+            if self._pictures is not None:
+                one.input(FEATURES, np.empty((0, self._pictures.width), np.float32))
 
     @property
     def cache_bytes(self) -> int:
@@ -145,18 +150,39 @@ class Decoder:
             for name, array in values.items():
                 binding.input(name, array)
 
+    def see(self, views: np.ndarray) -> np.ndarray:
+        """The features float32 [rows, width] of views of pictures, float32 [n, 3, H, W].
+
+        Raises UnsupportedError for a model that takes no pictures.
+        """
+        if self._pictures is None or self.bundle.encoder is None:
+            raise UnsupportedError(f"{self.bundle.directory}: takes no pictures")
+        if self._eyes is None:
+            self._eyes = Session(self.bundle.encoder, self.session.threads)
+        # One at a time: what lies between layers is as large as the views together, and no faster.
+        seen = [self._eyes.run({"pixel_values": view[None]}, [FEATURES])[FEATURES][0] for view in views]
+        return np.concatenate(seen)
+
     def stop(self) -> None:
         """Ends a run that is under way in another thread: it raises :class:`edgekit.runtime.session.Stopped`."""
         self._options.terminate = True
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None, keep: int = 1) -> np.ndarray:
+    def run(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        keep: int = 1,
+        features: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Feeds tokens int64 [B, S] and returns logits float32 [B, keep, V] of the last ``keep`` of them (0 = all).
 
         ``attention_mask`` int64 [B, S] is 0 where a token is padding, on either side of the row; without it none is.
-        A single row is fed in pieces of ``PROMPT_PIECE``. Raises UsageError when the context is full, when B changes
-        without :meth:`reset`, or for shapes that differ.
+        ``features`` float32 [N, K] (:meth:`see`) take the places of the N tokens of pictures, in order; without them
+        such a token is a token. A single row is fed in pieces of ``PROMPT_PIECE``. Raises UsageError when the context
+        is full, when B changes without :meth:`reset`, or for shapes that differ.
         """
         self._check(input_ids, attention_mask)
+        left = self._checked_features(input_ids, features)
         batch, count = input_ids.shape
         if batch != self._batch:
             self._allocate(batch)
@@ -169,7 +195,12 @@ class Decoder:
         for start in range(0, count, size):
             stop = min(start + size, count)
             wanted = stop - max(start, count - rows)
-            logits = self._run(input_ids[:, start:stop], max(1, wanted))
+            ids = input_ids[:, start:stop]
+            if self._pictures is not None:
+                taken = int((ids == self._pictures.token).sum())
+                self._many[self._now].input(FEATURES, left[:taken])
+                left = left[taken:]
+            logits = self._run(ids, max(1, wanted))
             if wanted > 0:
                 pieces.append(logits)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
@@ -233,6 +264,18 @@ class Decoder:
                 f"for {self.max_length} ({self.cache_bytes >> 20} MiB of cache, model limit {self.info.max_length}); "
                 "open it with a larger max_length"
             )
+
+    def _checked_features(self, ids: np.ndarray, features: np.ndarray | None) -> np.ndarray:
+        width = 0 if self._pictures is None else self._pictures.width
+        if features is None:
+            return np.empty((0, width), np.float32)
+        count = 0 if self._pictures is None else int((ids == self._pictures.token).sum())
+        if features.shape != (count, width) or (ids.shape[0] > 1 and self.length):
+            raise UsageError(
+                f"features: {list(features.shape)} given, {[count, width]} expected, a row for each token of pictures; "
+                "several rows of tokens on an empty cache only"
+            )
+        return np.ascontiguousarray(features, np.float32)
 
     def _run(self, ids: np.ndarray, rows: int) -> np.ndarray:
         logits = np.empty((self._batch, rows, self.info.vocab_size), np.float32)

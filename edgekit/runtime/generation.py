@@ -16,6 +16,7 @@ from edgekit.errors import UsageError
 from edgekit.runtime.conversation import Messages, Saved, read
 from edgekit.runtime.decoder import Decoder, decoder_info, unrewindable
 from edgekit.runtime.lookup import Lookup, next_tokens
+from edgekit.runtime.pictures import in_parts, look
 from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
 from edgekit.runtime.tokenizer import Stream, Tokenizer
@@ -73,6 +74,7 @@ def generate(
     model: BundleLike | Decoder,
     prompt: str,
     *,
+    images: Sequence[str | Path] = (),
     max_new_tokens: int = NEW_TOKENS,
     chat: bool | None = None,
     system: str | None = None,
@@ -89,6 +91,9 @@ def generate(
     ``max_new_tokens`` or the end of the context. Leaving the iteration ends it at once. A Decoder given is reset and
     keeps its own threads; a bundle is loaded with ``threads`` and a cache of just the length that is needed.
 
+    ``images`` are files of pictures for a model that takes them: in a chat they stand before the prompt, in a plain text
+    where it says so in the model's own way (``<image>``).
+
     A model with an encoder (T5, Marian, ...) turns ``prompt`` into another text, which starts as the model's settings
     say, or with ``begin``: for instance the name of a language, as its tokenizer writes it.
 
@@ -98,14 +103,14 @@ def generate(
     A prompt that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it
     goes on there.
 
-    Raises UsageError for an empty or too long prompt or an unusable session, UnsupportedError for a bundle without
+    Raises UsageError for an empty or too long prompt, pictures that cannot be read or have no place, or an unusable session, UnsupportedError for a bundle without
     decoder or tokenizer, and for ``lookup`` where a model's states cannot go back to before a proposal.
     """
     bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
     session = None if session is None else Path(session)
     _check_choices(sampling, lookup, bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin)
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin, images)
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
@@ -129,13 +134,18 @@ class Prompt:
     source: dict[str, np.ndarray] = field(default_factory=dict)  # what an encoder reads, by its input's name
 
     @property
+    def translated(self) -> bool:
+        """Whether the encoder reads the prompt itself."""
+        return "input_ids" in self.source
+
+    @property
     def tokens(self) -> int:
         """Of the prompt."""
-        return self.source["input_ids"].shape[1] if self.source else len(self.ids)
+        return self.source["input_ids"].shape[1] if self.translated else len(self.ids)
 
     def pieces(self, state: Generation, tokens: Iterator[int]) -> Generator[str, None, None]:
         """The text of new tokens as it becomes whole."""
-        continues = self.messages is None and not self.source
+        continues = self.messages is None and not self.translated
         stream = Stream(self.tokenizer, self.ids if continues else ())
         return text_pieces(state, tokens, stream, StopStrings(self.stop))
 
@@ -150,12 +160,15 @@ def prepare(
     limit: int,
     session: Path | None = None,
     begin: str = "",
+    images: Sequence[str | Path] = (),
 ) -> Prompt:
     """What every generation begins with, wherever it runs; ``limit`` tokens of context, the rest as :func:`generate`.
 
     Raises UsageError and UnsupportedError as that does.
     """
     _check_request(prompt, max_new_tokens, stop)
+    if images and bundle.manifest.pictures is None:
+        raise UsageError(f"images: {bundle.directory} reads text only; leave them out")
     tokenizer = Tokenizer(bundle)
     if (encoder := decoder_info(bundle).encoder) is not None:
         if chat or system is not None or session is not None:
@@ -167,17 +180,18 @@ def prepare(
         raise UsageError(f"begin: {bundle.directory} continues the prompt; put the words at its end")
     chat = tokenizer.chat_template is not None if chat is None else chat
     before = _begun(session, bundle, chat, system)
-    if before.messages is None:
-        messages = None
-        ids = [*before.text, *tokenizer.encode(prompt, special=not before.text)]
-    else:
-        messages = [*before.messages, {"role": "user", "content": prompt}]
-        ids = tokenizer.chat(messages)
+    if images and session is not None:
+        raise UsageError("session: would keep the places of pictures only; leave out the session or the images")
+    messages = None if before.messages is None else [*before.messages, {"role": "user", "content": prompt}]
+    parts = messages if bundle.manifest.pictures is None or messages is None else in_parts(messages, len(images))
+    text, views = look(bundle, prompt if parts is None else tokenizer.chat_text(parts), images)
+    first = before.text if messages is None else []
+    ids = [*first, *tokenizer.encode(text, special=messages is None and not first)]
     if len(ids) >= limit:
         saved = before.path is not None
         where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
         raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
-    return Prompt(ids, tokenizer, tuple(stop), before, messages)
+    return Prompt(ids, tokenizer, tuple(stop), before, messages, {} if views is None else {"pixel_values": views})
 
 
 def _to_translate(
@@ -285,9 +299,10 @@ def _tokens(
     random, ids = np.random.default_rng(sampling.seed), asked.ids
     never = [] if decoder.info.encoder is None else list(decoder.info.encoder.suppressed_tokens)
     began = time.perf_counter()
-    if asked.source:
+    if asked.translated:
         decoder.encode(asked.source)
-    logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64))[0, -1]
+    features = decoder.see(asked.source["pixel_values"]) if "pixel_values" in asked.source else None
+    logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64), features=features)[0, -1]
     logits[never] = -np.inf
     following = [draw(logits, sampling, random, ids)]
     known = Lookup([*ids, following[0]], lookup) if lookup else None

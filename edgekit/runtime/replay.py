@@ -9,18 +9,37 @@ import numpy as np
 
 from edgekit.metrics import Arrays, summarize
 from edgekit.runtime.decoder import Decoder
-from edgekit.spec.names import ENCODER, REPLAY_PIECE
+from edgekit.spec.names import BEFORE, ENCODER, REPLAY_PIECE
 
 NOTHING: Arrays = {}
 
 
-def replay_text(decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTHING) -> dict[str, np.ndarray]:
+def slots(vector: Mapping[str, np.ndarray]) -> int:
+    """Tokens of context that a decoder's golden vector takes."""
+    return sum(vector[name].shape[1] for name in (BEFORE, "input.input_ids") if name in vector)
+
+
+def replay(decoder: Decoder, vector: Mapping[str, np.ndarray], steps: int) -> dict[str, np.ndarray]:
+    """What a decoder answers to a golden vector, its source encoded or its picture seen first, as :func:`replay_text`."""
+    source = for_encoder(vector)
+    if BEFORE in vector:
+        decoder.reset()
+        decoder.run(vector[BEFORE], features=decoder.see(source["pixel_values"]))
+    elif source:
+        decoder.encode(source)
+    return replay_text(decoder, vector["input.input_ids"], steps, fresh=BEFORE not in vector)
+
+
+def replay_text(
+    decoder: Decoder, ids: np.ndarray, steps: int, at: Arrays = NOTHING, fresh: bool = True
+) -> dict[str, np.ndarray]:
     """Feeds ``ids`` int64 [1, T]: prefill of T - ``steps`` in chunks, then one token at a time through the cache.
 
-    ``at`` names tokens [T, n] whose logits are wanted too. Returns what :func:`edgekit.metrics.summarize` does for the
+    Unless ``fresh``, they go on what the cache holds. ``at`` names tokens [T, n] whose logits are wanted too. Returns what :func:`edgekit.metrics.summarize` does for the
     whole text, and ``logits`` float32 [steps + 1, V] of the last positions.
     """
-    decoder.reset()
+    if fresh:
+        decoder.reset()
     length = ids.shape[1]
     first = max(1, length - steps)
     bounds = [*range(0, first, REPLAY_PIECE), *range(first, length + 1)]

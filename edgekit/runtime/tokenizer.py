@@ -75,13 +75,17 @@ class Tokenizer:
         path = self.directory / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        template = self.config.get("chat_template")
+        template = {**self.config, **self._json("chat_template.json")}.get("chat_template")
         if isinstance(template, list):
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
         return template if isinstance(template, str) else None
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant begins.
+        """Token ids of :meth:`chat_text`."""
+        return self.encode(self.chat_text(messages), special=False)  # the template wrote the special tokens
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as its template writes it, ending where the assistant begins.
 
         ``messages`` have ``role`` (system, user, assistant) and ``content``. Raises UnsupportedError without template,
         BundleError when the template refuses the messages.
@@ -90,8 +94,7 @@ class Tokenizer:
             raise UnsupportedError(
                 f"{self.directory}: the model has no chat template; generate with chat=False for plain continuation"
             )
-        text = render(self.chat_template, messages, self.special_tokens, str(self.directory))
-        return self.encode(text, special=False)  # the template wrote the special tokens
+        return render(self.chat_template, messages, self.special_tokens, str(self.directory))
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name

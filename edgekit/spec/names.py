@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA_MINOR = 0
 """Of manifest.json: readers refuse a larger version, and ignore unknown keys of a larger minor version."""
 STATES_VERSION = 2
 """The version of a manifest whose decoder has states, or layers without keys and values; all others are written as 1."""
 ENCODER_VERSION = 3
 """The version of a manifest whose decoder reads an encoder, a bundle in the directory ``encoder``."""
+PICTURES_VERSION = 4
+"""The version of a manifest whose decoder reads pictures, which a bundle in the directory ``encoder`` turns into features."""
 STATE_TYPES = ("float",)
 STATE_KINDS = ("replaced",)
 """How a state of a decoder changes: ``replaced`` has one size, is zeros at first, and each call gives a new one; nothing rewinds it."""
 TEXT_TO_TEXT = "text2text-generation"
-TASKS = ("text-generation", TEXT_TO_TEXT, "feature-extraction", "image-classification", "generic")
+PICTURES_TO_TEXT = "image-text-to-text"
+DECODERS = ("text-generation", TEXT_TO_TEXT, PICTURES_TO_TEXT)
+"""Tasks of models that answer token by token."""
+TASKS = (*DECODERS, "feature-extraction", "image-classification", "generic")
 REAL_INPUT = ("text", "sample")
 VECTOR_KINDS = (*REAL_INPUT, "random")
 """What a golden input is; random input proves less and is never called a pass."""
@@ -25,8 +30,16 @@ MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 DATA = "model.onnx.data"
 ENCODER = "encoder"
-"""Directory of an encoder-decoder's encoder, a bundle of its own; begins the names of arrays for it in golden vectors."""
+"""Directory of the encoder that a decoder reads, a bundle of its own; begins the names of arrays for it in golden vectors."""
+BEFORE = "before.input_ids"
+"""The array of a golden vector with tokens, a picture's among them, that its text goes on."""
 CROSS_MASK = "encoder_attention_mask"
+FEATURES = "image_features"
+"""Output of an encoder of pictures, input of its decoder: rows that take the places of a token's embeddings."""
+PICTURE_FITS = ("crop", "stretch", "tiles")
+"""How a picture becomes views of one size: its middle, all of it squeezed, or cut into tiles and squeezed too."""
+RESAMPLINGS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""Filters of resizing, in Pillow's order."""
 VECTORS = "vectors"
 """Directory of the golden vectors."""
 OPERATORS = "ops"
@@ -57,6 +70,10 @@ LARGEST_GRAPH = 256 << 20
 """Bytes of model.onnx; weights belong into the data file."""
 DECODER_LIMITS = {"kv_heads": 4096, "head_dim": 65_536, "vocab_size": 1 << 27, "max_length": 1 << 27}
 """The largest numbers that a manifest's decoder may hold: buffers are allocated by them."""
+LARGEST_VIEW = 4096
+"""Pixels a side of a view of a picture, and of a picture before it is cut into views, at most."""
+MOST_TILES = 32
+"""Tiles a side of a picture at most."""
 LARGEST_STATE = 1 << 27
 """Numbers in a row of a decoder's state at most."""
 

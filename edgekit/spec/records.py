@@ -99,6 +99,35 @@ class DecoderInfo:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """How a picture becomes views of one size, and where the rows of features that each view gives stand in a prompt."""
+
+    token: int  # whose embeddings rows of features replace, in order
+    token_text: str
+    rows: int  # of features, for each view
+    width: int  # numbers in a row
+    size: tuple[int, ...]  # height and width of a view
+    fit: str  # one of names.PICTURE_FITS
+    edge: int  # a picture is first resized to this shorter (crop) or longer (tiles) side; 0: it is not
+    resample: str  # one of names.RESAMPLINGS
+    scale: float  # a pixel 0 to 255 times this, less the mean, over the deviation
+    mean: tuple[float, ...]  # of red, green and blue
+    deviation: tuple[float, ...]
+    place: str  # what stands for a picture in a prompt
+    whole: str  # what it becomes: {image} are the tokens of the view of the whole picture
+    tile: str = ""  # what stands before that for each tile, with {row} and {column} from 1; empty: none are cut
+
+    def prompt(self, rows: int, columns: int) -> str:
+        """What a picture of so many tiles becomes in a prompt."""
+        tokens, text = self.token_text * self.rows, ""
+        for row in range(1, rows + 1):
+            for column in range(1, columns + 1):
+                text += self.tile.replace("{row}", str(row)).replace("{column}", str(column)).replace("{image}", tokens)
+            text += "\n"
+        return text + ("\n" if rows else "") + self.whole.replace("{image}", tokens)
+
+
+@dataclass(frozen=True)
 class VectorInfo:
     """A file of golden inputs and outputs."""
 

@@ -131,4 +131,4 @@ def test_the_engine(bundles: Path) -> None:
         timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "OK (42 tests)" in done.stdout
+    assert "OK (43 tests)" in done.stdout

@@ -22,6 +22,7 @@ from edgekit.errors import BundleError, RuntimeUnavailable, UsageError
 from edgekit.parity import verify
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import linear_bundle
+from tests.support.tiny_pictures import picture_directory
 from tests.support.tiny_translators import translator_directory
 from tests.support.tooling import require
 from tests.unit.test_verify import faulty
@@ -180,6 +181,17 @@ def test_a_translator_is_verified_and_translates_there(pi: str, tmp_path: Path) 
     assert verify(bundle, target=pi).passed
     there = generate_on(Target.parse(pi), bundle, "Hello there", max_new_tokens=12)
     here = generate(bundle, "Hello there", max_new_tokens=12)
+    assert "".join(there) == "".join(here)
+    assert there.tokens == here.tokens and len(here.tokens) > 1
+
+
+def test_a_picture_is_seen_there(pi: str, tmp_path: Path) -> None:
+    picture_directory(tmp_path / "model")
+    bundle = export(tmp_path / "model", "fp32", tmp_path / "smolvlm", abis=())
+    assert verify(bundle, target=pi).passed
+    photo = Path(__file__).parents[2] / "edgekit/frontend/data/photos/chelsea.jpg"
+    there = generate_on(Target.parse(pi), bundle, "What is it?", images=[photo], max_new_tokens=12)
+    here = generate(bundle, "What is it?", images=[photo], max_new_tokens=12)
     assert "".join(there) == "".join(here)
     assert there.tokens == here.tokens and len(here.tokens) > 1
 

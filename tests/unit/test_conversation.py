@@ -298,7 +298,7 @@ def test_ctrl_c_ends_a_generation_and_gives_out_what_was_ready(bundle: Bundle, t
     decoder = Decoder(bundle)
     started = threading.Event()
 
-    def endless(ids: np.ndarray) -> np.ndarray:
+    def endless(ids: np.ndarray, features: None) -> np.ndarray:
         started.set()
         while True:
             decoder.session.run_bound(decoder._one[1 - decoder._now].ort, decoder._options)

@@ -290,6 +290,17 @@ def cross(emitter: Emitter, node: Node, args: Args) -> View:
     return View(out, (batch, length, int(heads) * int(dim))).reshape((batch, length, heads, dim))
 
 
+def place(emitter: Emitter, node: Node, args: Args) -> View:
+    x, ids, features, token = args
+    wanted = emitter.one("Equal", value(emitter, ids), emitter.small(token), dtype=ir.DataType.BOOL)
+    axes_first = emitter.one("NonZero", wanted, dtype=ir.DataType.INT64)
+    there = emitter.one("Shape", value(emitter, features), dtype=ir.DataType.INT64, start=0, end=1)
+    taken = [emitter.small([0]), there, emitter.small([1])]  # as many as there are rows
+    places = emitter.one("Slice", axes_first, *taken, dtype=ir.DataType.INT64)
+    places = emitter.one("Transpose", places, dtype=ir.DataType.INT64, perm=[1, 0])
+    return wrap(node, emitter.one("ScatterND", value(emitter, x), places, value(emitter, features)))
+
+
 def rmsnorm(emitter: Emitter, node: Node, args: Args) -> View:
     view, order = args[0].before_transpose()
     weight = emitter.weight(args[1])
@@ -318,6 +329,7 @@ HANDLERS: dict[str, Handler] = {
     "edgekit.gqa.default": gqa,
     "edgekit.relative.default": relative,
     "edgekit.cross.default": cross,
+    "edgekit.place.default": place,
     "edgekit.rmsnorm.default": rmsnorm,
     "edgekit.tap.default": tap,
     "aten.linear.default": linear,

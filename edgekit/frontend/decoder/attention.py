@@ -50,6 +50,7 @@ class Context:
     past: list[tuple[Tensor, Tensor]] | None = None
     mask: Tensor | None = None
     cross: list[Tensor] = field(default_factory=list)  # of an encoder: its mask, then keys and values by layer
+    features: list[Tensor] = field(default_factory=list)  # of pictures, where the model takes them
     biases: list[Tensor] = field(default_factory=list)  # edgekit's own, which grow with the cache
     states: States = field(default_factory=States)
     caches: list[Cached] = field(default_factory=list)

@@ -22,6 +22,7 @@ LIBRARY.define(
     " float scale, float softcap, int window, Tensor? sink, Tensor? bias) -> (Tensor, Tensor, Tensor)"
 )
 LIBRARY.define("relative(Tensor positions, Tensor mask, Tensor table) -> Tensor")
+LIBRARY.define("place(Tensor x, Tensor ids, Tensor features, int token) -> Tensor")
 LIBRARY.define("cross(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor")
 LIBRARY.define("rmsnorm(Tensor x, Tensor weight, float eps) -> Tensor")
 LIBRARY.define(
@@ -133,6 +134,13 @@ def cross(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor
     scores = torch.einsum("bhsd,bhld->bhsl", q, k) * scale
     weights = scores.masked_fill(mask[:, None, None] == 0, float("-inf")).softmax(dim=-1)
     return torch.einsum("bhsl,bhld->bshd", weights, v).contiguous()
+
+
+def place(x: Tensor, ids: Tensor, features: Tensor, token: int) -> Tensor:
+    """Embeddings ``x`` float32 [B, S, K] of ``ids`` int64 [B, S], those of ``token`` replaced by ``features`` [N, K] in order,
+    as far as there are any."""
+    places = (ids == token).nonzero()[: len(features)]
+    return x.index_put((places[:, 0], places[:, 1]), features)
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -282,6 +290,6 @@ _SHAPES: dict[Callable[..., Any], Callable[..., Any]] = {
     align: _align_shape, gqa: _gqa_shape, real: _real_shape, conv: _conv_shape, scan: _scan_shape,
     relative: _relative_shape, cross: _cross_shape,
 }  # fmt: skip
-for _function in (align, rope, gqa, relative, cross, rmsnorm, experts, real, conv, scan, l2norm, restore, tap):
+for _function in (align, rope, gqa, relative, cross, place, rmsnorm, experts, real, conv, scan, l2norm, restore, tap):
     LIBRARY.impl(_function.__name__, _function, "CPU")
     torch.library.register_fake(f"edgekit::{_function.__name__}", _SHAPES.get(_function, _same_shape))

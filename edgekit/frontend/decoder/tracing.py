@@ -33,7 +33,7 @@ PROOF_TOLERANCE = 2e-4
 @dataclass(frozen=True)
 class TracedDecoder:
     """A traced decoder, and what its cache needs. Inputs: input_ids, attention_mask, logits_to_keep, past keys and
-    values by layer, past states, an encoder's mask, keys and values."""
+    values by layer, past states, an encoder's mask, keys and values, the features of pictures."""
 
     program: ExportedProgram
     kv_shapes: tuple[
@@ -42,6 +42,7 @@ class TracedDecoder:
     states: dict[str, tuple[int, ...]]  # by name: the dims of a row
     max_length: int  # positions the rotary tables hold
     cross: tuple[tuple[int, int], ...]  # heads and head size of each layer's attention to an encoder
+    features: int  # numbers in a row of features of pictures; 0 for a model that takes none
     proof_error: float  # max abs difference of substituted against untouched logits, over the largest logit
 
     def attending(self) -> list[int]:
@@ -63,9 +64,11 @@ class _Decoder(nn.Module):
         self.cached = 0  # tensors of ``past`` that are keys and values; the others are states
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor], cross: list[Tensor]
-    ) -> list[Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor, past: list[Tensor], cross: list[Tensor],
+        features: list[Tensor],
+    ) -> list[Tensor]:  # fmt: skip
         context = self._context
+        context.features = features
         context.mask, context.cross, context.biases = attention_mask, cross, []
         ids, context.positions, context.lengths, context.total, index = torch.ops.edgekit.align(
             input_ids, attention_mask
@@ -86,10 +89,20 @@ class _Decoder(nn.Module):
         present = [tensor for cached in context.caches for tensor in cached.present]
         return [out.logits, *present, *(context.states.present[name] for name in context.states.dims)]
 
+    def place(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Hook behind the embeddings: features of pictures take the places of their token's."""
+        placed: Tensor = torch.ops.edgekit.place(output, args[0], *self._context.features, picture_token(self.model))
+        return placed
+
     def restore(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hook before the head: only the wanted rows reach it, in the caller's order."""
         assert self._context.kept is not None
         return (torch.ops.edgekit.restore(args[0], *self._context.kept), *args[1:])
+
+
+def picture_token(model: nn.Module) -> int | None:
+    """The token whose embeddings are replaced by features of pictures; None for a model that takes none."""
+    return getattr(model, "edgekit_picture_token", None)
 
 
 def _tap(name: str) -> Any:
@@ -178,12 +191,17 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
         with substituted(model, context, places) as rotaries:
             decoder = _Decoder(model, context)
             hooks = [model.get_output_embeddings().register_forward_pre_hook(decoder.restore)]  # type: ignore[operator]
+            features: list[Tensor] = []
+            if picture_token(model) is not None:
+                embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+                hooks.append(embeddings.register_forward_hook(decoder.place))
+                features = [torch.zeros(0, embeddings.weight.shape[1])]
             hooks += [block.register_forward_hook(_tap(name)) for name, block in decoder_layers(model).items()]
             buffers: list[tuple[nn.Module, str]] = []
             try:
                 keep = torch.zeros(1, dtype=torch.int64)
                 with streaming(model), _model_code(model, WITH_OPERATORS):
-                    mine = decoder(ids, torch.ones_like(ids), keep, [], cross)[0]
+                    mine = decoder(ids, torch.ones_like(ids), keep, [], cross, features)[0]
                 check_layers(model, decoder_layers(model), context)
                 shapes = kv_shapes(context, len(decoder_layers(model)))
                 decoder.cached = 2 * len(context.caches)
@@ -191,14 +209,15 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
                 for rotary in rotaries:
                     buffers += [(rotary.module, name) for name in rotary.settle()]
                 with _model_code(model, WITH_OPERATORS):
-                    program = _export(decoder, context, shapes, cross)
+                    program = _export(decoder, context, shapes, cross, features)
             finally:
                 for hook in hooks:
                     hook.remove()
                 for module, name in buffers:
                     delattr(module, name)
     crossed = tuple((keys.shape[1], keys.shape[3]) for keys in cross[1::2])
-    return TracedDecoder(program, shapes, dict(context.states.dims), context.max_length, crossed, error)
+    width = features[0].shape[1] if features else 0
+    return TracedDecoder(program, shapes, dict(context.states.dims), context.max_length, crossed, width, error)
 
 
 @contextmanager
@@ -216,7 +235,11 @@ def _model_code(model: nn.Module, how: str) -> Iterator[None]:
 
 
 def _export(
-    decoder: _Decoder, context: Context, shapes: tuple[tuple[int, int], ...], cross: list[Tensor]
+    decoder: _Decoder,
+    context: Context,
+    shapes: tuple[tuple[int, int], ...],
+    cross: list[Tensor],
+    features: list[Tensor],
 ) -> ExportedProgram:
     # All sizes differ and exceed 1, or torch.export would take equal or unit sizes for one constant.
     batch, sequence, past = 2, 5, 7
@@ -229,12 +252,14 @@ def _export(
     crossed = [{0: b, 1: length}, *({0: b, 2: length} for _ in cross[1:])] if cross else []
     cross = [torch.cat((x, x), dim=1 if x.dim() == 2 else 2) for x in cross]  # of a length that nothing else has
     dynamic = ({0: b, 1: s}, {0: b, 1: t}, None, [{0: b, 2: p} for _ in caches] + [{0: b} for _ in states], crossed)
+    rows = [{0: Dim("rows", min=2)} for _ in features]
+    features = [torch.zeros(3, x.shape[1]) for x in features]
     context.tracing = True
     try:
         return torch.export.export(
             decoder,
-            (ids, mask, torch.zeros(1, dtype=torch.int64), [*caches, *states], cross),
-            dynamic_shapes=dynamic,
+            (ids, mask, torch.zeros(1, dtype=torch.int64), [*caches, *states], cross, features),
+            dynamic_shapes=(*dynamic, rows),
             strict=False,
         )
     finally:

@@ -19,7 +19,7 @@ from edgekit.frontend.decoder.pending_views import View
 from edgekit.frontend.decoder.tracing import TracedDecoder
 from edgekit.lowbit.weights import RowWeight
 from edgekit.spec.facts import facts_of
-from edgekit.spec.names import CROSS_MASK, EDGEKIT, MICROSOFT
+from edgekit.spec.names import CROSS_MASK, EDGEKIT, FEATURES, MICROSOFT
 from edgekit.spec.records import DecoderInfo, EncoderInfo, StateTensor
 
 HANDLERS = {**aten.HANDLERS, **elementwise.HANDLERS, **experts.HANDLERS, **scan.HANDLERS}
@@ -140,6 +140,8 @@ def _placeholders(program: ExportedProgram, emitter: Emitter, traced: TracedDeco
     names += [f"past_{name}" for name in traced.states]
     if traced.cross:
         names += [CROSS_MASK, *(f"cross.{i}.{part}" for i in range(len(traced.cross)) for part in ("key", "value"))]
+    if traced.features:
+        names.append(FEATURES)
     users = iter(names)
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     values: dict[torch.fx.Node, Any] = {}
@@ -152,8 +154,12 @@ def _placeholders(program: ExportedProgram, emitter: Emitter, traced: TracedDeco
                 shape=ir.Shape(_dims(name, node.meta["val"])),
             )
             emitter.inputs[name] = value
-            if name == "logits_to_keep":  # an input that may be left out: ONNX Runtime then takes the initializer
-                value.const_value = ir.tensor(np.zeros(1, np.int64), name=name)
+            left_out: dict[str, Any] = {
+                "logits_to_keep": np.zeros(1, np.int64),
+                FEATURES: np.zeros((0, traced.features), np.float32),
+            }
+            if name in left_out:  # an input that may be left out: ONNX Runtime then takes the initializer
+                value.const_value = ir.tensor(left_out[name], name=name)
                 emitter.initializers[name] = value
             values[node] = View(value, shape_of(node.meta["val"]))
         else:
@@ -172,6 +178,8 @@ def _dims(name: str, tensor: torch.Tensor) -> list[int | str]:
         return ["batch_size", *(int(size) for size in tensor.shape[1:])]
     if name.startswith("cross."):
         return ["batch_size", int(tensor.shape[1]), "encoder_sequence_length", int(tensor.shape[3])]
+    if name == FEATURES:
+        return ["image_rows", int(tensor.shape[1])]
     plain: dict[str, list[int | str]] = {
         CROSS_MASK: ["batch_size", "encoder_sequence_length"],
         "input_ids": ["batch_size", "sequence_length"],

@@ -120,6 +120,9 @@ public class Manifest private constructor(fields: Fields) {
                         "edgekit: update the app",
                 )
             }
+            if (version == Spec.PICTURES_VERSION) {
+                throw UnsupportedException("$where: reads pictures; such models run in Python and on Linux devices, not here")
+            }
             val minor = entries["schema_minor"] ?: 0L
             if (minor !is Long || minor < 0) throw BundleException("$where: schema_minor: $minor is not a whole number from 0")
             return Manifest(Fields("$where: manifest", data, lenient = minor > Spec.SCHEMA_MINOR))

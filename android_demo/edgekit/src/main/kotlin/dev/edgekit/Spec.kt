@@ -3,13 +3,14 @@ package dev.edgekit
 
 /** Names and limits that Python and Kotlin share. */
 internal object Spec {
-    const val SCHEMA_VERSION = 3
+    const val SCHEMA_VERSION = 4
     const val SCHEMA_MINOR = 0
     const val STATES_VERSION = 2
+    const val PICTURES_VERSION = 4L
     val STATE_TYPES = listOf("float")
     val STATE_KINDS = listOf("replaced")
     const val LARGEST_STATE = 134217728L
-    val TASKS = listOf("text-generation", "text2text-generation", "feature-extraction", "image-classification", "generic")
+    val TASKS = listOf("text-generation", "text2text-generation", "image-text-to-text", "feature-extraction", "image-classification", "generic")
     val NATIVE_FORMATS = listOf("int8", "int8-channel", "int4", "int4-fp16", "t2", "sparse-int4", "sparse-int8")
     val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
     val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")

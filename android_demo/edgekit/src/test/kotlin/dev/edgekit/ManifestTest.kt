@@ -49,6 +49,12 @@ class ManifestTest {
     }
 
     @Test
+    fun aDecoderThatReadsPicturesIsRefused() {
+        val error = assertThrows(UnsupportedException::class.java) { Manifest.parse("""{"schema_version": 4, "pictures": {}}""", "m.json") }
+        assertEquals("m.json: reads pictures; such models run in Python and on Linux devices, not here", error.message)
+    }
+
+    @Test
     fun aDecoderBehindAnEncoderIsRead() {
         val encoder = """{"heads": [1, 1], "head_dim": [16, 16], "max_length": 0, "start_tokens": [0], "suppressed_tokens": []}"""
         fun both(encoder: String) = text("schema_version" to "3", "decoder" to decoder.removeSuffix("}") + ", \"encoder\": $encoder}")
@@ -123,7 +129,7 @@ class ManifestTest {
         refused("m.json: no schema_version; this is not an edgekit bundle", "[]")
         refused("m.json: no schema_version", text("schema_version" to "true"))
         refused("m.json: no schema_version", text("schema_version" to "1.0"))
-        refused("m.json: schema_version 4, this edgekit reads up to 3", """{"schema_version": 4, "unheard": "of"}""")
+        refused("m.json: schema_version 5, this edgekit reads up to 4", """{"schema_version": 5, "unheard": "of"}""")
     }
 
     @Test
