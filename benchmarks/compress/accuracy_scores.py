@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import doctest
 import inspect
 import math
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
 from statistics import mean, stdev
 from typing import Any
 
@@ -22,8 +18,9 @@ from torch.nn.functional import log_softmax
 
 from benchmarks.compress import llama_peer as llama
 from benchmarks.compress.backslash_models import PLAYS
+from edgekit.compression.material import filled
 from edgekit.frontend.loading import load_module
-from edgekit.frontend.samples import DATA
+from edgekit.frontend.samples import DATA, general_texts
 from edgekit.frontend.streamed import materialize
 from edgekit.methods.calibrate import Batch
 from edgekit.methods.example_files import sentences
@@ -144,16 +141,8 @@ def language(examples: int, tokens_in_all: int, dithered: bool) -> Subject:
         whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
         return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:most]]
 
-    plays = [play.read_text("utf-8", "replace") for play in sorted(PLAYS.glob("*_gut.txt")) if play != HAMLET]
-    # The rest of a play is left out, or tokenizing would take longer than calibrating.
-    plays = [play[20_000 : 20_000 + 64 * examples] for play in plays]
-    calibration = torch.cat(
-        [
-            windows([SHIPPED.read_text("utf-8")], examples // 2),
-            windows(list(topics.values()) + [inspect.getsource(m) for m in (difflib, tarfile, doctest)], examples // 4),
-            windows(plays, examples // 4),
-        ]
-    )
+    shipped = Examples({"input_ids": windows([SHIPPED.read_text("utf-8")], examples)})
+    calibration = filled(shipped, examples, general_texts(besides=str(SHIPPED)), tokenizer.encode)
     most = -(-tokens_in_all // (LENGTH * TEXTS))
     texts = [windows([text], most) for text in evaluation_texts()]
     assert all(len(text) == most for text in texts), f"texts of {[len(text) for text in texts]} windows, not {most}"
@@ -161,7 +150,7 @@ def language(examples: int, tokens_in_all: int, dithered: bool) -> Subject:
     return Subject(
         "SmolLM2-135M (dithered)" if dithered else "SmolLM2-135M (from Q4_1)",
         llama.opened(source) if dithered else loaded(directory),
-        Examples({"input_ids": calibration}),
+        calibration,
         Examples({"input_ids": scored}),
         LANGUAGE,
         source,

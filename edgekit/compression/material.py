@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, SourceError
 from edgekit.frontend import factory
 from edgekit.frontend.inputs import vocabulary_size
+from edgekit.frontend.samples import general_texts
 from edgekit.frontend.source import ModuleSource
 from edgekit.methods.example_files import arrays, named, sentences, split, tokens
 from edgekit.methods.examples import CLASSES, EMBEDDINGS, LANGUAGE, Examples, Objective, with_reference
@@ -62,6 +64,9 @@ def material(source: ModuleSource, settings: Compression, directory: Path) -> Ma
         evaluation = _examples(source, settings.data, settings.data.evaluate, directory)
     else:
         train, evaluation = split(train, settings.data.held_out, shuffle=objective is not LANGUAGE)
+    if settings.data.filled and objective is LANGUAGE:
+        texts = general_texts(besides=settings.data.train[0])
+        train = filled(train, settings.calibration.examples, texts, _tokenizer(source, directory).encode)
     if settings.data.most:
         train = Examples(train.select(slice(0, settings.data.most)))
     for which, examples in (("train", train), ("evaluate", evaluation)):
@@ -72,6 +77,19 @@ def material(source: ModuleSource, settings: Compression, directory: Path) -> Ma
     if objective is EMBEDDINGS:
         train, evaluation = with_reference(source.module, train), with_reference(source.module, evaluation)
     return Material(objective, train, evaluation)
+
+
+def filled(train: Examples, count: int, texts: Sequence[str], encode: Callable[..., Encoding]) -> Examples:
+    """``train``, input_ids [n, T], and where n < ``count`` windows of ``texts`` too, about as many of each, drawn at random
+    with a fixed seed."""
+    mine = train.arrays["input_ids"]
+    draw, windows = torch.Generator().manual_seed(0), [mine]
+    for kind, text in enumerate(texts if len(mine) < count else ()):
+        ids = torch.tensor(encode(text, add_special_tokens=False).ids, dtype=torch.int64)
+        pieces = ids[: len(ids) // mine.shape[1] * mine.shape[1]].view(-1, mine.shape[1])
+        missing = count - sum(map(len, windows))
+        windows.append(pieces[torch.randperm(len(pieces), generator=draw)[: -(-missing // (len(texts) - kind))]])
+    return Examples({"input_ids": torch.cat(windows)})
 
 
 def _examples(source: ModuleSource, data: Data, places: tuple[str, ...], directory: Path) -> Examples:
@@ -94,22 +112,28 @@ def _texts(source: ModuleSource, data: Data, paths: list[Path], names: list[str]
             f"{paths[0]}: texts are for language models and encoders; {source.architecture} takes {', '.join(names)}: "
             "give an .npz with those and labels"
         )
-    tokenizer = next((p for p in source.assets if p.name == "tokenizer.json"), None)
-    if tokenizer is None:
-        raise SourceError(
-            f"{source.name}: has no tokenizer.json to read {paths[0]} with; give an .npz with input_ids [n, T]"
-        )
+    read = _tokenizer(source, paths[0])
     limit = getattr(source.config, "max_position_embeddings", None)
     length = data.length or min(WINDOW, limit or WINDOW)
     if limit is not None and length > limit:
         raise SourceError(f"compress.data.length: {data.length} tokens, {source.architecture} takes at most {limit}")
-    read = read_tokenizer(tokenizer)
-    # Some files carry the lengths of their training pipeline.
-    read.no_truncation()
-    read.no_padding()
     if source.task == "feature-extraction":
         return sentences(paths, read, length, names)
     return tokens(paths, lambda text: read.encode(text, add_special_tokens=False).ids, length)
+
+
+def _tokenizer(source: ModuleSource, text: Path) -> Tokenizer:
+    """The model's own, to read ``text`` with."""
+    file = next((p for p in source.assets if p.name == "tokenizer.json"), None)
+    if file is None:
+        raise SourceError(
+            f"{source.name}: has no tokenizer.json to read {text} with; give an .npz with input_ids [n, T]"
+        )
+    tokenizer = read_tokenizer(file)
+    # Some files carry the lengths of their training pipeline.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_tokenizer(file: Path) -> Tokenizer:

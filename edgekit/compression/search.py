@@ -11,7 +11,7 @@ from edgekit.methods.calibrate import groups_of
 from edgekit.methods.examples import Examples
 from edgekit.methods.masks import matrices
 from edgekit.methods.rate_quantize import RateQuantizer, chosen_report
-from edgekit.methods.sensitivity import choose, scan, to_recipe
+from edgekit.methods.sensitivity import choose, distance, scan, to_recipe
 from edgekit.methods.training import History
 
 BATCH = 32
@@ -69,7 +69,7 @@ def scanned(job: Job) -> Outcome:
     history = History(evaluations=[data.scores(job.source.name, model)])
     groups = groups_of(model, data.batches(calibration.examples, calibration.batch)[0], calibration.exclude)
     examples = Examples(data.train.select(slice(0, budget.examples)))
-    table = scan(groups, lambda: data.objective.evaluate(model, examples)["loss"], progress=job.progress)
+    table = scan(groups, distance(data.objective, model, examples), progress=job.progress)
     count = sum(layer.weight.numel() for group in groups for layer in group.values())
     chosen = choose(table, budget.bytes or int(budget.bits * count / 8))
     layers = [

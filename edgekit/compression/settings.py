@@ -46,6 +46,7 @@ class Data:
     held_out: float = 0.1
     length: int = 128  # tokens of an example (language models); 0: 256, or as many as the model takes
     most: int = 0  # train with so many examples at most; 0 takes all
+    filled: bool = False  # language models: with general text, where train has less than calibration.examples
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ class Compression:
 
     @staticmethod
     def calibrated(method: str, samples: Path | None) -> Compression:
-        """A method as it is by default, calibrated on texts (a file or a directory), or on the shipped one.
+        """A method as it is by default, calibrated on texts (a file or a directory), or on the shipped one; what they lack
+        of ``Calibration.examples`` is general text.
 
         Raises UsageError for a method that needs more than that, SourceError where no text is.
         """
@@ -179,7 +181,7 @@ class Compression:
             raise UsageError(f"--method {method}: needs --config FILE, which has its data and settings")
         text = samples or DATA / "calibration.txt"
         text_files([text])
-        return Compression(VERSION, Data((str(text),), length=0), method)
+        return Compression(VERSION, Data((str(text),), length=0, filled=True), method)
 
     @staticmethod
     def load(path: Path, method: str | None = None) -> Compression:

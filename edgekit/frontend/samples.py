@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 SENTENCES = 128
+MODULE = 20_000
+"""Bytes of a module that is still short."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOURS = {1: "L", 3: "RGB"}
@@ -87,6 +90,18 @@ def _calibration_texts(samples: Path | None, skip: int) -> Iterator[tuple[str, i
     if samples is not None:
         yield prose(samples), skip
     yield prose(DATA / "calibration.txt"), 0
+
+
+def general_texts(besides: str) -> list[str]:
+    """English to fill a calibration with where the user's text (``besides``, a path) is short: the shipped texts, and what
+    every Python has with it (PSF licence), its documentation and the shorter modules of its library."""
+    from pydoc_data.topics import topics
+
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = [file for file in sorted(library.glob("*.py")) if file.stat().st_size < MODULE]
+    shipped = [DATA / name for name in ("calibration.txt", "plays.txt")]
+    texts = [file.read_text("utf-8") for file in shipped if file != Path(besides)]
+    return [*texts, "\n".join(topics.values()), "\n".join(file.read_text("utf-8") for file in modules)]
 
 
 def _drawn(pieces: Sequence[Piece], count: int) -> list[Piece]:

@@ -318,7 +318,8 @@ def _hessians(
     def enter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         read(name, args[0] if args else kwargs["input"])
         called.add(name)
-        if stop and len(called) == len(layers):
+        known = len(leaders) == len(layers)  # what reads what; then a pass need not go on behind the first group
+        if (stop and len(called) == len(layers)) or (only_first and known and name in sums):
             raise _Reached
 
     with _watched(layers, enter):

@@ -1,12 +1,13 @@
 """A format for each layer within a budget of bytes, by what the model loses when one layer alone has it.
 
 Every group of layers that read one input is rounded to each candidate, one group at a time, and the loss on examples is
-taken. Losses of several layers about add up, so the choice minimizes their sum: for each exchange of formats the bytes
+taken: how far the answers move from the model's own (KL, nats), or an encoder's embeddings. Losses of several layers about add up, so the choice minimizes their sum: for each exchange of formats the bytes
 saved for a unit of loss, cheapest first (the lower convex hulls of loss over bytes, Shoham and Gersho 1988).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from torch import nn
 
 from edgekit.errors import CheckFailed, UsageError
 from edgekit.lowbit.formats import CODECS
+from edgekit.methods.examples import EMBEDDINGS, Examples, Objective
+from edgekit.methods.recover import Recovery, recovering
 from edgekit.recipe import VERSION, Recipe, Rule
 from edgekit.spec.progress import Progress
 
-CANDIDATES = (("int8", 64), ("int4", 32), ("int4", 64), ("int4", 128))
+CANDIDATES = (("int8", 64), ("int4-fp16", 16), ("int4-fp16", 32), ("int4-fp16", 64))
+"""8.5, 5, 4.5 and 4.25 bits a weight."""
 Option = tuple[str, int]
 
 
@@ -51,6 +55,17 @@ class Cost:
 
 Table = dict[str, dict[Option, Cost]]
 """Costs by group (names joined by +) and (format, block size)."""
+
+
+def distance(objective: Objective, model: nn.Module, examples: Examples, batch_size: int = 0) -> Callable[[], float]:
+    """A function that says how far the model's answers on ``examples`` are from those of now: mean KL in nats, of an encoder
+    its loss, which is a distance already. Keeps a copy of the model."""
+    score = "kl"
+    if objective is EMBEDDINGS:
+        score = "loss"
+    else:
+        objective = recovering(objective, Recovery(), copy.deepcopy(model))
+    return lambda: objective.evaluate(model, examples, batch_size)[score]
 
 
 @torch.no_grad()
@@ -103,7 +118,9 @@ def choose(table: Table, budget: int) -> dict[str, Option]:
     at = dict.fromkeys(table, 0)
     remaining = budget - sum(ladder[0][1].bytes for ladder in ladders.values())
     if remaining < 0:
-        raise UsageError(f"sensitivity: {budget} bytes; the smallest formats take {budget - remaining}; allow more")
+        raise UsageError(
+            f"sensitivity: {budget} bytes; the smallest formats take {budget - remaining}; allow as many or more"
+        )
     steps = [
         ((ladder[i][1].loss - ladder[i + 1][1].loss) / (ladder[i + 1][1].bytes - ladder[i][1].bytes), name, i)
         for name, ladder in ladders.items()

@@ -18,8 +18,10 @@ from torch import nn
 
 from edgekit.cli.verbs import main
 from edgekit.compression import compress, rate_of
+from edgekit.compression.material import filled, read_tokenizer
 from edgekit.compression.settings import Compression, Data
 from edgekit.errors import CheckFailed, EdgekitError, RecipeError, SourceError, UnsupportedError, UsageError
+from edgekit.frontend.samples import DATA, general_texts
 from edgekit.methods.example_files import arrays, named, split, tokens
 from edgekit.methods.examples import Examples
 from edgekit.methods.layerwise import Calibration
@@ -273,6 +275,28 @@ def test_gptq_needs_no_configuration(tmp_path: Path, decoder: Path) -> None:
         with pytest.raises(SourceError, match=f"{count} tokens in all, fewer than one example of 64; give more text"):
             compress(str(decoder), Compression.calibrated("gptq", texts / name), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_short_text_is_filled_up_with_general_ones(decoder: Path) -> None:
+    """Each kind gives its share, the user's windows come first, the same ones are drawn again."""
+    tokenizer = read_tokenizer(decoder / "tokenizer.json")
+    mine = Examples({"input_ids": torch.arange(12).view(3, 4)})
+    texts = ["one " * 400, "two " * 400, "three " * 400]
+    windows = filled(mine, 33, texts, tokenizer.encode).arrays["input_ids"]
+    assert windows.shape == (33, 4) and torch.equal(windows[:3], mine.arrays["input_ids"])
+    assert torch.equal(windows, filled(mine, 33, texts, tokenizer.encode).arrays["input_ids"])
+    for kind, text in enumerate(texts):
+        ids = set(tokenizer.encode(text, add_special_tokens=False).ids)
+        assert set(windows[3 + 10 * kind : 13 + 10 * kind].flatten().tolist()) <= ids
+    assert torch.equal(filled(mine, 3, texts, tokenizer.encode).arrays["input_ids"], mine.arrays["input_ids"])
+
+
+def test_general_texts_are_of_several_kinds_and_leave_out_what_is_there() -> None:
+    shipped = str(DATA / "calibration.txt")
+    dialogue, documentation, code = general_texts(besides=shipped)
+    assert "ANTONY." in dialogue and "statement" in documentation and "def " in code
+    assert len(dialogue) > 100_000 and min(len(documentation), len(code)) > 200_000
+    assert general_texts(besides="mine.txt") == [Path(shipped).read_text("utf-8"), dialogue, documentation, code]
 
 
 def test_a_text_given_twice_counts_once(tmp_path: Path) -> None:

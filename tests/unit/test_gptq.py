@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekit.errors import UsageError
 from edgekit.lowbit.formats import CODECS
 from edgekit.methods.eora import output_error
-from edgekit.methods.gptq import Gptq, codes, column_steps, gptq, inverse_factor, rounded, step_of
+from edgekit.methods.gptq import Gptq, codes, column_steps, damped, gptq, inverse_factor, rounded, step_of
 
 GROUPS = st.sampled_from([0, 16, 32, 64, 128, 256])
 
@@ -41,17 +41,17 @@ def test_the_procedure_by_hand() -> None:
     weight, hessian = case()
     moments = hessian.diagonal()
     steps = column_steps(weight, 4, 64, moments)  # one group: its step is taken before anything is corrected
-    found = gptq(weight, hessian, Gptq(4, 64, act_order=False, damping=0.01))
+    found = gptq(weight, hessian, Gptq(4, 64, act_order=False, damping=0.01, sweeps=0))
     torch.testing.assert_close(found, by_hand(weight, hessian, list(range(40)), steps))
     order = torch.argsort(moments, descending=True).tolist()
-    found = gptq(weight, hessian, Gptq(4, 16, damping=0.01))
+    found = gptq(weight, hessian, Gptq(4, 16, damping=0.01, sweeps=0))
     torch.testing.assert_close(found, by_hand(weight, hessian, order, column_steps(weight, 4, 16, moments)))
 
 
 def test_columns_in_several_batches() -> None:
     weight, hessian = case(3, 150)
     steps = column_steps(weight, 4, 256, hessian.diagonal())
-    found = gptq(weight, hessian, Gptq(4, 0, act_order=False, damping=0.01))
+    found = gptq(weight, hessian, Gptq(4, 0, act_order=False, damping=0.01, sweeps=0))
     torch.testing.assert_close(found, by_hand(weight, hessian, list(range(150)), steps))
 
 
@@ -64,6 +64,30 @@ def test_less_error_than_rounding(how: Gptq) -> None:
         output_error(rounded(weight, how.bits, how.group_size, m) - weight, hessian) for m in (None, moments)
     )
     assert mine < 0.7 * min(plain, searched)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from([2, 3, 4]), GROUPS, st.integers(1, 140), st.booleans(), st.integers(0, 3))
+def test_sweeps_only_lower_the_error_of_each_row(
+    bits: int, group: int, columns: int, ordered: bool, sweeps: int
+) -> None:
+    weight, hessian = case(5, columns, columns)
+    metric = damped(hessian, 0.05)
+
+    def errors(found: Tensor) -> Tensor:
+        difference = (found - weight).double()
+        return ((difference @ metric) * difference).sum(1)
+
+    plain = errors(rounded(weight, bits, group, hessian.diagonal()))
+    few, more = (errors(gptq(weight, hessian, Gptq(bits, group, ordered, 0.05, n))) for n in (sweeps, sweeps + 1))
+    assert (more <= few * (1 + 1e-4)).all() and (more <= plain * (1 + 1e-4)).all()
+    assert torch.equal(gptq(weight, hessian, Gptq(bits, group)), gptq(weight, hessian, Gptq(bits, group)))
+
+
+def test_sweeps_find_better_steps_and_codes() -> None:
+    weight, hessian = case(64, 256)
+    once, swept = (output_error(gptq(weight, hessian, Gptq(sweeps=n)) - weight, hessian) for n in (0, 4))
+    assert swept < 0.85 * once
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -81,7 +105,9 @@ def test_white_noise_is_plain_rounding() -> None:
     weight, _ = case(5, 200)
     for group in (0, 32, 128):
         hessian = torch.eye(200, dtype=torch.float64)
-        assert torch.equal(gptq(weight, hessian, Gptq(4, group)), rounded(weight, 4, group, hessian.diagonal()))
+        assert torch.equal(
+            gptq(weight, hessian, Gptq(4, group, sweeps=0)), rounded(weight, 4, group, hessian.diagonal())
+        )
 
 
 @settings(max_examples=25)
@@ -99,9 +125,9 @@ def test_the_format_keeps_it_exactly(bits: int, group: int, columns: int, ordere
 def test_inputs_that_are_always_zero() -> None:
     weight, hessian = case(4, 32)
     hessian[5], hessian[:, 5] = 0, 0
-    found = gptq(weight, hessian, Gptq(4, 32, act_order=True))
+    found = gptq(weight, hessian, Gptq(4, 32, act_order=True, sweeps=0))
     assert torch.equal(found[:, 5], rounded(weight, 4, 32, hessian.diagonal())[:, 5])
-    assert torch.equal(gptq(weight, torch.zeros(32, 32, dtype=torch.float64), Gptq()), rounded(weight, 4, 32))
+    assert torch.equal(gptq(weight, torch.zeros(32, 32, dtype=torch.float64), Gptq(sweeps=0)), rounded(weight, 4, 32))
 
 
 def test_the_factor_is_the_inverse() -> None:
@@ -122,3 +148,5 @@ def test_refusals() -> None:
         Gptq(5)
     with pytest.raises(UsageError, match=r"gptq: damping 0 is not above 0"):
         Gptq(damping=0)
+    with pytest.raises(UsageError, match=r"gptq: sweeps -1 is below 0; 0 leaves what GPTQ found"):
+        Gptq(sweeps=-1)

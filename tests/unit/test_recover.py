@@ -118,7 +118,7 @@ CASES = {
     "ternary weights": Recovery("ternary", top=32),
     "ternary-row scales": Recovery("ternary-row", train="scales", top=32),
 }
-RATES = {"int4 weights": 1e-4, "int4 scales": 2e-4, "int3 branch": 1e-4}
+RATES = {"int4 weights": 1e-5, "int4 scales": 2e-4, "int3 branch": 1e-4}
 
 
 def reduced(codes: np.ndarray, scales: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -222,7 +222,7 @@ def test_only_what_is_asked_is_trained(decoder: Path, tmp_path: Path, train: str
 
 def test_a_classifier_whose_rows_fill_no_block(tmp_path: Path) -> None:
     config = Compression(
-        1, Data((POINTS,)), "recover", Training(60, learning_rate=0.01), recover=Recovery("int2", 32, top=4)
+        1, Data((POINTS,)), "recover", Training(60, learning_rate=0.01), recover=Recovery("int2", 32, "searched", top=4)
     )
     result = compress(CLASSIFIER, config, tmp_path / "made")
     assert result.history.evaluations[-1]["kl"] < result.history.evaluations[1]["kl"]

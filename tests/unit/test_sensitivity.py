@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from torch import nn
 
 from edgekit.errors import UsageError
 from edgekit.lowbit.formats import CODECS
-from edgekit.methods.sensitivity import Cost, Option, Table, choose, scan, to_recipe
+from edgekit.methods.examples import LANGUAGE, Examples
+from edgekit.methods.sensitivity import Cost, Option, Table, choose, distance, scan, to_recipe
 from edgekit.recipe import Recipe
+from tests.support.tiny_decoders import build
 
 
 def test_each_layer_alone() -> None:
@@ -42,6 +45,19 @@ def test_each_layer_alone() -> None:
             assert table[name][kind, 64] == Cost(packed.nbytes, evaluate())
             layer.weight.data = before.clone()
         assert table[name]["int4", 64].loss > table[name]["int8", 64].loss
+
+
+def test_the_distance_is_to_the_answers_before() -> None:
+    model: Any = build("Llama", {"num_hidden_layers": 1})
+    examples = Examples({"input_ids": torch.arange(24).view(2, 12)})
+    measure = distance(LANGUAGE, model, examples)
+    assert abs(measure()) < 1e-6
+    with torch.no_grad():
+        before = model(input_ids=examples.arrays["input_ids"]).logits[:, :-1].log_softmax(-1)
+        model.get_output_embeddings().weight.mul_(1.5)
+        after = model(input_ids=examples.arrays["input_ids"]).logits[:, :-1].log_softmax(-1)
+    expected = float((before.exp() * (before - after)).sum(-1).mean())
+    assert expected > 0 and measure() == pytest.approx(expected, rel=1e-4)
 
 
 @given(st.integers(0, 300), st.integers(0, 50))
@@ -82,7 +98,7 @@ def test_the_layer_that_matters_gets_the_bits() -> None:
     }
     chosen = choose(table, 30)
     assert chosen == {"a": ("int8", 64), "b+c": ("int4", 64)}
-    with pytest.raises(UsageError, match="sensitivity: 19 bytes; the smallest formats take 20; allow more"):
+    with pytest.raises(UsageError, match="sensitivity: 19 bytes; the smallest formats take 20; allow as many or more"):
         choose(table, 19)
     with pytest.raises(UsageError, match="sensitivity: 0 groups, 1 candidates"):
         scan([], lambda: 0.0, [("int8", 64)])
