@@ -48,21 +48,23 @@ FAMILIES = {
 TILING = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 PLAIN = ("CLIPImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor")
 """Image processors that are known, of models with and without tiles."""
-REASONS = {
-    "Gemma3": "the tokens of a picture see each other in both directions, and edgekit's attention is causal",
-    "PaliGemma": "the tokens of a prompt see each other in both directions, and edgekit's attention is causal",
-    "Qwen": "positions of a picture's tokens have three numbers (mrope), and edgekit's have one",
-    "Glm4v": "positions of a picture's tokens have three numbers (mrope), and edgekit's have one",
-    "Mllama": "layers attend to a picture across, and edgekit has no such layer in a language model",
-    "LlavaNext": "a picture's rows of features are cut and joined by its proportions (anyres)",
-    "LlavaOnevision": "a picture's rows of features are cut and joined by its proportions (anyres)",
-}
+BOTH_WAYS = ("Gemma3For", "Gemma4For", "Gemma4Unified", "PaliGemma", "Molmo2", "DeepseekOcr2", "UnlimitedOcr")
+THREE_NUMBERS = (
+    "Qwen2VL", "Qwen2_5_VL", "Qwen2_5Omni", "Qwen3VL", "Qwen3OmniMoe", "Qwen3_5", "Qwen4Exp", "Glm4v", "Glm46V", "GlmOcr",
+    "Ernie4_5_VL", "PaddleOCRVL", "HunYuanVL", "HYV4VL", "CohereCompass", "Cosmos3", "MiniCPMV4_7",
+)  # fmt: skip
+REASONS = (
+    (BOTH_WAYS, "the tokens of a picture see each other in both directions, and edgekit's attention is causal"),
+    (THREE_NUMBERS, "positions of a picture's tokens have three numbers (mrope), and edgekit's have one"),
+    (("Mllama",), "layers attend to a picture across, and edgekit has no such layer in a language model"),
+    (("LlavaNext", "LlavaOnevision"), "a picture's rows of features are cut and joined by its proportions (anyres)"),
+)
 """Beginnings of other classes' names, and why they are not."""
 
 
 def refused(architecture: str) -> str:
     """Why a class of models that take pictures or sound is not exported."""
-    reason = next((why for name, why in REASONS.items() if architecture.startswith(name)), "")
+    reason = next((why for names, why in REASONS if architecture.startswith(names)), "")
     known = ", ".join(name.removesuffix("ForConditionalGeneration") for name in FAMILIES)
     return reason or f"takes images or audio with text, of which edgekit knows {known}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from edgekit import export
 from edgekit.errors import CheckFailed, SourceError, UnsupportedError, UsageError
 from edgekit.frontend import huggingface
-from edgekit.frontend.pictures import _causal, decoder_of
+from edgekit.frontend.pictures import BOTH_WAYS, FAMILIES, THREE_NUMBERS, _causal, decoder_of
 from edgekit.runtime.pictures import views
 from edgekit.spec.records import Pictures
 from tests.support.tiny_pictures import PROCESSORS, TEXT, picture_directory
@@ -174,3 +175,18 @@ def test_a_language_model_that_is_another_alone(tmp_path: Path) -> None:
         export(tmp_path, "fp32", tmp_path / "bundle", abis=())
     with pytest.raises(UnsupportedError, match="its text_config, clip_text_model, is of no causal language model"):
         _causal(transformers.CLIPTextConfig(), "LlavaForConditionalGeneration")
+
+
+def test_reasons_are_true() -> None:
+    """What a class is refused for is a word of its own code."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    classes = {name: kind for kind, names in NAMES.items() for name in ([names] if isinstance(names, str) else names)}
+    assert set(FAMILIES) <= set(classes) and len(classes) == 97  # as docs/architectures.md says
+    for beginnings, word in ((BOTH_WAYS, "block_sequence_ids"), (THREE_NUMBERS, "mrope")):
+        for beginning in beginnings:
+            found = [name for name in classes if name.startswith(beginning)]
+            assert found
+            for name in found:
+                code = Path(inspect.getfile(getattr(transformers, name))).read_text()
+                assert word in code, name
