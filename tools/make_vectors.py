@@ -50,7 +50,7 @@ def cases() -> list[Case]:
     for index, (m, n, k) in enumerate(shapes):
         for bits in (4, 8):
             made.append(_sparse_case(m, n, k, bits, 128 * ((index + bits // 8) % 2), index % 2 == 0, len(made)))
-    for weights in ("int4", "int8"):
+    for weights in ("int4", "int8", "int4-fp16"):
         for index, (m, n, k) in enumerate(shapes):
             for block in (16, 32, 64, 128, 256) if m < 10 else (32, 64):
                 in_blocks, with_bias = (index + block.bit_length()) % 3 > 0, index % 2 == 1
@@ -94,6 +94,8 @@ def _block_case(
     data = np.full((n, -(-k // block) * block), 1 << (bits - 1), np.uint8)
     data[:, :k] = random.integers(0, 1 << bits, (n, k))
     scales = random.uniform(-1.0, 1.0, (n, -(-k // block))).astype(np.float32)
+    if FORMATS[format_name].scale_bits == 16:  # every third is subnormal
+        scales = np.where(random.random(scales.shape) < 1 / 3, scales * 6e-5, scales).astype(np.float16)
     bias = random.standard_normal(n).astype(np.float32) if with_bias else None
     packed = (data if bits == 8 else data[:, 0::2] | data[:, 1::2] << 4).reshape(n, -1, block * bits // 8)
     own = block if in_blocks else 0
@@ -102,7 +104,8 @@ def _block_case(
     )
     op = FORMATS[format_name].operator
     arrays = {"X": x, "W": packed, "scales": scales, **({"bias": bias} if bias is not None else {}), "Y": y}
-    name = f"{seed:03}-{op}-{block}-{m}x{n}x{k}-{own}{'-bias' * with_bias}{'-half' * half}"
+    kind = "-half-scales" if scales.dtype == np.float16 else ""
+    name = f"{seed:03}-{op}-{block}-{m}x{n}x{k}-{own}{'-bias' * with_bias}{'-half' * half}{kind}"
     return Case(name, op, {"K": k, "N": n, "block_size": block, "activation_block_size": own}, arrays)
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "edgekit" / "kernels"
 TABLE = ROOT / "docs" / "measured" / "kernels-arm-counts.csv"
 K, N = 512, 128  # as in repeat_operator.cpp
-FORMATS = ("ternary", "ternary-128", "int8", "int4-64", "int4-32", "int8-64")
+FORMATS = ("ternary", "ternary-128", "int8", "int4-64", "int4-32", "int4-fp16-32", "int8-64")
 CORES = {"cortex-a72": "neon", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
 TOKENS = (1, 16)
 NOT_HOSTED = {"-ffreestanding", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Werror"}

@@ -32,14 +32,19 @@ from edgekit.spec.names import (
 )
 
 NAMES = (
-    "ternary", "ternary-g128", "int8", "int8-64", "int4", "int4-32", "MatMulNBits-2", "MatMulNBits-4",
+    "ternary", "ternary-g128", "int8", "int8-64", "int4", "int4-32", "int4-fp16", "MatMulNBits-2", "MatMulNBits-4",
     "MatMulNBits-4-64", "MatMulNBits-8", "MatMulNBits-8-64", "DynamicQuantizeLinear+MatMulInteger", "QDQ-int8",
     "MatMul-fp32",
 )  # fmt: skip
-"""Every implementation; the first six are ours. int4 and what ends in -64 have blocks of 64, int4-32 of 32 (with float32
-scales: a session widens those of int4-fp16 when it begins), the others of 128."""
+"""Every implementation; the first seven are ours. int4 and what ends in -64 have blocks of 64, int4-32 of 32 (with float32
+scales) and int4-fp16 too (with float16), the others of 128."""
 PAGE = 4096
-TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ def product(name: str, n: int, k: int) -> Product:
     if name in ("int4", "int4-32"):
         block = 32 if name == "int4-32" else 64
         return _ours(INT4_MATMUL, _random_packed(random, "int4", n, k, block), block)
+    if name == "int4-fp16":
+        return _ours(INT4_MATMUL, _random_packed(random, name, n, k, 32), 32)
     if name == "int8-64":
         return _ours(INT8_BLOCK_MATMUL, _random_packed(random, "int8", n, k, 64), 64)
     if name == "MatMulNBits-8-64":
@@ -133,8 +140,8 @@ def _int8(random: np.random.Generator, n: int, k: int) -> PackedTensor:
 def _random_packed(random: np.random.Generator, name: str, n: int, k: int, block: int) -> PackedTensor:
     blocks, width = -(-k // block), block * FORMATS[name].bits // 8
     data = random.integers(0, 256, (n, blocks, width), dtype=np.uint8)
-    scales = random.uniform(0.01, 0.1, (n, blocks)).astype(np.float32)
-    return PackedTensor(name, (n, k), block, data, scales)
+    kind = np.float16 if FORMATS[name].scale_bits == 16 else np.float32
+    return PackedTensor(name, (n, k), block, data, random.uniform(0.01, 0.1, (n, blocks)).astype(kind))
 
 
 def _nbits(bits: int, weight: PackedTensor) -> Product:

@@ -126,10 +126,11 @@ def sparse_function() -> ir.Function:
 
 def block_function(name: str, bits: int) -> ir.Function:
     """``Int4MatMul`` or ``Int8BlockMatMul(X, W, scales, bias?) -> Y``, attributes K, N, block_size, activation_block_size;
-    scales [N, blocks]."""
+    scales [N, blocks], those of 4 bits also in float16, which ONNX Runtime widens once, while it loads the model."""
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
-    y = _matmul(body, bits, x, w, scales, None, bias, ir.RefAttr("block_size", "block_size", ir.AttributeType.INT))
+    wide = body.ints("Cast", scales, to=ir.DataType.FLOAT.value) if bits == 4 else scales
+    y = _matmul(body, bits, x, w, wide, None, bias, ir.RefAttr("block_size", "block_size", ir.AttributeType.INT))
     return body.function(name, [x, w, scales, bias], y, (*INTS, "block_size"))
 
 

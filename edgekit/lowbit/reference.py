@@ -106,11 +106,11 @@ def block_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, ac
     -> float32 [M, N].
 
     The rules are those of :func:`ternary_matmul` with scales [N, blocks of b] and (code - 8) or (code - 128) for (code - 1);
-    ``activation_block_size`` is 0 or b.
+    ``activation_block_size`` is 0 or b. Scales of float16 (int4-fp16) are widened first.
     """
     assert weight.scales is not None
-    codes = unpack_int4(weight).astype(np.int64) if weight.format == "int4" else _signed_int8(weight)
-    return _matmul(x, codes, weight.scales, bias, activation_block_size, weight.block_size)
+    codes = _signed_int8(weight) if weight.format == "int8" else unpack_int4(weight).astype(np.int64)
+    return _matmul(x, codes, weight.scales.astype(np.float32), bias, activation_block_size, weight.block_size)
 
 
 def _signed_int8(weight: PackedTensor) -> NDArray[np.int64]:

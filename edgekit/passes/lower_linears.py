@@ -291,8 +291,6 @@ class _Lowering:
         return self._node(node, "Mul", [signed, self._node(node, "Unsqueeze", [steps, last])])
 
     def _native(self, node: ir.Node, weight: StoredWeight, data: ir.Value, scales: ir.Value | None) -> ir.Value:
-        if scales is not None and weight.kind.scale_bits == 16:  # of a constant: done once, while the model is loaded
-            scales = self._node(node, "Cast", [scales], to=FLOAT.value)
         inputs = [node.inputs[0], data, scales, *node.inputs[2:3]]
         block = weight.kind.activation_block_size(weight.block, _activation_block(node))
         more = {"bits": weight.kind.bits} if weight.kind.layout == "sparse" else {}

@@ -47,7 +47,7 @@ class Format:
     stand_in: str = ""  # stored instead where the weight is a table that cannot be read, or sparse is no gain
     block_size: int = 0  # default b
     block_sizes: tuple[int, ...] = ()  # that a recipe may choose
-    scale_dtype: str = "float"  # ONNX name in lower case; float16 is widened while a model is loaded
+    scale_dtype: str = "float"  # ONNX name in lower case
 
     def nbytes(self, rows: int, columns: int, block_size: int = 0) -> int:
         """Bytes of a dense weight, padding and scales included (t2: a scale for each block)."""

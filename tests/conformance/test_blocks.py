@@ -20,7 +20,7 @@ from edgekit.spec.formats import FORMATS, STOCK_BLOCKS
 from tests.conformance.test_operators import ISAS, agree, native, refusal
 from tests.support import operator_sessions as sessions
 
-FORMAT = pytest.mark.parametrize("format_name", ["int4", "int8"])
+FORMAT = pytest.mark.parametrize("format_name", ["int4", "int4-fp16", "int8"])
 
 
 def operator(format_name: str) -> str:
@@ -32,19 +32,26 @@ def case(
 ) -> tuple[np.ndarray, PackedTensor, np.ndarray]:
     """X, W with codes of every value and scales of both signs, and a bias."""
     random = np.random.default_rng(seed)
-    scales = random.uniform(-2.0, 2.0, (n, -(-k // block))).astype(np.float32)
+    scales = random.uniform(-2.0, 2.0, (n, -(-k // block))).astype(scale_type(format_name))
+    if scales.dtype == np.float16:  # subnormal ones too
+        scales[random.random(scales.shape) < 0.2] *= np.float16(2e-5)
     x = (random.standard_normal((rows, k)) * random.uniform(0.01, 30)).astype(np.float32)
     codes = random.integers(0, 1 << FORMATS[format_name].bits, (n, k))
     return x, packed(format_name, codes, block, scales), random.standard_normal(n).astype(np.float32)
 
 
 def packed(format_name: str, codes: np.ndarray, block: int, scales: np.ndarray) -> PackedTensor:
-    """Codes from 0 on, [N, K], as int4 or int8 stores them."""
+    """Codes from 0 on, [N, K], as the format stores them."""
     (n, k), bits = codes.shape, FORMATS[format_name].bits
     padded = np.full((n, -(-k // block) * block), 1 << (bits - 1), np.uint8)
     padded[:, :k] = codes
     data = padded if bits == 8 else padded[:, 0::2] | padded[:, 1::2] << 4
+    scales = scales.astype(scale_type(format_name))
     return PackedTensor(format_name, (n, k), block, data.reshape(n, -1, block * bits // 8), scales)
+
+
+def scale_type(format_name: str) -> type[np.floating]:
+    return np.float16 if FORMATS[format_name].scale_bits == 16 else np.float32
 
 
 @FORMAT
@@ -138,6 +145,22 @@ def test_what_is_not_finite_is_refused(format_name: str, isa: str, value: float,
         native(isa, operator(format_name))(x, weight, None, own)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_float16_is_the_float32_that_it_is(isa: str) -> None:
+    """All scales there are: a code and an activation of 1 give each back."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    scales = every[np.isfinite(every)].reshape(-1, 8)
+    codes = np.zeros((len(scales), 8 * 32), np.uint8) + np.uint8(8)
+    codes[:, ::32] = 9
+    for block in range(8):
+        for rows in (1, 20):
+            x = np.zeros((rows, 256), np.float32)
+            x[:, 32 * block] = 127.0
+            found = native(isa, "Int4MatMul")(x, packed("int4-fp16", codes, 32, scales), None, 32)
+            expected = np.float32(127) * scales[:, block].astype(np.float32) + np.float32(0)
+            np.testing.assert_array_equal(found.view(np.uint32), np.tile(expected, (rows, 1)).view(np.uint32))
+
+
 @FORMAT
 @pytest.mark.parametrize("isa", ISAS)
 def test_scales_that_are_not_finite_give_nan(format_name: str, isa: str) -> None:
@@ -157,13 +180,13 @@ SIZES: dict[str, Any] = {"K": 300, "N": 40, "block_size": 64, "activation_block_
 
 def good(format_name: str) -> dict[str, np.ndarray]:
     w = np.zeros((40, 5, 8 * FORMATS[format_name].bits), np.uint8)
-    return {"X": GOOD["X"], "W": w, "scales": GOOD["scales"], "bias": GOOD["bias"]}
+    return {"X": GOOD["X"], "W": w, "scales": GOOD["scales"].astype(scale_type(format_name)), "bias": GOOD["bias"]}
 
 
 @FORMAT
 def test_sums_begin_at_positive_zero(format_name: str) -> None:
     """-0 from a negative scale does not get through: 0 + -0 is 0, and so is 0 + a bias of -0."""
-    arrays = {**good(format_name), "scales": -GOOD["scales"], "bias": np.full(40, -0.0, np.float32)}
+    arrays = {**good(format_name), "scales": -good(format_name)["scales"], "bias": np.full(40, -0.0, np.float32)}
     inputs = [sessions.graph_input(ir.tensor(array).dtype, array.ndim, name) for name, array in arrays.items()]
     library = load_library()
     assert library is not None
@@ -189,7 +212,17 @@ def test_sums_begin_at_positive_zero(format_name: str) -> None:
 )  # fmt: skip
 def test_shapes_that_do_not_fit_are_refused(format_name: str, changed: dict[str, np.ndarray], message: str) -> None:
     expected = f"{operator(format_name)}: {message.format(bytes=8 * FORMATS[format_name].bits)}"
-    assert expected in refusal(operator(format_name), {**good(format_name), **changed}, **SIZES)
+    arrays = {**good(format_name), **changed}
+    arrays["scales"] = arrays["scales"].astype(scale_type(format_name))
+    assert expected in refusal(operator(format_name), arrays, **SIZES)
+
+
+@pytest.mark.parametrize(("op", "kind"), [("Int4MatMul", np.float64), ("Int8BlockMatMul", np.float16)])
+def test_scales_of_another_type_are_refused(op: str, kind: type[np.floating]) -> None:
+    """By ONNX Runtime, which knows what the operator takes; the operator's own words are in tests/native."""
+    arrays = good("int4" if op == "Int4MatMul" else "int8")
+    found = refusal(op, {**arrays, "scales": arrays["scales"].astype(kind)}, **SIZES)
+    assert f"of input parameter (scales) of operator ({op}) in node (node) is invalid" in found
 
 
 @FORMAT

@@ -40,12 +40,10 @@ def _rows(path: Path, bits: int) -> Iterator[np.ndarray]:
     """Values float32 [N, K] of every table of codes, as docs/operators.md and ONNX Runtime's documents define them."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: to_array(tensor) for tensor in graph.initializer}
-    for cast in (node for node in graph.node if node.op_type == "Cast" and node.input[0] in tensors):
-        tensors[cast.output[0]] = tensors[cast.input[0]].astype(np.float32)  # scales in float16
     for node in graph.node:
         if node.op_type in ("Int4MatMul", "Int8BlockMatMul", "GatherBlockQuantized"):
             at = 0 if node.op_type == "GatherBlockQuantized" else 1
-            data, scales = tensors[node.input[at]], tensors[node.input[2]]
+            data, scales = tensors[node.input[at]], tensors[node.input[2]].astype(np.float32)
             codes = data.reshape(len(data), -1)
             if bits == 4:
                 codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(data), -1)

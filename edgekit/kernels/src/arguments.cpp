@@ -80,7 +80,10 @@ OrtStatus* check_scales(const Api& api, const Tensor& s, const Attributes& a, Ar
   Message message;
   message << operator_name(a.format) << ": scales ";
   if (s.value == nullptr) return invalid(api, message << "are missing");
-  if (s.type != kFloat) return invalid(api, message << "have element type " << s.type << ", float32 expected");
+  if (s.type != kFloat && !(s.type == kFloat16 && a.format == kInt4)) {
+    message << "have element type " << s.type << ", float32" << (a.format == kInt4 ? " or float16" : "");
+    return invalid(api, message << " expected");
+  }
   const bool by_row = !in_blocks(a.format), by_block = a.format == kTernary || in_blocks(a.format);
   out->one_scale = by_row && s.rank == 1 && s.dims[0] == 1;
   out->scales_each = by_block && s.rank == 2 && s.dims[0] == a.n && s.dims[1] == static_cast<int64_t>(out->blocks);
@@ -192,7 +195,8 @@ OrtStatus* read_arguments(const Api& api, OrtKernelContext* context, const Attri
     if (OrtStatus* status = read_data(api, bias, &bias_data)) return status;
   }
   out->w = static_cast<const uint8_t*>(w_data);
-  out->scales = static_cast<const float*>(scale_data);
+  out->scales = scales.type == kFloat ? static_cast<const float*>(scale_data) : nullptr;
+  out->half_scales = scales.type == kFloat16 ? static_cast<const uint16_t*>(scale_data) : nullptr;
   out->bias = static_cast<const float*>(bias_data);
   if (is_sparse(a.format)) {
     if (OrtStatus* status = check_sparse_ends(api, a, *out)) return status;

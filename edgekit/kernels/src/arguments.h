@@ -28,8 +28,9 @@ struct Arguments {
   const uint8_t* w;
   size_t row_bytes;  // of a dense W
   size_t w_bytes;
-  const float* scales;
-  const float* bias;  // or null
+  const float* scales;          // or
+  const uint16_t* half_scales;  // those of kInt4 in float16, else null
+  const float* bias;            // or null
   void* y;
 };
 

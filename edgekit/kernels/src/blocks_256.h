@@ -52,15 +52,34 @@ inline __m256i sum_halves(const __m256i* s) {
   return _mm256_madd_epi16(_mm256_packs_epi32(a, b), ones);
 }
 
-// Scales of eight rows and of four blocks, or of as many as there are -> a vector for each block.
-__attribute__((noinline)) void transpose_scales(const float* scales, size_t stride, size_t blocks, __m256* out) {
+// Up to four scales of each of two rows, four rows apart, side by side.
+inline __m256 load_scales(const float* row, size_t stride, size_t blocks) {
   const __m128i some =
       _mm_cmpgt_epi32(_mm_set1_epi32(blocks < 4 ? static_cast<int>(blocks) : 4), _mm_setr_epi32(0, 1, 2, 3));
+  return _mm256_set_m128(_mm_maskload_ps(row + 4 * stride, some), _mm_maskload_ps(row, some));
+}
+inline __m256 load_scales(const uint16_t* row, size_t stride, size_t blocks) {
+  const auto one = [blocks](const uint16_t* at) {
+    uint64_t four = 0;
+    if (blocks >= 4) {
+      __builtin_memcpy(&four, at, sizeof four);
+    } else {
+      for (size_t i = 0; i < blocks; ++i) four |= uint64_t{at[i]} << 16 * i;
+    }
+    return _mm_cvtsi64_si128(static_cast<int64_t>(four));
+  };
+  return _mm256_cvtph_ps(_mm_unpacklo_epi64(one(row), one(row + 4 * stride)));
+}
+
+// Scales of eight rows and of four blocks from `block` on, or of as many as there are -> a vector for each block.
+__attribute__((noinline)) void transpose_scales(const BlockProduct& p, size_t first, size_t block, size_t blocks,
+                                                __m256* out) {
+  const size_t at = first * p.blocks + block;
   __m256 z[4];
 #pragma GCC unroll 4
   for (size_t i = 0; i < 4; ++i) {
-    const float* row = scales + i * stride;
-    z[i] = _mm256_set_m128(_mm_maskload_ps(row + 4 * stride, some), _mm_maskload_ps(row, some));
+    z[i] = p.scales != nullptr ? load_scales(p.scales + at + i * p.blocks, p.blocks, blocks)
+                               : load_scales(p.half_scales + at + i * p.blocks, p.blocks, blocks);
   }
   const __m256 a = _mm256_unpacklo_ps(z[0], z[1]), b = _mm256_unpackhi_ps(z[0], z[1]);
   const __m256 c = _mm256_unpacklo_ps(z[2], z[3]), d = _mm256_unpackhi_ps(z[2], z[3]);
@@ -124,7 +143,7 @@ void row_in_place(const BlockProduct& p, size_t first, size_t token, float* y) {
   __m256i block = _mm256_setzero_si256();
   for (size_t at = 0, b = 0, loaded = 0; at < p.row_bytes; at += kUnit, ahead += kLanes * kUnit) {
     if (b == loaded) {
-      transpose_scales(p.scales + first * p.blocks + b, p.blocks, p.blocks - b, scales);
+      transpose_scales(p, first, b, p.blocks - b, scales);
       loaded += 4;
     }
 #pragma GCC unroll 4
@@ -179,7 +198,7 @@ struct BlockPanel {
       }
       for (size_t c = 0; c < blocks; c += 4) {
         __m256 four[4];
-        transpose_scales(p.scales + row * p.blocks + b + c, p.blocks, blocks - c, four);
+        transpose_scales(p, row, b + c, blocks - c, four);
 #pragma GCC unroll 4
         for (size_t j = 0; j < 4; ++j) _mm256_store_ps(scales + (c + j) * kRows + half * kLanes, four[j]);
       }

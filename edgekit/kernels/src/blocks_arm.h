@@ -136,17 +136,25 @@ struct RowSums {
 #endif
 };
 
+// Four scales of a row.
+inline float32x4_t four_scales(const BlockProduct& p, size_t at) {
+  if (p.scales != nullptr) return vld1q_f32(p.scales + at);
+  float wide[4];
+  to_float(p.half_scales + at, 4, wide);  // one instruction on 64-bit ARM
+  return vld1q_f32(wide);
+}
+
 // Scales of four rows from `row` and of `count` blocks from `b`, at most four: one block's after the other.
 inline void block_scales(const BlockProduct& p, size_t row, size_t b, size_t count, float (*out)[kRowGroup]) {
-  const float* in = p.scales + row * p.blocks + b;
+  const size_t at = row * p.blocks + b;
   if (count < 4) {
     for (size_t i = 0; i < count; ++i) {
-      for (size_t r = 0; r < kRowGroup; ++r) out[i][r] = in[r * p.blocks + i];
+      for (size_t r = 0; r < kRowGroup; ++r) out[i][r] = p.scale(at + r * p.blocks + i);
     }
     return;
   }
-  const float32x4x2_t low = vtrnq_f32(vld1q_f32(in), vld1q_f32(in + p.blocks));
-  const float32x4x2_t high = vtrnq_f32(vld1q_f32(in + 2 * p.blocks), vld1q_f32(in + 3 * p.blocks));
+  const float32x4x2_t low = vtrnq_f32(four_scales(p, at), four_scales(p, at + p.blocks));
+  const float32x4x2_t high = vtrnq_f32(four_scales(p, at + 2 * p.blocks), four_scales(p, at + 3 * p.blocks));
 #pragma GCC unroll 2
   for (size_t i = 0; i < 2; ++i) {
     vst1q_f32(out[i], vcombine_f32(vget_low_f32(low.val[i]), vget_low_f32(high.val[i])));

@@ -24,7 +24,7 @@ void block_tiles(const BlockProduct& p, size_t row, size_t from, size_t tokens, 
     }
     const Places places = int4 ? Places{place<kInt4>(begin), kInt4Half, 16} : Places{b * p.block, 16, 32};
     float scales[kTileRows];
-    for (size_t r = 0; r < kTileRows; ++r) scales[r] = p.scales[(row + r) * p.blocks + b];
+    for (size_t r = 0; r < kTileRows; ++r) scales[r] = p.scale((row + r) * p.blocks + b);
     for (size_t t = 0; t < tokens; t += kTileTokens) {
       const int8_t* x[kTileTokens];
       int32x4_t sums[kTileTokens][2];

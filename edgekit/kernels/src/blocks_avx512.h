@@ -114,16 +114,31 @@ inline void order_halves(const __m512i* q, __m512i* sums) {
   sums[1] = _mm512_shuffle_i32x4(a, b, 0xDD);
 }
 
-// Scales of 16 rows and of four blocks, or of as many as `some` says -> a vector for each block.
-__attribute__((noinline)) void transpose_scales(const float* scales, size_t stride, __mmask8 some, __m512* out) {
+inline __mmask8 of_four(size_t left) { return static_cast<__mmask8>(left >= 4 ? 15 : (1u << left) - 1); }
+
+// Up to four scales of each of four rows, four rows apart, side by side.
+inline __m512 load_scales(const float* row, size_t stride, __mmask8 some) {
+  __m512 z = _mm512_zextps128_ps512(_mm_maskz_loadu_ps(some, row));
+  z = _mm512_insertf32x4(z, _mm_maskz_loadu_ps(some, row + 4 * stride), 1);
+  z = _mm512_insertf32x4(z, _mm_maskz_loadu_ps(some, row + 8 * stride), 2);
+  return _mm512_insertf32x4(z, _mm_maskz_loadu_ps(some, row + 12 * stride), 3);
+}
+inline __m512 load_scales(const uint16_t* row, size_t stride, __mmask8 some) {
+  const auto two = [&](const uint16_t* at) {
+    return _mm_unpacklo_epi64(_mm_maskz_loadu_epi16(some, at), _mm_maskz_loadu_epi16(some, at + 4 * stride));
+  };
+  return _mm512_cvtph_ps(_mm256_set_m128i(two(row + 8 * stride), two(row)));
+}
+
+// Scales of 16 rows and of four blocks from `block` on, or of as many as there are -> a vector for each block.
+__attribute__((noinline)) void transpose_scales(const BlockProduct& p, size_t first, size_t block, size_t blocks,
+                                                __m512* out) {
+  const size_t at = first * p.blocks + block;
   __m512 z[4];
 #pragma GCC unroll 4
   for (size_t i = 0; i < 4; ++i) {
-    const float* row = scales + i * stride;
-    z[i] = _mm512_zextps128_ps512(_mm_maskz_loadu_ps(some, row));
-    z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 4 * stride), 1);
-    z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 8 * stride), 2);
-    z[i] = _mm512_insertf32x4(z[i], _mm_maskz_loadu_ps(some, row + 12 * stride), 3);
+    z[i] = p.scales != nullptr ? load_scales(p.scales + at + i * p.blocks, p.blocks, of_four(blocks))
+                               : load_scales(p.half_scales + at + i * p.blocks, p.blocks, of_four(blocks));
   }
   const __m512 a = _mm512_unpacklo_ps(z[0], z[1]), b = _mm512_unpackhi_ps(z[0], z[1]);
   const __m512 c = _mm512_unpacklo_ps(z[2], z[3]), d = _mm512_unpackhi_ps(z[2], z[3]);
@@ -132,8 +147,6 @@ __attribute__((noinline)) void transpose_scales(const float* scales, size_t stri
   out[2] = _mm512_shuffle_ps(b, d, 0x44);
   out[3] = _mm512_shuffle_ps(b, d, 0xEE);
 }
-
-inline __mmask8 of_four(size_t left) { return static_cast<__mmask8>(left >= 4 ? 15 : (1u << left) - 1); }
 
 // 16 rows that are read where they are. Blocks of a quarter of a piece or more.
 template <Format F, size_t T>
@@ -151,7 +164,7 @@ void rows_in_place(const BlockProduct& p, size_t first, size_t from, float* y) {
   const size_t in_piece = kPieceCodes<F> / p.block;  // blocks, 0 where they are larger
   for (size_t at = 0, b = 0, loaded = 0; at < p.row_bytes; at += kPiece, ahead += kLanes * 64) {
     if (b == loaded) {
-      transpose_scales(p.scales + first * p.blocks + b, p.blocks, of_four(p.blocks - b), scales);
+      transpose_scales(p, first, b, p.blocks - b, scales);
       loaded += 4;
     }
     const size_t left = p.row_bytes - at;
@@ -213,7 +226,7 @@ struct BlockPanel {
       }
       for (size_t c = 0; c < blocks; c += 4) {
         __m512 four[4];
-        transpose_scales(p.scales + row * p.blocks + b + c, p.blocks, of_four(blocks - c), four);
+        transpose_scales(p, row, b + c, blocks - c, four);
 #pragma GCC unroll 4
         for (size_t j = 0; j < 4; ++j) _mm512_store_ps(scales + (c + j) * kPartRows + half * kLanes, four[j]);
       }

@@ -1,4 +1,4 @@
-// float16 <-> float32, in integer arithmetic that every processor has.
+// float16 <-> float32, in integer arithmetic that every processor has, but where all have better.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -6,6 +6,13 @@
 namespace edgekit {
 
 inline void to_float(const uint16_t* in, size_t count, float* out) {
+#if defined(__aarch64__)
+  for (size_t i = 0; i < count; ++i) {
+    __fp16 value;
+    __builtin_memcpy(&value, in + i, sizeof value);
+    out[i] = value;
+  }
+#else
   for (size_t i = 0; i < count; ++i) {
     const uint32_t magnitude = in[i] & 0x7FFFu, sign = (in[i] & 0x8000u) << 16;
     uint32_t bits = magnitude << 13;
@@ -16,6 +23,7 @@ inline void to_float(const uint16_t* in, size_t count, float* out) {
     bits = (magnitude >= 0x7C00u ? magnitude << 13 | 0x7F800000u : bits) | sign;
     __builtin_memcpy(out + i, &bits, sizeof bits);
   }
+#endif
 }
 
 // To nearest, ties to even; beyond 65504 to infinity.

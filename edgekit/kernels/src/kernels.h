@@ -26,6 +26,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "half.h"
 
 namespace edgekit {
 
@@ -85,11 +86,20 @@ struct BlockProduct {
   size_t block, blocks;  // codes of a block; blocks of a row
   const uint8_t* w;
   size_t row_bytes;
-  const float* scales;  // [rows of W, blocks]
+  const float* scales;          // [rows of W, blocks], or
+  const uint16_t* half_scales;  // in float16, where scales is null
   const int8_t* x;
   size_t stride;               // bytes from one row of x to the next, all of them there
   const float* steps;          // [tokens, blocks]
   const int32_t* corrections;  // [tokens, blocks], what is missing from sums over codes: -zero times the sum of x
+
+  // As float32, which float16 becomes without rounding.
+  float scale(size_t at) const {
+    if (scales != nullptr) return scales[at];
+    float wide;
+    to_float(half_scales + at, 1, &wide);
+    return wide;
+  }
 };
 
 // What an instruction set has for it. Sums of blocks are scaled where they are made: there are too many to store them.

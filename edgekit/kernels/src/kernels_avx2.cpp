@@ -5,7 +5,7 @@
 #include "kernels.h"
 #include "sparse_table.h"
 
-EK_TARGET_BEGIN("avx2,fma,popcnt")
+EK_TARGET_BEGIN("avx2,fma,f16c,popcnt")
 
 #include "block_quantize.h"
 

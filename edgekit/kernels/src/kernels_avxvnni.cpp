@@ -8,10 +8,10 @@
 // Tests build these kernels in AVX512's encoding too, to run them where only that exists.
 #if defined(EDGEKIT_TEST_EVEX)
 #define EK_DPBUSD _mm256_dpbusd_epi32
-EK_TARGET_BEGIN("avx2,fma,popcnt,avx512vl,avx512vnni")
+EK_TARGET_BEGIN("avx2,fma,f16c,popcnt,avx512vl,avx512vnni")
 #else
 #define EK_DPBUSD _mm256_dpbusd_avx_epi32
-EK_TARGET_BEGIN("avx2,fma,popcnt,avxvnni")
+EK_TARGET_BEGIN("avx2,fma,f16c,popcnt,avxvnni")
 #endif
 
 #include "floats.h"

@@ -120,7 +120,7 @@ void multiply_blocks(const BlockProduct& p, size_t first, size_t rows, size_t fr
       y[r] = 0;
       for (size_t b = 0; b < p.blocks; ++b) {
         const int32_t sum = scaled_sum(p, row, p.x + t * p.stride, b) + p.corrections[t * p.blocks + b];
-        y[r] += static_cast<float>(sum) * (p.steps[t * p.blocks + b] * p.scales[(first + r) * p.blocks + b]);
+        y[r] += static_cast<float>(sum) * (p.steps[t * p.blocks + b] * p.scale((first + r) * p.blocks + b));
       }
     }
   }

@@ -12,11 +12,11 @@
 namespace edgekit {
 namespace {
 
-// An operator for one element type of X. ONNX Runtime hands the OrtCustomOp back.
+// An operator for one element type of X and of scales. ONNX Runtime hands the OrtCustomOp back.
 struct Operator {
   OrtCustomOp interface;
   Format format;  // kSparse4 for SparseMatMul of any bits
-  bool half;
+  bool half, half_scales;
 };
 
 // Nodes created since the library was loaded.
@@ -51,6 +51,7 @@ OrtStatus* EK_CALL compute(void* kernel, OrtKernelContext* context) {
 const char* EK_CALL name(const OrtCustomOp* op) { return operator_name(self(op).format); }
 ElementType EK_CALL input_type(const OrtCustomOp* op, size_t index) {
   if (index == 0) return self(op).half ? kFloat16 : kFloat;
+  if (index == 2 && self(op).half_scales) return kFloat16;
   return index == 1 ? kUint8 : kFloat;
 }
 size_t EK_CALL input_count(const OrtCustomOp*) { return 4; }
@@ -58,7 +59,7 @@ ElementType EK_CALL output_type(const OrtCustomOp* op, size_t) { return self(op)
 size_t EK_CALL output_count(const OrtCustomOp*) { return 1; }
 Characteristic EK_CALL input_kind(const OrtCustomOp*, size_t index) { return index == 3 ? kOptional : kRequired; }
 
-constexpr Operator make(Format format, bool half) {
+constexpr Operator make(Format format, bool half, bool half_scales = false) {
   return Operator{{kApiVersion, nullptr,      name,         provider, input_type,
                    input_count, output_type,  output_count, nullptr,  destroy_node<Attributes>,
                    input_kind,  all_required, on_cpu,       one,      one,
@@ -66,12 +67,14 @@ constexpr Operator make(Format format, bool half) {
                    one,         any_version,  nullptr,      nullptr,  nullptr,
                    nullptr},
                   format,
-                  half};
+                  half,
+                  half_scales};
 }
 
-const Operator kOperators[] = {make(kTernary, false),    make(kTernary, true),   make(kInt8, false), make(kInt8, true),
-                               make(kSparse4, false),    make(kSparse4, true),   make(kInt4, false), make(kInt4, true),
-                               make(kInt8Blocks, false), make(kInt8Blocks, true)};
+const Operator kOperators[] = {make(kTernary, false),   make(kTernary, true),     make(kInt8, false),
+                               make(kInt8, true),       make(kSparse4, false),    make(kSparse4, true),
+                               make(kInt4, false),      make(kInt4, true),        make(kInt8Blocks, false),
+                               make(kInt8Blocks, true), make(kInt4, false, true), make(kInt4, true, true)};
 
 }  // namespace
 

@@ -45,7 +45,7 @@ bool saved(uint32_t bits) {
   return (low & bits) == bits;
 }
 bool has_avx2() {
-  constexpr uint32_t kOlder = 1u << 12 | 1u << 23;  // FMA and POPCNT
+  constexpr uint32_t kOlder = 1u << 12 | 1u << 23 | 1u << 29;  // FMA, POPCNT and F16C
   return (leaf(7, 0, 1) >> 5 & 1) && (leaf(1, 0, 2) & kOlder) == kOlder && saved(0x06);
 }
 bool has_avxvnni() { return has_avx2() && (leaf(7, 1, 0) >> 4 & 1); }

@@ -25,8 +25,8 @@ void block_part(void* data, size_t part) {
   const Call& call = *static_cast<const Call*>(data);
   const Arguments& a = call.a;
   const size_t first = part * kPartRows, rows = smaller(kPartRows, a.n - first);
-  const BlockProduct product{call.format, call.zero(), a.block,    a.blocks,        a.w, a.row_bytes, a.scales,
-                             call.codes,  call.stride, call.steps, call.corrections};
+  const BlockProduct product{call.format, call.zero(),   a.block,    a.blocks,    a.w,        a.row_bytes,
+                             a.scales,    a.half_scales, call.codes, call.stride, call.steps, call.corrections};
   alignas(kAlignment) float y[kPartTokens * kPartRows];
   for (size_t t = 0; t < a.m; t += kPartTokens) {
     const size_t tokens = smaller(kPartTokens, a.m - t);

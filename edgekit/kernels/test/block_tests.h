@@ -65,7 +65,18 @@ void test_claims_of_blocks(Op tested, bool half) {
            {{1}, "[1]"}, {{5}, "[5]"}, {{}, "[]"}, {{5, 2}, "[5, 2]"}, {{3, 5}, "[3, 5]"}, {{5, 3, 1}, "[5, 3, 1]"}}) {
     same(claiming(good, kScales, kFloat, dims), op + "scales are " + text + ", [5, 3] expected", "scales " + text);
   }
-  same(claiming(good, kScales, kFloat16, {5, 3}), op + "scales have element type 10, float32 expected", "half scales");
+  if (tested == kInt8BlockOp) {
+    same(claiming(good, kScales, kFloat16, {5, 3}), op + "scales have element type 10, float32 expected",
+         "half scales");
+  }
+  const std::string types = std::string("float32") + (tested == kInt4Op ? " or float16" : "") + " expected";
+  for (const int type : {0, 2, 6, 11, 16}) {  // float64 and bfloat16 among them
+    same(claiming(good, kScales, static_cast<ElementType>(type), {5, 3}),
+         op + "scales have element type " + std::to_string(type) + ", " + types, "scales of another type");
+  }
+  if (tested == kInt4Op) {
+    same(claiming(good, kScales, kFloat16, {5, 2}), op + "scales are [5, 2], [5, 3] expected", "few half scales");
+  }
   same(claiming(good, kBias, kFloat, {4}), op + "bias is [4], [5] expected", "bias");
   const ElementType type = half ? kFloat16 : kFloat;
   same(claiming(good, kX, type, {2, 129}), op + "X [2, 129] has 129 columns, 130 expected (attribute K)", "K of X");
@@ -114,11 +125,25 @@ void test_block_refusals(Op tested) {
   }
 }
 
+// A float16 that is a number.
+float widened(int bits) {
+  const int exponent = bits >> 10 & 31, digits = bits & 1023;
+  const float size = exponent ? std::ldexp(static_cast<float>(1024 + digits), exponent - 25)
+                              : std::ldexp(static_cast<float>(digits), -24);
+  return bits & 0x8000 ? -size : size;
+}
+
 // What the operator is, element by element as docs/operators.md has it; X is of floats.
 std::vector<uint8_t> defined(const Setup& setup, size_t m) {
   const size_t k = static_cast<size_t>(setup.info.k), n = static_cast<size_t>(setup.info.n);
   const size_t block = static_cast<size_t>(setup.info.block_size), blocks = (k + block - 1) / block;
   const auto floats = [&](Position input) { return reinterpret_cast<const float*>(setup.inputs[input].bytes.data()); };
+  std::vector<float> scales;
+  for (size_t i = 0; i < n * blocks; ++i) {
+    const uint8_t* at = setup.inputs[kScales].bytes.data();
+    scales.push_back(setup.inputs[kScales].type == kFloat ? floats(kScales)[i]
+                                                          : widened(at[2 * i] | at[2 * i + 1] << 8));
+  }
   std::vector<uint8_t> bytes(m * n * 4);
   for (size_t t = 0; t < m; ++t) {
     const float* x = floats(kX) + t * k;
@@ -143,13 +168,26 @@ std::vector<uint8_t> defined(const Setup& setup, size_t m) {
         for (size_t i = b * block; i < (b + 1) * block; ++i) {
           sum += (int4 ? (w[i / 2] >> (i % 2 * 4) & 15) - 8 : w[i] - 128) * codes[i];
         }
-        y += static_cast<float>(sum) * (steps[b] * floats(kScales)[r * blocks + b]);
+        y += static_cast<float>(sum) * (steps[b] * scales[r * blocks + b]);
       }
       if (setup.inputs.size() > kBias) y += floats(kBias)[r];
       std::memcpy(bytes.data() + (t * n + r) * 4, &y, 4);
     }
   }
   return bytes;
+}
+
+// Float16 of every exponent but the one that no number has.
+Input random_halves(std::vector<int64_t> dims, uint32_t* state) {
+  Input input{kFloat16, dims, {}};
+  size_t count = 1;
+  for (int64_t d : dims) count *= static_cast<size_t>(d);
+  for (size_t i = 0; i < count; ++i) {
+    *state = *state * 1664525 + 1013904223;
+    const uint32_t drawn = *state >> 16, half = (drawn & 0x7C00) == 0x7C00 ? drawn & 0x83FF : drawn;
+    input.bytes.push_back(static_cast<uint8_t>(half)), input.bytes.push_back(static_cast<uint8_t>(half >> 8));
+  }
+  return input;
 }
 
 Input random_floats(std::vector<int64_t> dims, uint32_t* state) {
@@ -166,7 +204,7 @@ Input random_floats(std::vector<int64_t> dims, uint32_t* state) {
 }
 
 // Every block size, numbers of rows that are no multiple of anything, one to many tokens, in threads and alone.
-void test_block_products(const std::string& isa, Op op) {
+void test_block_products(const std::string& isa, Op op, bool half_scales = false) {
   uint32_t state = 1;
   for (int64_t block : {16, 32, 64, 128, 256}) {
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 5, 130},
@@ -183,7 +221,8 @@ void test_block_products(const std::string& isa, Op op) {
       const int64_t bytes = bytes_of(op, block);
       Input w{kUint8, {n, blocks, bytes}, std::vector<uint8_t>(static_cast<size_t>(n * blocks * bytes))};
       for (uint8_t& byte : w.bytes) state = state * 1664525 + 1013904223, byte = static_cast<uint8_t>(state >> 24);
-      setup.inputs = {random_floats({m, k}, &state), w, random_floats({n, blocks}, &state)};
+      const auto scales = half_scales ? random_halves : random_floats;
+      setup.inputs = {random_floats({m, k}, &state), w, scales({n, blocks}, &state)};
       if (m > 1) setup.inputs.push_back(random_floats({n}, &state));
       std::vector<uint8_t> alone, shared;
       same(run(setup, isa, &alone, nullptr), "", name_of(op) + ", alone");

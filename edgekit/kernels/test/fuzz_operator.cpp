@@ -54,6 +54,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   const int64_t block = blocks_scaled && info.block_size > 0 ? info.block_size : 128;
   const int64_t blocks = info.k > 0 && info.k < (int64_t{1} << 40) ? (info.k + block - 1) / block : 1;
   const int64_t m = source.byte() % 40;
+  const bool half_scales = blocks_scaled && !int8 && kind % 2;
   const uint8_t scales = blocks_scaled ? 2 : source.byte() % 3;
   std::vector<int64_t> scale_dims{scales == 0 ? 1 : info.n};
   if (scales == 2) scale_dims.push_back(blocks);
@@ -64,7 +65,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
                                                        blocks_scaled ? (int8 ? block : block / 2)
                                                        : int8        ? 128
                                                                      : 32}),
-                       tensor(source, kFloat, scale_dims), tensor(source, kFloat, {info.n})};
+                       tensor(source, half_scales ? kFloat16 : kFloat, scale_dims), tensor(source, kFloat, {info.n})};
   if (std::all_of(std::begin(inputs), std::end(inputs), is_whole) && info.n <= 4096) {
     std::string messages[2];
     std::vector<uint8_t> results[2];

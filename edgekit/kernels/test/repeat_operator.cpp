@@ -14,11 +14,13 @@ struct Weights {
   Op op;
   int64_t block, bytes;  // codes and bytes of a block of W
   bool each;             // a scale for each block, not one for the matrix
+  bool half = false;     // of float16
 };
 
 constexpr Weights kFormats[] = {{"ternary", kTernaryOp, 128, 32, false}, {"ternary-128", kTernaryOp, 128, 32, true},
                                 {"int8", kInt8Op, 128, 128, false},      {"int4-64", kInt4Op, 64, 32, true},
-                                {"int4-32", kInt4Op, 32, 16, true},      {"int8-64", kInt8BlockOp, 64, 64, true}};
+                                {"int4-32", kInt4Op, 32, 16, true},      {"int4-fp16-32", kInt4Op, 32, 16, true, true},
+                                {"int8-64", kInt8BlockOp, 64, 64, true}};
 
 std::vector<uint8_t> floats(size_t count) {
   std::vector<uint8_t> bytes(4 * count);
@@ -38,8 +40,9 @@ Setup product(const Weights& format, int64_t tokens) {
   for (size_t i = 0; i < codes.size(); ++i) codes[i] = format.op == kTernaryOp ? 0x61 : static_cast<uint8_t>(37 * i);
   setup.inputs = {{kFloat, {tokens, kK}, floats(static_cast<size_t>(tokens * kK))},
                   {kUint8, {kN, blocks, format.bytes}, codes},
-                  {kFloat, scales, floats(static_cast<size_t>(format.each ? kN * blocks : 1))},
+                  {format.half ? kFloat16 : kFloat, scales, floats(static_cast<size_t>(format.each ? kN * blocks : 1))},
                   {kFloat, {kN}, floats(static_cast<size_t>(kN)), false}};
+  if (format.half) setup.inputs[kScales].bytes.assign(static_cast<size_t>(2 * kN * blocks), 0x3C);
   return setup;
 }
 

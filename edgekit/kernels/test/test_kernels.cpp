@@ -277,24 +277,29 @@ int32_t zero_of(const Kernels& kernels, Format format) {
   return format == kTernary ? 1 : format == kInt4 ? 8 : kernels.int8_zero;
 }
 
-void test_block_multiply(const Kernels& kernels, const BlockShape& s) {
+void test_block_multiply(const Kernels& kernels, const BlockShape& s, bool half_scales = false) {
   const size_t first = s.blocks % 2 * 3, n = first + s.rows, from = s.rows % 3, all = from + s.tokens;
   const size_t stride = (s.blocks * s.block + kInt4Span - 1) / kInt4Span * kInt4Span;
   const size_t row_bytes = code_bytes(s.format, s.blocks * s.block);
-  Fenced w(n * row_bytes), scales(n * s.blocks * 4), x(all * stride), steps(all * s.blocks * 4);
+  Fenced w(n * row_bytes), scales(n * s.blocks * (half_scales ? 2 : 4)), x(all * stride), steps(all * s.blocks * 4);
   Fenced corrections(all * s.blocks * 4);
   fill(w, s.format == kInt8Blocks ? kInt8 : kTernary, s.kind != 0);
   fill_codes(x, s.kind != 0);
   if (s.kind == 2) std::memset(x.data(), s.rows % 2 ? 127 : -127, x.size());
-  float* of_rows = reinterpret_cast<float*>(scales.data());
+  float* of_rows = half_scales ? nullptr : reinterpret_cast<float*>(scales.data());
+  uint16_t* halves = half_scales ? reinterpret_cast<uint16_t*>(scales.data()) : nullptr;
   float* of_tokens = reinterpret_cast<float*>(steps.data());
   int32_t* less = reinterpret_cast<int32_t*>(corrections.data());
-  for (size_t i = 0; i < n * s.blocks; ++i) of_rows[i] = static_cast<float>(draw()) / 1e9f - 1;
+  for (size_t i = 0; i < n * s.blocks; ++i) {
+    if (half_scales) halves[i] = static_cast<uint16_t>(draw() & 0xBFFF);  // below 2, subnormal ones too
+    if (!half_scales) of_rows[i] = static_cast<float>(draw()) / 1e9f - 1;
+  }
   for (size_t i = 0; i < all * s.blocks; ++i) of_tokens[i] = static_cast<float>(draw()) / 1e9f;
   for (size_t i = 0; i < all * s.blocks; ++i) less[i] = -8 * (draw() % 4000 - 2000);
   // Corrections are of any value here; the scalar kernels can take a zero for whatever the others do.
-  const BlockProduct product{s.format, zero_of(kernels, s.format),          s.block, s.blocks,  w.data(), row_bytes,
-                             of_rows,  reinterpret_cast<int8_t*>(x.data()), stride,  of_tokens, less};
+  const BlockProduct product{
+      s.format, zero_of(kernels, s.format),          s.block, s.blocks,  w.data(), row_bytes, of_rows,
+      halves,   reinterpret_cast<int8_t*>(x.data()), stride,  of_tokens, less};
   alignas(64) static float expected[(kPartTokens + 1) * kPartRows], found[(kPartTokens + 1) * kPartRows];
   for (float& value : found) value = 77;
   kScalar.blocks->multiply(product, first, s.rows, from, s.tokens, expected);
@@ -339,11 +344,14 @@ void test_blocks(const Kernels& kernels, Format format, size_t block) {
     for (size_t rows = kernels.blocks->rows; rows <= kPartRows; rows *= 2) {
       for (size_t tokens : {1, 2, 3, 4, 5, 6, 9, 21}) {
         const int kind = static_cast<int>((blocks + tokens) % 3);
-        if (blocks < 37 || tokens < 4) test_block_multiply(kernels, {format, block, blocks, rows, tokens, kind});
+        if (blocks >= 37 && tokens >= 4) continue;
+        test_block_multiply(kernels, {format, block, blocks, rows, tokens, kind});
+        if (format == kInt4) test_block_multiply(kernels, {format, block, blocks, rows, tokens, kind}, true);
       }
     }
   }
   test_block_multiply(kernels, {format, block, 3, kPartRows, kPartTokens, 0});
+  if (format == kInt4) test_block_multiply(kernels, {format, block, 3, kPartRows, kPartTokens, 0}, true);
 }
 
 }  // namespace

@@ -437,6 +437,7 @@ int main(int count, char** arguments) {
     test_tiny(isa);
     test_sparse_products(isa);
     for (Op op : {kInt4Op, kInt8BlockOp}) test_block_products(isa, op);
+    test_block_products(isa, kInt4Op, true);
     test_attention_threads(isa);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
