@@ -145,8 +145,9 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
     if (!input.bytes.empty()) std::memcpy(values[i].data, input.bytes.data(), input.bytes.size());
     context.inputs.push_back(input.present ? &values[i] : nullptr);
   }
-  const OrtCustomOp* op =
-      setup.op == kAttentionOp ? operators().ops.back() : operators().ops[2 * setup.op + (setup.half ? 1 : 0)];
+  const bool half_scales = setup.op == kInt4Op && setup.inputs[2].type == kFloat16;
+  const size_t index = (half_scales ? 10u : 2u * setup.op) + (setup.half ? 1 : 0);
+  const OrtCustomOp* op = setup.op == kAttentionOp ? operators().ops.back() : operators().ops[index];
   const size_t outputs = op->GetOutputTypeCount(op);
   for (size_t i = 0; i < outputs; ++i) context.output_at(i).info.type = op->GetOutputType(op, i);
   void* kernel = nullptr;
