@@ -30,7 +30,7 @@ from edgekit.metrics import perplexity
 from edgekit.runtime.session import Session, onnxruntime
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import BEFORE, ENCODER, FEATURES, VECTORS
+from edgekit.spec.names import BEFORE, ENCODER, FEATURES, SOUND, VECTORS
 from edgekit.spec.progress import Progress
 from edgekit.spec.records import Surviving, VectorInfo
 
@@ -114,7 +114,11 @@ def _references(
 
 
 def _outputs(bundle: Bundle) -> list[str]:
-    return [output.name for output in bundle.manifest.outputs]
+    """What is kept of the answers: of speech, whose keys and values are megabytes a layer, only what they are made of. The
+    decoder's vector, which goes through both graphs, judges them."""
+    names = [output.name for output in bundle.manifest.outputs]
+    speech = any(given.name == SOUND for given in bundle.manifest.inputs)
+    return [name for name in names if not (speech and name.startswith("cross."))]
 
 
 def _texts(
@@ -125,7 +129,7 @@ def _texts(
     assert decoder is not None
     ids = np.ascontiguousarray(inputs.batches[0]["input_ids"][:, : decoder.max_length])
     given = {name: array for name, array in inputs.batches[0].items() if name.startswith(f"{ENCODER}.")}
-    model = Conditioned(module, arguments(_tensors(given))) if given else module
+    model = Conditioned(module, arguments(module, _tensors(given))) if given else module
     pictured = None if bundle.manifest.pictures is None else _Pictured.of(bundle, inputs)
     behind: Arrays = {}
     with native_activations(module), _layer_by_layer(module, "golden vectors: original model", progress):

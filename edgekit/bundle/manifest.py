@@ -19,6 +19,7 @@ from edgekit.spec.names import (
     MOST_TILES,
     PICTURE_FITS,
     PICTURES_VERSION,
+    RATES,
     RESAMPLINGS,
     SCHEMA_MINOR,
     SCHEMA_VERSION,
@@ -117,7 +118,9 @@ class Manifest:
 
 def schema_version(decoder: DecoderInfo | None, pictures: Pictures | None = None) -> int:
     """The oldest version that says all of a manifest with this decoder: old readers go on reading what they can run."""
-    if pictures is not None:
+    encoder = None if decoder is None else decoder.encoder
+    speech = encoder and (encoder.sampling_rate or encoder.language_tokens or encoder.begin_suppressed_tokens)
+    if pictures is not None or speech:
         return PICTURES_VERSION
     if decoder is not None and decoder.encoder is not None:
         return ENCODER_VERSION
@@ -159,9 +162,13 @@ def _check_encoder(info: EncoderInfo, vocabulary: int, where: str) -> None:
     sizes = [(heads, "kv_heads") for heads in info.heads] + [(dim, "head_dim") for dim in info.head_dim]
     if any(not 1 <= size <= DECODER_LIMITS[name] for size, name in sizes) or info.max_length < 0:
         raise BundleError(f"{where}: heads, head_dim or max_length that no model has; the file is damaged")
-    tokens = (*info.start_tokens, *info.suppressed_tokens)
+    tokens = (*info.start_tokens, *info.suppressed_tokens, *info.begin_suppressed_tokens, *info.language_tokens)
     if not info.start_tokens or any(not 0 <= token < vocabulary for token in tokens):
         raise BundleError(f"{where}: no start_tokens, or tokens that are not between 0 and {vocabulary - 1}")
+    if info.language_tokens and len(info.start_tokens) < 2:
+        raise BundleError(f"{where}: language_tokens, but no second start token that one of them could be")
+    if info.sampling_rate and info.sampling_rate not in RATES:
+        raise BundleError(f"{where}.sampling_rate: {info.sampling_rate} is not between {RATES[0]} and {RATES[-1]:,}")
 
 
 def _check_pictures(info: Pictures, decoder: DecoderInfo | None, where: str) -> None:

@@ -15,7 +15,7 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.tensors import Stored, initializers, read_graph
 from edgekit.bundle.vectors import Arrays, read_vector
 from edgekit.errors import BundleError
-from edgekit.spec.names import CROSS_MASK, DATA, ENCODER, FEATURES, GRAPH, LARGEST_MANIFEST, MANIFEST
+from edgekit.spec.names import CROSS_MASK, DATA, ENCODER, FEATURES, GRAPH, LARGEST_MANIFEST, MANIFEST, SOUND
 from edgekit.spec.records import VectorInfo
 
 if TYPE_CHECKING:
@@ -155,6 +155,13 @@ def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
     if Manifest.from_json(_manifest_text(directory / ENCODER), str(directory / inner)).decoder is not None:
         raise BundleError(f"{directory / inner}: is a decoder's, an encoder's is expected; export or download again")
     encoder = Bundle.open(directory / ENCODER)
+    sound = any(info.name == SOUND for info in encoder.manifest.inputs)
+    rate = manifest.decoder.encoder.sampling_rate if manifest.decoder.encoder else 0
+    if sound != bool(rate):
+        raise BundleError(
+            f"{encoder.directory}: reads {'sound' if sound else 'no sound'}, and the decoder's sampling_rate is {rate}; "
+            "encoder and decoder do not belong together, export or download again"
+        )
     given = {info.name: info.dims for info in encoder.manifest.outputs}
     if pictures is not None and (given.get(FEATURES) or (0,))[1:] != (pictures.rows, pictures.width):
         raise BundleError(

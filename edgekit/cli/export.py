@@ -31,8 +31,8 @@ from edgekit.spec.names import TASKS
 @click.option(
     "--samples",
     type=console.existing,
-    help="Your own real input: a text, a directory of pictures (gray or RGB), an .npz. Without it verify says PASS "
-    "only for models that read text or RGB pictures.",
+    help="Your own real input: a text, a directory of pictures (gray or RGB), an .npz, a .wav of speech. Without it "
+    "verify says PASS only for models that read text or RGB pictures.",
 )
 @click.option("--task", type=click.Choice(TASKS), help="What the model does, where it cannot be told.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")

@@ -22,11 +22,12 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
         'edgekit generate build/model "And then?" --session chat.session',
         'edgekit generate build/smolvlm "What is in the picture?" --image cat.png',
         'edgekit generate build/m2m100 "Hello" --begin __de__',
+        "edgekit generate build/whisper --audio speech.wav",
         'edgekit generate build/model "Hello" --target ssh:pi@raspberrypi',
     )
 )
 @click.argument("bundle", type=console.path)
-@click.argument("prompt")
+@click.argument("prompt", default="")
 @click.option(
     "--image",
     "images",
@@ -35,10 +36,11 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
     metavar="FILE",
     help="A picture for a model that takes such (may be given several times); in a chat it stands before PROMPT.",
 )
+@click.option("--audio", type=console.path, metavar="FILE.wav", help="What is said in it, in place of PROMPT.")
 @click.option("--max-new-tokens", "-n", default=NEW_TOKENS, type=click.IntRange(1), help="Stop after so many.")
 @click.option("--raw", is_flag=True, help="Continue the text as it stands, without the chat template.")
 @click.option("--system", help="A system message for the chat template.")
-@click.option("--begin", default="", metavar="TEXT", help="What a translation starts with, such as a language's token.")
+@click.option("--begin", default="", metavar="TEXT", help="What an answer starts with, such as a language's token.")
 @click.option("--stop", multiple=True, help="Stop at this text (may be given several times).")
 @click.option("--temperature", default=0.0, type=float, help="0 takes the likeliest token.")
 @click.option("--top-k", default=0, type=int, help="0 considers all tokens.")

@@ -34,7 +34,7 @@ from edgekit.methods.processes import processes
 from edgekit.methods.resume import claim_checkpoint, forget_checkpoint
 from edgekit.methods.training import History
 from edgekit.spec.methods import POST_TRAINING, SEARCH, TAUGHT, TRAINING
-from edgekit.spec.names import PICTURES_TO_TEXT, TEXT_TO_TEXT
+from edgekit.spec.names import ENCODED
 from edgekit.spec.progress import Progress
 
 RUNS: dict[str, Callable[[Job], Outcome]] = {
@@ -179,7 +179,7 @@ def rate_of(source: str, step: float, *, allow_pickle: bool = False) -> RateRepo
 def _load(source: str, allow_pickle: bool) -> ModuleSource:
     """The model in memory, float32 and trainable."""
     opened = load_module(source, allow_pickle=allow_pickle)
-    if opened.task in (TEXT_TO_TEXT, PICTURES_TO_TEXT):
+    if opened.task in ENCODED:
         raise UnsupportedError(
             f"{source}: {opened.architecture} has an encoder and a decoder; compress is for models with one of them"
         )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from edgekit.bundle import Bundle
 from edgekit.devices.backend import open_backend
 from edgekit.devices.connection import LOCAL, Target
@@ -28,6 +30,7 @@ def generate_on(
     system: str | None = None,
     stop: Sequence[str] = (),
     begin: str = "",
+    audio: str | Path | np.ndarray | None = None,
     threads: int = 1,
     progress: Progress = lambda what, share: None,
 ) -> Generation:
@@ -37,7 +40,9 @@ def generate_on(
     is out of reach or not set up.
     """
     info = decoder_info(bundle)
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, info.max_length, begin=begin, images=images)
+    asked = prepare(
+        bundle, prompt, max_new_tokens, chat, system, stop, info.max_length, begin=begin, images=images, audio=audio
+    )
     stack = ExitStack()
     try:
         backend = stack.enter_context(open_backend(target, bundle, progress))
@@ -62,7 +67,9 @@ def _tokens(
     """New tokens as the runner sends them; it ends with them."""
     with stack:
         try:
-            source = {"arrays": packed(asked.source)} if asked.source else {}
+            source: dict[str, object] = {"arrays": packed(asked.source)} if asked.source else {}
+            if asked.languages:
+                source["languages"] = list(asked.languages)
             answer = job.ask("generate", ids=asked.ids, max_new_tokens=count, stop=list(ends), **source)
             state.prefill_seconds = float(answer["ms"]) / 1e3
             while "token" in answer:

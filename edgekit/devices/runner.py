@@ -212,7 +212,8 @@ class Runner:
         if not isinstance(self.subject, Decoder):
             raise Refused("UnsupportedError", f"{self.directory}: no language model; nothing to generate")
         source = _unpacked(request.get("arrays", {}))
-        yield from self.subject.generate(request["ids"], int(request["max_new_tokens"]), set(request["stop"]), source)
+        most, stop, languages = int(request["max_new_tokens"]), set(request["stop"]), request.get("languages", [])
+        yield from self.subject.generate(request["ids"], most, stop, source, languages)
 
     def _profile(self) -> list[Json]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -286,6 +287,7 @@ class Decoder:
         self._encoder, self._source, self._encoded = encoder, _named(vector, "encoder."), False
         answers: Json = info.get("encoder") or {}
         self._never = list(answers.get("suppressed_tokens", []))
+        self._never_first = [*self._never, *answers.get("begin_suppressed_tokens", [])]
         if encoder is not None:
             self._prompt = np.asarray(answers["start_tokens"], np.int64)
             for name in self._source.keys() & {"input_ids", "attention_mask"}:
@@ -307,8 +309,11 @@ class Decoder:
     def encode(self, source: Json) -> None:
         """Runs the encoder; its keys and values become the decoder's inputs."""
         self._encoded = True
+        import numpy as np
+
         values = self._runner.run(self._encoder, source)
-        values["encoder_attention_mask"] = source["attention_mask"]
+        rows, _, length, _ = values["cross.0.key"].shape
+        values["encoder_attention_mask"] = source.get("attention_mask", np.ones((rows, length), np.int64))
         for name in values.keys() & {wanted.name for wanted in self.session.get_inputs()}:
             for now in range(2):
                 self._input(now, name, values[name])
@@ -357,15 +362,18 @@ class Decoder:
             decode.append((time.perf_counter() - began) * 1e3)
         return {"prefill": prefill, "decode": decode}
 
-    def generate(self, ids: list[int], most: int, stop: set[int], source: Json) -> Iterator[Json]:
-        """A line for each new token, then one that says how it went."""
+    def generate(self, ids: list[int], most: int, stop: set[int], source: Json, languages: list[int]) -> Iterator[Json]:
+        """A line for each new token, then one that says how it went. The likeliest of ``languages`` is the second of ``ids``."""
         self.reset()
         made, fed = 0, ids
         while True:
             began = time.perf_counter()
             if source and not made:
                 (self.encode if self._place is None else self.see)(source)
-            self._feed(fed)
+            if languages and not made:
+                chances = self.run(ids[:1])[0, languages]
+                fed = [languages[int(chances.argmax())], *ids[2:]]
+            self._feed(fed, self._never if made else self._never_first)
             milliseconds = (time.perf_counter() - began) * 1e3
             if self._next in stop:
                 yield {"done": True, "finish": "stop", "ms": milliseconds}
@@ -404,10 +412,10 @@ class Decoder:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return {**joined, "logits": np.stack(last)}
 
-    def _feed(self, ids: Any) -> None:
+    def _feed(self, ids: Any, never: list[int] | None = None) -> None:
         for start in range(0, len(ids), self._piece):
             logits = self.run(ids[start : start + self._piece])
-        logits[-1, self._never] = float("-inf")
+        logits[-1, self._never if never is None else never] = float("-inf")
         self._next = int(logits[-1].argmax())
 
     def _input(self, now: int, name: str, array: Any) -> None:

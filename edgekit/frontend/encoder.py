@@ -6,13 +6,15 @@ import dataclasses
 
 import torch
 
-from edgekit.frontend.decoder.cross import CrossEncoder
+from edgekit.frontend.decoder.cross import CrossEncoder, SpeechEncoder
 from edgekit.frontend.inputs import Inputs
 from edgekit.frontend.source import ModuleSource
 
 
 def encoder_of(source: ModuleSource) -> ModuleSource:
     """The encoder with the decoder's projections of its output. Raises UnsupportedError as ``cross_attentions`` does."""
+    if source.hearing is not None:
+        return dataclasses.replace(source, task="feature-extraction", module=SpeechEncoder(source.module).eval())
     examples = {}
     if not any(path.name == "tokenizer.json" for path in source.assets):
         ids = torch.arange(16).reshape(2, 8) + 3

@@ -20,12 +20,12 @@ from safetensors import safe_open
 from torch import nn
 
 from edgekit.errors import SourceError, UnsupportedError, one_line
-from edgekit.frontend import assets, bitnet_weights, pictures, pooling, rope, streamed
+from edgekit.frontend import assets, bitnet_weights, pictures, pooling, rope, sound, streamed
 from edgekit.frontend.checkpoint import Checkpoint, open_checkpoint, unpickled
 from edgekit.frontend.config_file import read_config
 from edgekit.frontend.source import ModuleSource
 from edgekit.low_rank import read_branches
-from edgekit.spec.names import PICTURES_TO_TEXT, TEXT_TO_TEXT
+from edgekit.spec.names import CROSS_TASKS, PICTURES_TO_TEXT, SPEECH_TO_TEXT, TEXT_TO_TEXT
 
 _SUFFIX_TASKS = (
     ("ForCausalLM", "text-generation"),
@@ -38,6 +38,7 @@ _AUTO = {
     "text-generation": "AutoModelForCausalLM",
     TEXT_TO_TEXT: "AutoModelForSeq2SeqLM",
     PICTURES_TO_TEXT: "AutoModelForImageTextToText",
+    SPEECH_TO_TEXT: "AutoModelForSpeechSeq2Seq",
     "feature-extraction": "AutoModel",
     "image-classification": "AutoModelForImageClassification",
 }
@@ -58,10 +59,14 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     task = task or ("feature-extraction" if sentence else _task_of(architecture, files))
     answers_at_once = "num_queries" in raw  # DETR and its kin
-    if raw.get("is_encoder_decoder") and task != TEXT_TO_TEXT and not answers_at_once:
+    if raw.get("is_encoder_decoder") and task not in CROSS_TASKS and not answers_at_once:
         raise UnsupportedError(
             f"{files}/config.json: {architecture} is an encoder-decoder and its task {task}; of these edgekit compiles what "
-            f"turns text into text (T5, BART, Marian, ...), task {TEXT_TO_TEXT}"
+            f"turns text into text (T5, BART, Marian, ...), task {TEXT_TO_TEXT}, or speech (Whisper, Moonshine), {SPEECH_TO_TEXT}"
+        )
+    if task == SPEECH_TO_TEXT and architecture not in sound.SPEECH:
+        raise UnsupportedError(
+            f"{files}/config.json: {architecture} as {task}; of these edgekit compiles {' and '.join(sound.SPEECH)}"
         )
     config = _config(raw, files)
     checkpoint = open_checkpoint(files, allow_pickle=allow_pickle)
@@ -79,7 +84,8 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
     module: nn.Module = model
     if task == "feature-extraction" and text and not other:
         module = pooling.TextEncoder(model, *pooling.declared_pooling(directory))
-    carried, cleanup = assets.collect(files, text=text)
+    hearing = sound.prepare(model, files) if task == SPEECH_TO_TEXT else None
+    carried, cleanup = assets.collect(files, text=text or hearing is not None)
     if cleanup is not None:
         kept = model.get_output_embeddings() if task == PICTURES_TO_TEXT else module  # which the language model keeps
         weakref.finalize(kept, cleanup)
@@ -92,6 +98,7 @@ def load(directory: Path, *, allow_pickle: bool = False, task: str | None = None
         config=model.config,
         assets=carried,
         directory=directory,
+        hearing=hearing,
     )
 
 
@@ -125,12 +132,14 @@ def _task_of(architecture: str, directory: Path) -> str:
     if not architecture:
         raise SourceError(
             f"{directory}/config.json: no field architectures, so the task is unknown; pass --task "
-            "(text-generation, text2text-generation, feature-extraction, image-classification)"
+            "(text-generation, text2text-generation, automatic-speech-recognition, feature-extraction, image-classification)"
         )
     from transformers.models.auto import modeling_auto
 
     if architecture in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
         return TEXT_TO_TEXT
+    if architecture in sound.SPEECH:
+        return SPEECH_TO_TEXT
     if architecture in pictures.FAMILIES:
         return PICTURES_TO_TEXT
     if architecture.endswith("ForConditionalGeneration"):

@@ -14,13 +14,18 @@ import torch
 
 from edgekit.errors import SourceError, one_line
 from edgekit.frontend import samples as read
+from edgekit.frontend.answers import transcript
 from edgekit.frontend.pooling import TEXT_INPUTS, TextEncoder
 from edgekit.frontend.samples import COLOURS, IMAGE_SUFFIXES, Batch
-from edgekit.frontend.source import ExportedSource, ModelInput, ModuleSource, OnnxSource, Source
-from edgekit.spec.names import DECODERS, ENCODER, LABELS, TEXT_TO_TEXT
+from edgekit.frontend.sound import speech_like
+from edgekit.frontend.source import ExportedSource, Hearing, ModelInput, ModuleSource, OnnxSource, Source
+from edgekit.spec.names import CROSS_TASKS, DECODERS, ENCODER, LABELS, SHORTEST_SOUND, SOUND
+from edgekit.wav import read_wav
 
 PAIR_TOKENS = 96
 """Tokens of an encoder's source at most, and of its decoder's answer."""
+SOUND_SECONDS, MADE_UP_SECONDS = 30, 3
+"""Of sound that a golden vector holds at most, and that is made up where none is given."""
 TEXT_TOKENS, CALIBRATION_TOKENS, SENTENCE_TOKENS, SENTENCES_A_BATCH = 512, 256, 64, 8
 MOST_VECTORS = 16
 """Batches that become golden vectors."""
@@ -95,6 +100,8 @@ def model_inputs(source: Source) -> tuple[ModelInput, ...]:
         return tuple(_of_example(name, tensor.numpy()) for name, tensor in source.example_inputs.items())
     parameters = list(inspect.signature(source.module.forward).parameters)
     text = source.module.taken if isinstance(source.module, TextEncoder) else parameters
+    if source.hearing is not None:
+        return (ModelInput(SOUND, "float32", (None, None)),)
     kinds = int(getattr(getattr(source.config, "text_config", source.config), "type_vocab_size", 0) or 0)
     names = [n for n in TEXT_INPUTS if n in text and (n != "token_type_ids" or kinds > 1)]
     declared = [ModelInput(name, "int64", (None, None)) for name in names if "input_ids" in text]
@@ -137,6 +144,8 @@ class _Reader:
     def shipped(self, most: int) -> Inputs:
         """Prose or photos where the model reads such, else its own example inputs."""
         source, picture = self.source, self.picture()
+        if self.hearing is not None:
+            return self.heard(self.hearing, None)
         if self.reads_text():
             return self.text(None)
         if _is_decoder(source):
@@ -153,6 +162,8 @@ class _Reader:
 
     def given(self, samples: Path, most: int) -> Inputs:
         """What ``samples`` holds."""
+        if self.hearing is not None:
+            return self.heard(self.hearing, samples)
         if samples.suffix == ".npz":
             return Inputs(tuple(self.arrays(samples)), "sample", str(samples))
         if not samples.is_dir() and samples.suffix.lower() not in IMAGE_SUFFIXES:
@@ -163,6 +174,28 @@ class _Reader:
             only = "pictures are read for models with one float input [n, 1 or 3, height, width] only"
             raise self.refusal(samples, f"{what}, but {only}")
         return self.pictures(picture, samples, most)
+
+    @property
+    def hearing(self) -> Hearing | None:
+        return self.source.hearing if isinstance(self.source, ModuleSource) else None
+
+    def heard(self, hearing: Hearing, samples: Path | None) -> Inputs:
+        """A sound; for the decoder behind the encoder also what the model writes down of it."""
+        if samples is None:
+            sound, origin = speech_like(MADE_UP_SECONDS, hearing.rate), "a made-up sound"
+        elif samples.suffix.lower() == ".wav":
+            sound, origin = read_wav(samples, hearing.rate, SourceError), str(samples)
+        else:
+            raise SourceError(f"{samples}: {self.source.name} reads speech; give --samples a .wav file of some seconds")
+        sound = sound[: min(SOUND_SECONDS * hearing.rate, hearing.most or len(sound))][None]
+        if sound.shape[1] < SHORTEST_SOUND * hearing.rate:
+            raise SourceError(f"{origin}: {sound.shape[1] / hearing.rate:.3f} s of sound; give some seconds")
+        kind = "random" if samples is None else "sample"
+        if not _is_decoder(self.source):
+            return Inputs(({SOUND: sound},), kind, origin)
+        return Inputs(
+            ({"input_ids": transcript(self.source, sound, PAIR_TOKENS), f"{ENCODER}.{SOUND}": sound},), kind, origin
+        )
 
     def takes(self) -> str:
         """What the model takes, and how the user can give it."""
@@ -180,7 +213,7 @@ class _Reader:
     def reads_text(self) -> bool:
         texts = [i.name in TEXT_INPUTS and i.dtype.startswith("int") and len(i.dims or ()) == 2 for i in self.declared]
         named = any(i.name == "input_ids" for i in self.declared)
-        return named and all(texts) and self.tokenizer() is not None
+        return self.hearing is None and named and all(texts) and self.tokenizer() is not None
 
     def text(self, samples: Path | None) -> Inputs:
         """A decoder's text, or an encoder's sentences in batches of 8."""
@@ -294,7 +327,7 @@ def _is_decoder(source: Source) -> TypeGuard[ModuleSource]:
 
 def _of_decoder(source: ModuleSource, ids: np.ndarray) -> Batch:
     """A text int64 [1, T] as a decoder's input; one with an encoder gets half of it as its source, the rest as its answer."""
-    if source.task != TEXT_TO_TEXT:
+    if source.task not in CROSS_TASKS:
         return {"input_ids": ids}
     half = min(max(1, ids.shape[1] // 2), PAIR_TOKENS)
     given, answer = ids[:, :half], ids[:, half : 2 * half]

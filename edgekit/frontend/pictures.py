@@ -19,6 +19,7 @@ from edgekit.errors import CheckFailed, SourceError, UnsupportedError, one_line
 from edgekit.frontend.decoder.ops import place
 from edgekit.frontend.inputs import Inputs
 from edgekit.frontend.samples import DATA, picture_files
+from edgekit.frontend.sound import SPEECH
 from edgekit.frontend.source import ModuleSource
 from edgekit.spec.names import FEATURES, LARGEST_VIEW, MOST_TILES, RESAMPLINGS
 from edgekit.spec.records import Pictures
@@ -65,7 +66,7 @@ REASONS = (
 def refused(architecture: str) -> str:
     """Why a class of models that take pictures or sound is not exported."""
     reason = next((why for names, why in REASONS if architecture.startswith(names)), "")
-    known = ", ".join(name.removesuffix("ForConditionalGeneration") for name in FAMILIES)
+    known = ", ".join(name.removesuffix("ForConditionalGeneration") for name in (*FAMILIES, *SPEECH))
     return reason or f"takes images or audio with text, of which edgekit knows {known}"
 
 

@@ -152,11 +152,12 @@ def _measured(buffer: torch.Tensor, layer: str, module: nn.Module, config: Any, 
     theta = float((frequencies[1] / frequencies[0]) ** -len(buffer)) if measurable else setting.theta
     factor = float(1 / frequencies[0]) if kind == "linear" else setting.factor
     # "proportional" gives the rest of the head frequencies of zero
-    return Rope(theta, kind, factor, _partial(int(buffer.count_nonzero()), config))
+    return Rope(theta, kind, factor, _partial(int(buffer.count_nonzero()), config, setting.partial))
 
 
-def _partial(count: int, config: Any) -> float | None:
-    """Share of each head that ``count`` frequencies rotate; None where heads are not all alike."""
+def _partial(count: int, config: Any, said: float | None) -> float | None:
+    """Share of each head that ``count`` frequencies rotate, ``said`` where that makes as many; None where heads are not all
+    alike."""
     hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if not isinstance(hidden, int) or not isinstance(heads, int) or hasattr(config, "qk_rope_head_dim"):
         return None
@@ -164,6 +165,8 @@ def _partial(count: int, config: Any) -> float | None:
         head = getattr(config, "head_dim", None) or hidden // heads
     except RuntimeError:  # transformers' own kind: the size is another one in every kind of layer
         return None
+    if said is not None and -(-int(head * said) // 2) == count:  # Moonshine's .9 of 36 are 32
+        return said
     return 2 * count / int(head)
 
 

@@ -33,6 +33,14 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
+class Hearing:
+    """What sound a speech model reads."""
+
+    rate: int  # Hz
+    most: int  # samples; 0: any number
+
+
+@dataclass(frozen=True)
 class ModuleSource:
     """A PyTorch module whose layers can be found by name, compressed and traced.
 
@@ -50,6 +58,7 @@ class ModuleSource:
     example_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # a factory's, by name of forward's argument
     directory: Path | None = None  # where the model's files are
     pictures: Pictures | None = None  # how they come into a language model that reads them
+    hearing: Hearing | None = None  # of speech to text
 
 
 @dataclass(frozen=True)

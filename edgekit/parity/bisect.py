@@ -13,6 +13,7 @@ from edgekit.errors import BundleError
 from edgekit.metrics import Arrays, tensor_distance
 from edgekit.parity.replayer import Replayer, Run
 from edgekit.parity.report import LayerDistance
+from edgekit.runtime.decoder import cross_mask
 from edgekit.runtime.replay import feeds, for_encoder
 from edgekit.runtime.session import Session
 from edgekit.spec.names import BEFORE, CROSS_MASK
@@ -151,7 +152,7 @@ def _crossed(bundle: Bundle, vector: Arrays) -> dict[str, np.ndarray]:
         return {}
     source = for_encoder(vector)
     values = Session(bundle.encoder).run(source, [name for name, _ in info.encoder.crossed()])
-    return {**values, CROSS_MASK: source["attention_mask"]}
+    return {**values, CROSS_MASK: cross_mask(source, values)}
 
 
 def _formats(bundle: Bundle, layer: str) -> str:

@@ -36,6 +36,13 @@ def unrewindable(bundle: Bundle, state: StateTensor, what: str) -> UnsupportedEr
     )
 
 
+def cross_mask(source: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What of an encoder's keys is padding, int64 [B, L], 0 there; nothing of a sound's, which has no mask."""
+    keys = next(iter(values.values()))
+    given = source.get("attention_mask")
+    return np.ones((keys.shape[0], keys.shape[2]), np.int64) if given is None else given
+
+
 class Decoder:
     """A bundle's decoder with its cache.
 
@@ -135,11 +142,11 @@ class Decoder:
         length = next(iter(source.values())).shape[1]
         if wanted.max_length and length > wanted.max_length:
             raise UsageError(
-                f"{self.bundle.directory}: a source of {length} tokens; the encoder reads {wanted.max_length} at most, "
-                "give a shorter one"
+                f"{self.bundle.directory}: a source of {length}; the encoder reads {wanted.max_length} at most, give a "
+                "shorter one"
             )
-        names = [name for name, _ in wanted.crossed()]
-        self.cross(self.encoder.run(source, names), source["attention_mask"])
+        values = self.encoder.run(source, [name for name, _ in wanted.crossed()])
+        self.cross(values, cross_mask(source, values))
 
     def cross(self, values: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
         """Binds an encoder's keys and values [B, heads, L, head_dim], with the padding int64 [B, L]; forgets all tokens."""

@@ -19,6 +19,8 @@ from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.pictures import in_parts, look
 from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
+from edgekit.runtime.sources import sound_source, text_source
+from edgekit.runtime.stop_strings import StopStrings
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from edgekit.spec.names import NEW_TOKENS
 from edgekit.spec.records import EncoderInfo
@@ -72,9 +74,10 @@ class Generation:
 
 def generate(
     model: BundleLike | Decoder,
-    prompt: str,
+    prompt: str = "",
     *,
     images: Sequence[str | Path] = (),
+    audio: str | Path | np.ndarray | None = None,
     max_new_tokens: int = NEW_TOKENS,
     chat: bool | None = None,
     system: str | None = None,
@@ -97,6 +100,10 @@ def generate(
     A model with an encoder (T5, Marian, ...) turns ``prompt`` into another text, which starts as the model's settings
     say, or with ``begin``: for instance the name of a language, as its tokenizer writes it.
 
+    One that reads speech (Whisper, Moonshine) writes down what is said in ``audio``, in place of a prompt: a .wav file, or
+    sound float32 [n], -1 to 1, at the model's rate. ``begin`` are then the tokens behind the first one, which say
+    language and task: by default as the model's settings say, the language being the likeliest.
+
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
     the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there,
     its text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew.
@@ -110,7 +117,7 @@ def generate(
     session = None if session is None else Path(session)
     _check_choices(sampling, lookup, bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
-    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin, images)
+    asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin, images, audio)
     if isinstance(model, Decoder):
         decoder = model
         decoder.reset()
@@ -132,16 +139,17 @@ class Prompt:
     before: Saved
     messages: Messages | None  # of a chat, the prompt included
     source: dict[str, np.ndarray] = field(default_factory=dict)  # what an encoder reads, by its input's name
+    languages: tuple[int, ...] = ()  # the likeliest of them is the second of ``ids``
 
     @property
     def translated(self) -> bool:
-        """Whether the encoder reads the prompt itself."""
-        return "input_ids" in self.source
+        """Whether an encoder reads all that is given: the answer is a text of its own."""
+        return bool(self.source) and "pixel_values" not in self.source
 
     @property
     def tokens(self) -> int:
         """Of the prompt."""
-        return self.source["input_ids"].shape[1] if self.translated else len(self.ids)
+        return self.source["input_ids"].shape[1] if "input_ids" in self.source else len(self.ids)
 
     def pieces(self, state: Generation, tokens: Iterator[int]) -> Generator[str, None, None]:
         """The text of new tokens as it becomes whole."""
@@ -161,21 +169,30 @@ def prepare(
     session: Path | None = None,
     begin: str = "",
     images: Sequence[str | Path] = (),
+    audio: str | Path | np.ndarray | None = None,
 ) -> Prompt:
     """What every generation begins with, wherever it runs; ``limit`` tokens of context, the rest as :func:`generate`.
 
     Raises UsageError and UnsupportedError as that does.
     """
-    _check_request(prompt, max_new_tokens, stop)
+    encoder = decoder_info(bundle).encoder
+    speech = encoder is not None and encoder.sampling_rate > 0
+    _check_request(bundle, prompt, max_new_tokens, stop, speech, audio is not None)
     if images and bundle.manifest.pictures is None:
         raise UsageError(f"images: {bundle.directory} reads text only; leave them out")
     tokenizer = Tokenizer(bundle)
-    if (encoder := decoder_info(bundle).encoder) is not None:
+    if encoder is not None:
         if chat or system is not None or session is not None:
-            raise UsageError(
-                f"{bundle.directory}: turns one text into another; it has no chat, system message or session, leave them out"
-            )
-        return _to_translate(bundle, encoder, prompt, tokenizer, stop, begin)
+            does = "writes down speech" if speech else "turns one text into another"
+            raise UsageError(f"{bundle.directory}: {does}; it has no chat, system message or session, leave them out")
+        source = (
+            text_source(bundle, encoder, prompt, tokenizer) if audio is None else sound_source(bundle, encoder, audio)
+        )
+        start = list(encoder.start_tokens)
+        if begin:
+            start = [start[0], *tokenizer.encode(begin, special=False)]
+        languages = () if begin else encoder.language_tokens
+        return Prompt(start, tokenizer, tuple(stop), Saved(None), None, source, languages)
     if begin:
         raise UsageError(f"begin: {bundle.directory} continues the prompt; put the words at its end")
     chat = tokenizer.chat_template is not None if chat is None else chat
@@ -194,26 +211,15 @@ def prepare(
     return Prompt(ids, tokenizer, tuple(stop), before, messages, {} if views is None else {"pixel_values": views})
 
 
-def _to_translate(
-    bundle: Bundle, encoder: EncoderInfo, prompt: str, tokenizer: Tokenizer, stop: Sequence[str], begin: str
-) -> Prompt:
-    """A prompt for an encoder, and what the decoder's answer starts with."""
-    source = np.array([tokenizer.encode(prompt)], np.int64)
-    if encoder.max_length and source.shape[1] > encoder.max_length:
-        raise UsageError(
-            f"prompt: {source.shape[1]} tokens; the encoder of {bundle.directory} reads {encoder.max_length} at most, "
-            "give a shorter one"
-        )
-    start = list(encoder.start_tokens)
-    if begin:
-        start = [start[0], *tokenizer.encode(begin, special=False)]
-    given = {"input_ids": source, "attention_mask": np.ones_like(source)}
-    return Prompt(start, tokenizer, tuple(stop), Saved(None), None, given)
-
-
-def _check_request(prompt: str, max_new_tokens: int, stop: Sequence[str]) -> None:
+def _check_request(
+    bundle: Bundle, prompt: str, max_new_tokens: int, stop: Sequence[str], speech: bool, audio: bool
+) -> None:
     """Raises UsageError for what no generation can begin with."""
-    if not prompt:
+    if speech and (prompt or not audio):
+        raise UsageError(f"{bundle.directory}: writes down speech; give audio, a .wav file, and no prompt")
+    if audio and not speech:
+        raise UsageError(f"audio: {bundle.directory} reads text and no sound; leave it out and give a prompt")
+    if not prompt and not speech:
         raise UsageError("prompt: is empty; give some text")
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens: {max_new_tokens} is less than 1")
@@ -297,13 +303,18 @@ def _tokens(
 ) -> Iterator[int]:
     """New tokens until the model ends, ``count`` is reached or the context is full; keeps ``state``."""
     random, ids = np.random.default_rng(sampling.seed), asked.ids
-    never = [] if decoder.info.encoder is None else list(decoder.info.encoder.suppressed_tokens)
+    rules = EncoderInfo((), ()) if decoder.info.encoder is None else decoder.info.encoder
+    never = list(rules.suppressed_tokens)
     began = time.perf_counter()
     if asked.translated:
         decoder.encode(asked.source)
+    if asked.languages:
+        chances = decoder.run(np.array([ids[:1]], np.int64))[0, -1, list(asked.languages)]
+        ids = [ids[0], asked.languages[int(chances.argmax())], *ids[2:]]
     features = decoder.see(asked.source["pixel_values"]) if "pixel_values" in asked.source else None
-    logits = decoder.run(np.array([ids[state.reused_tokens :]], np.int64), features=features)[0, -1]
-    logits[never] = -np.inf
+    begun = max(decoder.length, state.reused_tokens)
+    logits = decoder.run(np.array([ids[begun:]], np.int64), features=features)[0, -1]
+    logits[[*never, *rules.begin_suppressed_tokens]] = -np.inf
     following = [draw(logits, sampling, random, ids)]
     known = Lookup([*ids, following[0]], lookup) if lookup else None
     state.prefill_seconds = time.perf_counter() - began
@@ -369,31 +380,3 @@ def _until_end(ready: queue.SimpleQueue[str | BaseException | None]) -> Iterator
         if isinstance(piece, BaseException):
             raise piece
         yield piece
-
-
-class StopStrings:
-    """Holds text back while it may be the beginning of a stop string."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.hit = False
-
-    def push(self, piece: str) -> Iterator[str]:
-        """What can be given out now; nothing more after ``hit``."""
-        self._held += piece
-        places = [at for s in self._stops if (at := self._held.find(s)) >= 0]
-        if places:
-            self.hit = True
-            ready, self._held = self._held[: min(places)], ""
-        else:
-            begun = (n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n]))
-            cut = len(self._held) - max(begun, default=0)
-            ready, self._held = self._held[:cut], self._held[cut:]
-        if ready:
-            yield ready
-
-    def rest(self) -> Iterator[str]:
-        """What was held back for a stop string that never came."""
-        if self._held:
-            yield self._held

@@ -10,13 +10,18 @@ STATES_VERSION = 2
 ENCODER_VERSION = 3
 """The version of a manifest whose decoder reads an encoder, a bundle in the directory ``encoder``."""
 PICTURES_VERSION = 4
-"""The version of a manifest whose decoder reads pictures, which a bundle in the directory ``encoder`` turns into features."""
+"""The version of a manifest whose model reads pictures or sound, as a bundle in the directory ``encoder`` does for it."""
 STATE_TYPES = ("float",)
 STATE_KINDS = ("replaced",)
 """How a state of a decoder changes: ``replaced`` has one size, is zeros at first, and each call gives a new one; nothing rewinds it."""
 TEXT_TO_TEXT = "text2text-generation"
+SPEECH_TO_TEXT = "automatic-speech-recognition"
+CROSS_TASKS = (TEXT_TO_TEXT, SPEECH_TO_TEXT)
+"""Tasks of an encoder whose keys and values its decoder reads."""
 PICTURES_TO_TEXT = "image-text-to-text"
-DECODERS = ("text-generation", TEXT_TO_TEXT, PICTURES_TO_TEXT)
+ENCODED = (*CROSS_TASKS, PICTURES_TO_TEXT)
+"""Tasks of two graphs, an encoder and a decoder."""
+DECODERS = ("text-generation", *ENCODED)
 """Tasks of models that answer token by token."""
 TASKS = (*DECODERS, "feature-extraction", "image-classification", "generic")
 REAL_INPUT = ("text", "sample")
@@ -40,6 +45,12 @@ PICTURE_FITS = ("crop", "stretch", "tiles")
 """How a picture becomes views of one size: its middle, all of it squeezed, or cut into tiles and squeezed too."""
 RESAMPLINGS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Filters of resizing, in Pillow's order."""
+SOUND = "input_values"
+"""What an encoder of speech reads: float32 [B, samples] from -1 to 1, of one channel."""
+RATES = range(1000, 768_001)
+"""Samples a second that sound may have."""
+SHORTEST_SOUND = 0.1
+"""Seconds; the three convolutions with which Moonshine begins need .056."""
 VECTORS = "vectors"
 """Directory of the golden vectors."""
 OPERATORS = "ops"

@@ -67,9 +67,12 @@ class EncoderInfo:
 
     heads: tuple[int, ...]  # of each decoder layer's cross-attention
     head_dim: tuple[int, ...]
-    max_length: int = 0  # of a source, in the encoder's tokens; 0: of any length
+    max_length: int = 0  # of a source, in the encoder's tokens or samples of sound; 0: of any length
     start_tokens: tuple[int, ...] = ()  # what the decoder is fed first
     suppressed_tokens: tuple[int, ...] = ()  # never chosen
+    begin_suppressed_tokens: tuple[int, ...] = ()  # never chosen first
+    language_tokens: tuple[int, ...] = ()  # the likeliest of them takes the place of the second start token
+    sampling_rate: int = 0  # of the sound that the encoder reads, in Hz; 0: it reads text
 
     def crossed(self) -> list[tuple[str, tuple[int, int]]]:
         """Keys and values as the encoder's outputs and the decoder's inputs are named, and each one's heads and head size."""

@@ -292,12 +292,15 @@ def test_what_is_no_translator_is_refused(tmp_path: Path) -> None:
         with pytest.raises(EdgekitError, match=message):
             export(directory, "fp32", tmp_path / "b")
 
-    whisper = {
-        "model_type": "whisper",
-        "architectures": ["WhisperForConditionalGeneration"],
+    listener = {
+        "model_type": "speech_to_text",
+        "architectures": ["Speech2TextForConditionalGeneration"],
         "is_encoder_decoder": True,
     }
-    refused("WhisperForConditionalGeneration takes images or audio with text", whisper)
+    refused(
+        "Speech2TextForConditionalGeneration: takes images or audio with text, of which edgekit knows .*Whisper, Moonshine",
+        listener,
+    )
     classifier = {"model_type": "bart", "architectures": ["BartForSequenceClassification"], "is_encoder_decoder": True}
     refused(
         "BartForSequenceClassification is an encoder-decoder and its task generic; of these edgekit compiles",

@@ -127,7 +127,7 @@ def test_nothing_given_is_a_question(run: Any) -> None:
         (["verify", "x", "--jsn"], "edgekit: No such option '--jsn'. Did you mean '--json'?"),
         (["bench", "x", "-t", "0"], "edgekit: Invalid value for '--threads' / '-t': 0 is not in the range 1<=x<=1024."),
         (["export", "m", "--task", "text", "-o", "d"], "edgekit: Invalid value for '--task': 'text' is not one of "
-                                             "'text-generation', 'text2text-generation', 'image-text-to-text', 'feature-extraction', "
+                                             "'text-generation', 'text2text-generation', 'automatic-speech-recognition', 'image-text-to-text', 'feature-extraction', "
                                                  "'image-classification', 'generic'."),
         (["inspect", "none"], "edgekit: none: no such directory; give a bundle that `edgekit export -o` made"),
         (["verify", "none"], "edgekit: none: no such directory; give a bundle that `edgekit export -o` made"),

@@ -18,8 +18,9 @@ from edgekit.cli.verbs import main
 from edgekit.errors import BundleError, UnsupportedError, UsageError
 from edgekit.runtime.chat import render
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generation import Generation, StopStrings, generate
+from edgekit.runtime.generation import Generation, generate
 from edgekit.runtime.sampling import Sampling, draw, probabilities
+from edgekit.runtime.stop_strings import StopStrings
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from tests.support.tiny_bundle import BOS, MAX_LENGTH, Weights, decoder_bundle, reference
 from tests.support.tiny_models import linear_bundle

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import UnsupportedError
 from edgekit.frontend.decoder.attention import Context
-from edgekit.spec.names import ENCODER
+from edgekit.spec.names import ENCODER, SOUND
 
 PROJECTIONS = {"EncDecAttention": ("k", "v"), "encoder_attn": ("k_proj", "v_proj")}
 """What cross-attention is called in a layer -> its projections of the encoder's output."""
@@ -21,6 +21,10 @@ PROJECTIONS = {"EncDecAttention": ("k", "v"), "encoder_attn": ("k_proj", "v_proj
 
 def has_encoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def reads_sound(model: nn.Module) -> bool:
+    return has_encoder(model) and getattr(model, "main_input_name", "input_ids") != "input_ids"
 
 
 def cross_attentions(model: nn.Module) -> list[nn.Module]:
@@ -59,9 +63,21 @@ class CrossEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """``last_hidden_state`` float32 [B, L, K], keys and values; ids and mask int64 [B, L]."""
+        return self.answer(input_ids=input_ids, attention_mask=attention_mask)
+
+    def answer(self, **given: Tensor) -> dict[str, Tensor]:
+        """What the encoder makes of its own input."""
         encoder: Any = self.model.get_encoder()  # type: ignore[operator]
-        hidden = encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+        hidden = encoder(**given, return_dict=True).last_hidden_state
         return {"last_hidden_state": hidden, **projected(self._attentions, hidden)}
+
+
+class SpeechEncoder(CrossEncoder):
+    """The same of speech to text."""
+
+    def forward(self, input_values: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """The outputs of the other; sound float32 [B, samples], whose L the encoder decides."""
+        return self.answer(**{str(self.model.main_input_name): input_values})
 
 
 class Conditioned(nn.Module):
@@ -75,11 +91,11 @@ class Conditioned(nn.Module):
         return self.model(**self._source, decoder_input_ids=input_ids, use_cache=use_cache)
 
 
-def arguments(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of a decoder's input as transformers' models take it."""
+def arguments(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of a decoder's input as transformers' ``model`` takes it."""
     if not any(name.startswith(f"{ENCODER}.") for name in batch):
         return dict(batch)
-    names = {"input_ids": "decoder_input_ids"}
+    names = {"input_ids": "decoder_input_ids", f"{ENCODER}.{SOUND}": str(getattr(model, "main_input_name", ""))}
     return {names.get(name, name.removeprefix(f"{ENCODER}.")): array for name, array in batch.items()}
 
 
@@ -88,7 +104,8 @@ def example(model: nn.Module, batch: int, length: int) -> tuple[Tensor, list[Ten
     width = projection_width(model)
     hidden = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(batch, length, dtype=torch.int64)
-    mask[0, length - 1 :] = 0
+    if not reads_sound(model):  # whose decoders look at silence, too
+        mask[0, length - 1 :] = 0
     return hidden, [mask, *projected(cross_attentions(model), hidden).values()]
 
 
@@ -102,7 +119,6 @@ def projection_width(model: nn.Module) -> int:
 def encoder_arguments(ids: Tensor, width: int, own: Any, cross: list[Tensor], name: str) -> dict[str, Any]:
     """What makes a model's forward read ``cross`` (as of :func:`example`) instead of an encoder; ``own`` is its cache."""
     from transformers.cache_utils import DynamicLayer, EncoderDecoderCache
-    from transformers.modeling_outputs import BaseModelOutput
 
     layers = []
     for keys, values in zip(cross[1::2], cross[2::2], strict=True):
@@ -111,7 +127,16 @@ def encoder_arguments(ids: Tensor, width: int, own: Any, cross: list[Tensor], na
     both = EncoderDecoderCache(own, type(own)(layers=layers))
     both.is_updated = dict.fromkeys(range(len(layers)), True)
     hidden = torch.zeros(ids.shape[0], 1, width)  # its numbers are not read: all that depends on them is in ``cross``
-    return {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden), name: both, "use_cache": True}
+    return {"encoder_outputs": encoded(hidden), name: both, "use_cache": True}
+
+
+def encoded(hidden: Tensor) -> Any:
+    """An encoder's output as transformers' decoders take it."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    output = BaseModelOutput(last_hidden_state=hidden)
+    output.attention_mask = None  # which Moonshine asks for
+    return output
 
 
 def relative_bias(module: Any, context: Context) -> Callable[..., Tensor]:

@@ -114,8 +114,10 @@ def substitutes(states: States, file: Any) -> dict[str, Callable[..., Any]]:
 
 
 def convolutions(model: nn.Module) -> int:
-    """How many convolutions the model has; each must have gone through the operator."""
-    return sum(isinstance(module, nn.Conv1d) for module in model.modules())
+    """How many convolutions the model has, an encoder's left out; each must have gone through the operator."""
+    config: Any = model.config
+    decoder: Any = model.get_decoder() if config.is_encoder_decoder else model  # type: ignore[operator]
+    return sum(isinstance(module, nn.Conv1d) for module in decoder.modules())
 
 
 def _convolution(states: States) -> Callable[..., Tensor]:

@@ -166,6 +166,8 @@ def _replace_modules(model: nn.Module, context: Context, patches: _Patches, has_
             patches.set(module, "_maybe_slice_kv_shared_inputs", lambda *args, **kwargs: args[:4])
         elif getattr(module, "has_relative_attention_bias", False) and getattr(module, "is_decoder", False):
             patches.set(module, "compute_bias", relative_bias(module, context))
+        elif getattr(module, "head_dim_padding", 0):  # Moonshine's, which makes other tensors of an encoder's keys
+            patches.set(module, "head_dim_padding", 0)
         elif hasattr(module, "expand_kv"):
             patches.set(module, "expand_kv", expand_latent(module))
         elif kind == "Conv1D" and hasattr(module, "nf"):

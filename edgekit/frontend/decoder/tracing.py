@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from edgekit.errors import CheckFailed, EdgekitError, UnsupportedError
 from edgekit.frontend.decoder.attention import Context, check_layers, kv_shapes
-from edgekit.frontend.decoder.cross import encoder_arguments, example, has_encoder, projection_width
+from edgekit.frontend.decoder.cross import encoded, encoder_arguments, example, has_encoder, projection_width
 from edgekit.frontend.decoder.own_attention import ALIBI, kind_of
 from edgekit.frontend.decoder.positions import Place, watched
 from edgekit.frontend.decoder.recurrence import cache
@@ -26,6 +26,8 @@ from edgekit.frontend.decoder.substitute import attention_free, check_supported,
 from edgekit.frontend.streamed import materialize, stored_weights, streaming
 
 WITH_OPERATORS = "with edgekit's operators"
+POSITIONS = ("position_ids", "decoder_position_ids")
+"""What a model's forward calls the positions of its tokens."""
 PROOF_TOLERANCE = 2e-4
 """Largest difference allowed between the untouched and the substituted model, relative to the largest logit."""
 
@@ -60,7 +62,7 @@ class _Decoder(nn.Module):
         taken = inspect.signature(model.forward).parameters
         # transformers 5.24 has another name for it; without one every call would start anew, which here it does.
         self._cache_name = next((name for name in ("cache", "past_key_values") if name in taken), None)
-        self._takes_positions = "position_ids" in taken
+        self._positions_name = next((name for name in POSITIONS if name in taken), None)
         self.cached = 0  # tensors of ``past`` that are keys and values; the others are states
 
     def forward(
@@ -78,7 +80,7 @@ class _Decoder(nn.Module):
         context.past = list(zip(past[:cached:2], past[1:cached:2], strict=True)) if past else None
         context.states.begin(ids, attention_mask, dict(zip(context.states.dims, past[cached:], strict=False)))
         context.caches, context.tables = [], []
-        more: dict[str, Any] = {"position_ids": context.positions} if self._takes_positions else {}
+        more: dict[str, Any] = {} if self._positions_name is None else {self._positions_name: context.positions}
         if self._cache_name is not None:
             more |= {self._cache_name: cache(decoder_layers(self.model), context.states), "use_cache": True}
         if cross:
@@ -130,7 +132,7 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def check_positions(model: nn.Module, places: dict[nn.Module, Place]) -> None:
     """Refuses a model that cannot be told where each row's tokens stand. Raises UnsupportedError."""
-    told = "position_ids" in inspect.signature(model.forward).parameters or bool(places)
+    told = any(name in inspect.signature(model.forward).parameters for name in POSITIONS) or bool(places)
     told = told or any(hasattr(module, "compute_bias") for module in model.modules())
     if not attention_free(model) and not told and not any(kind_of(module) in ALIBI for module in model.modules()):
         raise UnsupportedError(
@@ -182,10 +184,10 @@ def trace(model: nn.Module, max_positions: int | None = None) -> TracedDecoder:
             cross: list[Tensor] = []
             if has_encoder(model):
                 hidden, cross = example(model, 2, 7)
-                given = {"encoder_outputs": (hidden,), "attention_mask": cross[0], "decoder_input_ids": ids}
+                given = {"encoder_outputs": encoded(hidden), "attention_mask": cross[0], "decoder_input_ids": ids}
             original = model(**given, use_cache=False).logits
             if original.isnan().any() and stored_weights(model):  # Falcon and Mamba read a layer's weight themselves
-                original = materialize(model)(input_ids=ids, use_cache=False).logits
+                original = materialize(model)(**given, use_cache=False).logits
         check_positions(model, places)
         context.max_length = min([context.max_length, *(place.rows for place in places.values())])
         with substituted(model, context, places) as rotaries:

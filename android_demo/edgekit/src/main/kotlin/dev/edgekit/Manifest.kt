@@ -121,7 +121,7 @@ public class Manifest private constructor(fields: Fields) {
                 )
             }
             if (version == Spec.PICTURES_VERSION) {
-                throw UnsupportedException("$where: reads pictures; such models run in Python and on Linux devices, not here")
+                throw UnsupportedException("$where: reads pictures or sound; such models run in Python and on Linux devices, not here")
             }
             val minor = entries["schema_minor"] ?: 0L
             if (minor !is Long || minor < 0) throw BundleException("$where: schema_minor: $minor is not a whole number from 0")

@@ -10,7 +10,7 @@ internal object Spec {
     val STATE_TYPES = listOf("float")
     val STATE_KINDS = listOf("replaced")
     const val LARGEST_STATE = 134217728L
-    val TASKS = listOf("text-generation", "text2text-generation", "image-text-to-text", "feature-extraction", "image-classification", "generic")
+    val TASKS = listOf("text-generation", "text2text-generation", "automatic-speech-recognition", "image-text-to-text", "feature-extraction", "image-classification", "generic")
     val NATIVE_FORMATS = listOf("int8", "int8-channel", "int4", "int4-fp16", "t2", "sparse-int4", "sparse-int8")
     val NEEDED_FORMATS = listOf("int8-channel", "t2", "sparse-int4", "sparse-int8")
     val TABLE_FORMATS = listOf("fp32", "fp16", "int8", "int8-channel", "int4")
@@ -100,12 +100,18 @@ public class EncoderInfo internal constructor(fields: Fields) {
     /** Of each decoder layer's cross-attention. */
     public val heads: List<Long> = fields.wholes("heads")
     public val headDim: List<Long> = fields.wholes("head_dim")
-    /** Of a source, in the encoder's tokens; 0: of any length. */
+    /** Of a source, in the encoder's tokens or samples of sound; 0: of any length. */
     public val maxLength: Long = fields.whole("max_length", 0)
     /** What the decoder is fed first. */
     public val startTokens: List<Long> = fields.wholes("start_tokens", emptyList())
     /** Never chosen. */
     public val suppressedTokens: List<Long> = fields.wholes("suppressed_tokens", emptyList())
+    /** Never chosen first. */
+    public val beginSuppressedTokens: List<Long> = fields.wholes("begin_suppressed_tokens", emptyList())
+    /** The likeliest of them takes the place of the second start token. */
+    public val languageTokens: List<Long> = fields.wholes("language_tokens", emptyList())
+    /** Of the sound that the encoder reads, in Hz; 0: it reads text. */
+    public val samplingRate: Long = fields.whole("sampling_rate", 0)
 
     init {
         fields.end()

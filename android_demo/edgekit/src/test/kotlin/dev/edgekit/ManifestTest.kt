@@ -51,7 +51,7 @@ class ManifestTest {
     @Test
     fun aDecoderThatReadsPicturesIsRefused() {
         val error = assertThrows(UnsupportedException::class.java) { Manifest.parse("""{"schema_version": 4, "pictures": {}}""", "m.json") }
-        assertEquals("m.json: reads pictures; such models run in Python and on Linux devices, not here", error.message)
+        assertEquals("m.json: reads pictures or sound; such models run in Python and on Linux devices, not here", error.message)
     }
 
     @Test
