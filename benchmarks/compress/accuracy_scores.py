@@ -69,6 +69,9 @@ class Subject:
     source: Path | None = None
     """The GGUF file that the weights are of."""
 
+    def __post_init__(self) -> None:
+        self.module.eval()  # a wrapper that says it trains would have dropout put back into it, and into its copies
+
     def batches(self, count: int) -> list[Batch]:
         some = Examples(self.calibration.select(slice(0, count)))
         return [self.objective.inputs(batch) for batch in some.batches(BATCH)]
