@@ -56,6 +56,9 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
     "faster where the answer repeats the prompt, the same text up to rounding.",
 )
 @click.option(
+    "--beams", default=1, type=int, metavar="N", help="Beam search with N answers at a time (translators, speech)."
+)
+@click.option(
     "--session",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -65,7 +68,15 @@ DRAWING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 @console.threads_option
 @console.json_option
 def generate(
-    bundle: Path, prompt: str, raw: bool, lookup: int, session: Path | None, target: str, as_json: bool, **options: Any
+    bundle: Path,
+    prompt: str,
+    raw: bool,
+    lookup: int,
+    beams: int,
+    session: Path | None,
+    target: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Generate text from PROMPT.
 
@@ -73,13 +84,14 @@ def generate(
     console.quiet_libraries()
     from edgekit.bundle import Bundle
     from edgekit.devices import LOCAL, Target
-    from edgekit.runtime.generation import GREEDY, interruptible
+    from edgekit.runtime.generation import GREEDY
+    from edgekit.runtime.interruptible import interruptible
     from edgekit.runtime.sampling import Sampling
 
     sampling = Sampling(**{name: options.pop(name) for name in DRAWING})
     opened, where = Bundle.open(bundle), Target.parse(target)
     options["chat"] = False if raw else None
-    if sampling == GREEDY and not lookup and session is None:
+    if sampling == GREEDY and not lookup and beams == 1 and session is None:
         from edgekit.devices.generation import generate_on
 
         with console.progress_bar() as progress:
@@ -87,10 +99,10 @@ def generate(
     elif where.kind == LOCAL:
         from edgekit.runtime.generation import generate as run
 
-        running = run(opened, prompt, sampling=sampling, lookup=lookup, session=session, **options)
+        running = run(opened, prompt, sampling=sampling, lookup=lookup, beams=beams, session=session, **options)
     else:
         raise click.UsageError(
-            f"--target {target} takes the likeliest token each time; leave out sampling, --lookup and --session"
+            f"--target {target} takes the likeliest token each time; leave out sampling, --lookup, --beams and --session"
         )
     pieces: list[str] = []
     interrupted = False

@@ -130,10 +130,15 @@ class Decoder:
                 buffers[self._now].fill(0)
         self.length = length
 
-    def encode(self, source: Mapping[str, np.ndarray]) -> None:
+    def reorder(self, rows: np.ndarray) -> None:
+        """Each row goes on with the tokens that row ``rows[i]`` has so far; for models without states."""
+        for array in self._cache.values():
+            array[:, :, : self.length] = array[rows, :, : self.length]
+
+    def encode(self, source: Mapping[str, np.ndarray], copies: int = 1) -> None:
         """Runs the encoder on a batch of sources, by its inputs' names, and forgets all tokens.
 
-        What follows answers them, row by row. Raises UsageError for a source that the model cannot read,
+        What follows answers them, row by row, ``copies`` rows each. Raises UsageError for a source that the model cannot read,
         UnsupportedError for a model without encoder.
         """
         wanted = self.info.encoder
@@ -146,7 +151,10 @@ class Decoder:
                 "shorter one"
             )
         values = self.encoder.run(source, [name for name, _ in wanted.crossed()])
-        self.cross(values, cross_mask(source, values))
+        mask = cross_mask(source, values)
+        if copies > 1:  # ONNX Runtime's operator wants keys for every row of queries
+            mask, values = np.repeat(mask, copies, 0), {n: np.repeat(a, copies, 0) for n, a in values.items()}
+        self.cross(values, mask)
 
     def cross(self, values: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
         """Binds an encoder's keys and values [B, heads, L, head_dim], with the padding int64 [B, L]; forgets all tokens."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +11,14 @@ import numpy as np
 
 from edgekit.bundle import Bundle, BundleLike
 from edgekit.errors import UsageError
+from edgekit.runtime.beams import Beams, search
 from edgekit.runtime.conversation import Messages, Saved, read
 from edgekit.runtime.decoder import Decoder, decoder_info, unrewindable
 from edgekit.runtime.lookup import Lookup, next_tokens
 from edgekit.runtime.pictures import in_parts, look
 from edgekit.runtime.sampling import Sampling, draw
 from edgekit.runtime.session import Stopped
-from edgekit.runtime.sources import sound_source, text_source
+from edgekit.runtime.sources import sound_source, text_source, told_language
 from edgekit.runtime.stop_strings import StopStrings
 from edgekit.runtime.tokenizer import Stream, Tokenizer
 from edgekit.spec.names import NEW_TOKENS
@@ -86,6 +85,7 @@ def generate(
     sampling: Sampling = GREEDY,
     threads: int = 1,
     lookup: int = 0,
+    beams: int | Beams = 1,
     session: str | Path | None = None,
 ) -> Generation:
     """Continues ``prompt``, or answers it where the model has a chat template (``chat`` None decides by that).
@@ -104,6 +104,9 @@ def generate(
     sound float32 [n], -1 to 1, at the model's rate. ``begin`` are then the tokens behind the first one, which say
     language and task: by default as the model's settings say, the language being the likeliest.
 
+    ``beams`` looks for the likeliest answer as a whole with so many at a time (translators and speech, greedy only); all of
+    it comes at the end.
+
     ``lookup`` proposes up to so many tokens at a time that followed the same words before (greedy only): faster where
     the answer repeats the prompt; the text is the greedy one up to rounding. ``session`` is a file: when it is there,
     its text or chat goes on from its saved cache; when the generation ends, however it does, the file is written anew.
@@ -115,7 +118,8 @@ def generate(
     """
     bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
     session = None if session is None else Path(session)
-    _check_choices(sampling, lookup, bundle)
+    kept = Beams(beams) if isinstance(beams, int) else beams
+    _check_choices(sampling, lookup, kept, bundle)
     limit = model.max_length if isinstance(model, Decoder) else decoder_info(bundle).max_length
     asked = prepare(bundle, prompt, max_new_tokens, chat, system, stop, limit, session, begin, images, audio)
     if isinstance(model, Decoder):
@@ -124,7 +128,12 @@ def generate(
     else:
         decoder = Decoder(bundle, threads, max_length=min(limit, len(asked.ids) + max_new_tokens))
     generation = Generation(asked.tokens, asked.before.refill(decoder, asked.ids), _stop=decoder.stop)
-    pieces = asked.pieces(generation, _tokens(generation, decoder, asked, max_new_tokens, sampling, lookup))
+    tokens = (
+        _tokens(generation, decoder, asked, max_new_tokens, sampling, lookup)
+        if kept.count == 1
+        else _best(generation, decoder, asked, max_new_tokens, kept)
+    )
+    pieces = asked.pieces(generation, tokens)
     generation._pieces = pieces if session is None else _saving(generation, decoder, pieces, session, asked)
     return generation
 
@@ -227,7 +236,15 @@ def _check_request(
         raise UsageError("stop: an empty string would stop at once; leave it out")
 
 
-def _check_choices(sampling: Sampling, lookup: int, bundle: Bundle) -> None:
+def _check_choices(sampling: Sampling, lookup: int, beams: Beams, bundle: Bundle) -> None:
+    if beams.count > 1 and decoder_info(bundle).encoder is None:
+        raise UsageError(
+            f"beams: {bundle.directory} has no encoder; beam search is for translators and speech, leave it out"
+        )
+    if beams.count > 1 and (lookup or sampling.temperature or sampling.repetition_penalty != 1.0):
+        raise UsageError(
+            "beams: takes likely tokens only; leave out temperature, repetition_penalty and lookup, or beams"
+        )
     if lookup < 0:
         raise UsageError(f"lookup: {lookup} is negative; 0 proposes nothing, 8 is usual")
     if lookup and (sampling.temperature or sampling.repetition_penalty != 1.0):
@@ -307,10 +324,7 @@ def _tokens(
     never = list(rules.suppressed_tokens)
     began = time.perf_counter()
     if asked.translated:
-        decoder.encode(asked.source)
-    if asked.languages:
-        chances = decoder.run(np.array([ids[:1]], np.int64))[0, -1, list(asked.languages)]
-        ids = [ids[0], asked.languages[int(chances.argmax())], *ids[2:]]
+        ids = told_language(decoder, asked.source, ids, asked.languages)
     features = decoder.see(asked.source["pixel_values"]) if "pixel_values" in asked.source else None
     begun = max(decoder.length, state.reused_tokens)
     logits = decoder.run(np.array([ids[begun:]], np.int64), features=features)[0, -1]
@@ -344,39 +358,17 @@ def _tokens(
     state.finish = "stop"
 
 
-def interruptible(running: Generation) -> Generator[str, None, None]:
-    """The pieces of a generation that runs in a thread, so that Ctrl-C ends it at once, also within a long prompt.
-
-    Then come the pieces that were ready, and KeyboardInterrupt. Whoever leaves early closes it, which ends the thread.
-    """
-    ready: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            for piece in running:
-                ready.put(piece)
-            ready.put(None)
-        except BaseException as error:  # handed over, whatever it is
-            ready.put(error)
-
-    thread = threading.Thread(target=work, name="generation", daemon=True)
-    try:
-        try:
-            thread.start()
-            yield from _until_end(ready)
-        except KeyboardInterrupt:
-            running.cancel()
-            if thread.is_alive() or not ready.empty():  # Ctrl-C may come before the thread has begun
-                yield from _until_end(ready)
-            raise
-    finally:
-        running.cancel()
-        if thread.is_alive():
-            thread.join()
-
-
-def _until_end(ready: queue.SimpleQueue[str | BaseException | None]) -> Iterator[str]:
-    while (piece := ready.get()) is not None:
-        if isinstance(piece, BaseException):
-            raise piece
-        yield piece
+def _best(state: Generation, decoder: Decoder, asked: Prompt, count: int, beams: Beams) -> Iterator[int]:
+    """The tokens of the answer that beam search finds; keeps ``state``."""
+    rules = decoder.info.encoder
+    assert rules is not None
+    began = time.perf_counter()
+    ids = told_language(decoder, asked.source, asked.ids, asked.languages, beams.count)
+    most = min(count, decoder.max_length - len(ids) + 1)
+    tokens = search(decoder, ids, beams, most, rules.suppressed_tokens, rules.begin_suppressed_tokens)
+    ended = tokens[-1] in decoder.info.eos_token_ids
+    state.decode_seconds = time.perf_counter() - began
+    for token in tokens[:-1] if ended else tokens:
+        state.tokens.append(token)
+        yield token
+    state.finish = "stop" if ended else "length"

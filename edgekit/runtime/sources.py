@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgekit.bundle import Bundle
 from edgekit.errors import UsageError
+from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.names import SHORTEST_SOUND, SOUND
 from edgekit.spec.records import EncoderInfo
@@ -44,3 +46,17 @@ def sound_source(bundle: Bundle, encoder: EncoderInfo, audio: str | Path | np.nd
             f"{name}: {seconds:.1f} s of sound; {bundle.directory} reads {most / rate:g} s at most, cut it where nobody speaks"
         )
     return {SOUND: sound[None]}
+
+
+def told_language(
+    decoder: Decoder, source: Mapping[str, np.ndarray], start: Sequence[int], languages: Sequence[int], copies: int = 1
+) -> list[int]:
+    """Encodes a source for ``copies`` rows; what its answer begins with, the likeliest of ``languages``, if any, being second.
+
+    Where there are any, the first token has been fed then.
+    """
+    decoder.encode(source, copies)
+    if not languages:
+        return list(start)
+    chances = decoder.run(np.full((copies, 1), start[0], np.int64))[0, -1, list(languages)]
+    return [start[0], languages[int(chances.argmax())], *start[2:]]

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 from edgekit.bundle import Bundle
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.runtime.decoder import Decoder
-from edgekit.runtime.generation import Generation, generate, interruptible
+from edgekit.runtime.generation import Generation, generate
+from edgekit.runtime.interruptible import interruptible
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.tokenizer import Tokenizer
 from tests.support.tiny_bundle import MAX_LENGTH, decoder_bundle, write_tokenizer

@@ -216,7 +216,7 @@ def test_ctrl_c_shows_what_there_is(
         running.cancel()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgekit.runtime.generation.interruptible", pressed)
+    monkeypatch.setattr("edgekit.runtime.interruptible.interruptible", pressed)
     sampled = ["--temperature", "5", "--seed", "0"]  # the likeliest tokens of this model make no text
     with pytest.raises(SystemExit) as ended:
         main(["generate", str(bundle.directory), "abc", *sampled, *json_flag])

@@ -16,7 +16,8 @@ from edgekit.devices.generation import generate_on
 from edgekit.devices.job import Job
 from edgekit.devices.local import open_local
 from edgekit.errors import BundleError, RuntimeUnavailable, UnsupportedError, UsageError
-from edgekit.runtime.generation import Generation, generate, interruptible
+from edgekit.runtime.generation import Generation, generate
+from edgekit.runtime.interruptible import interruptible
 from tests.support.tiny_bundle import decoder_bundle
 from tests.support.tiny_models import broken_graph, linear_bundle
 
