@@ -240,7 +240,7 @@ def packed_weights(bundle: Bundle) -> tuple[dict[str, PackedTensor], dict[str, i
         if FORMATS[layer.format].layout == "blocks":  # an embedding's bytes are listed as a matrix, experts' one by one
             blocks_a_row = block_count(layer.shape[1], layer.block_size)
             data = data.reshape(-1, blocks_a_row, layer.block_size * FORMATS[layer.format].bits // 8)
-            if FORMATS[layer.format].scales == "block" and scales is not None:
+            if scales is not None and (FORMATS[layer.format].scales == "block" or scales.ndim == 3):
                 scales = scales.reshape(-1, blocks_a_row)
         whole = PackedTensor(layer.format, (len(data), layer.shape[1]), layer.block_size, data, scales)
         packed[layer.name] = whole.rows(layer.rows[0], layer.rows[1])

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from edgekit.lowbit.formats import PackedTensor, pack_t2, sparse_rows
-from edgekit.lowbit.reference import block_matmul, int8_matmul, sparse_matmul, ternary_matmul
+from edgekit.lowbit.reference import block_matmul, expert_matmul, int8_matmul, sparse_matmul, ternary_matmul
 from edgekit.spec.formats import FORMATS
-from edgekit.spec.names import CACHED_ATTENTION
+from edgekit.spec.names import CACHED_ATTENTION, EXPERT_MATMUL
 from tests.support import attention
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "vectors" / "operators"
@@ -57,6 +57,9 @@ def cases() -> list[Case]:
                 made.append(_block_case(weights, m, n, k, block, in_blocks, with_bias, len(made)))
         for value in (0.0, 1e-44, 1e30):
             made.append(_block_case(weights, 2, 6, 200, 64, True, False, len(made), value))
+    for format_name, block in (("int4", 32), ("int4", 64), ("int8", 64), ("int8", 16), ("t2", 128)):
+        for tokens, each, n, k, experts in ((1, 2, 5, 128, 4), (3, 4, 33, 256, 3), (20, 2, 18, 128, 3)):
+            made.append(_expert_case(format_name, tokens, each, n, k, experts, block, len(made)))
     return made + [_attention_case(name, attention.case(seed, *sizes, **more)) for seed, (name, sizes, more) in enumerate(ATTENTION)]  # fmt: skip
 
 
@@ -80,6 +83,22 @@ ATTENTION: tuple[tuple[str, tuple[Any, ...], dict[str, Any]], ...] = (
 def _attention_case(name: str, call: attention.Case) -> Case:
     results = dict(zip(attention.OUTPUTS, call.expected(), strict=True))
     return Case(f"{CACHED_ATTENTION}-{name}", CACHED_ATTENTION, asdict(call.facts), {**call.inputs, **results})
+
+
+def _expert_case(format_name: str, tokens: int, each: int, n: int, k: int, experts: int, block: int, seed: int) -> Case:
+    random, bits = np.random.default_rng(seed), FORMATS[format_name].bits
+    by_pair = seed % 2 == 1
+    x = (random.standard_normal((tokens, each, k) if by_pair else (tokens, k)) * 3).astype(np.float32)
+    index = random.integers(0, experts, (tokens, each))
+    codes = random.integers(0, 3 if bits == 2 else 1 << bits, (experts * n, k)).astype(np.uint8)
+    places = codes.reshape(experts * n, k // block, -1, 8 // bits) << np.arange(0, 8, bits, dtype=np.uint8)
+    data = np.bitwise_or.reduce(places, axis=-1)
+    scales = random.uniform(-1.0, 1.0, (experts * n, k // block)).astype(np.float32)
+    y = expert_matmul(x, index, PackedTensor(format_name, (experts * n, k), block, data, scales), experts)
+    stacked = {"W": data.reshape(experts, n, *data.shape[1:]), "scales": scales.reshape(experts, n, -1)}
+    name = f"{seed:03}-{EXPERT_MATMUL}-{bits}-{block}-{tokens}x{each}x{n}x{k}-{experts}{'-by-pair' * by_pair}"
+    attributes = {"K": k, "N": n, "bits": bits, "block_size": block}
+    return Case(name, EXPERT_MATMUL, attributes, {"X": x, "index": index, **stacked, "Y": y})
 
 
 def _block_case(

@@ -27,7 +27,7 @@ import onnx
 
 from edgekit.bundle import Bundle
 from edgekit.runtime.decoder import Decoder
-from edgekit.spec.names import DATA
+from edgekit.spec.names import DATA, EXPERT_MATMUL
 
 WORDS, LAYERS, WIDTH = 4096, 4, 1024
 COMMON = {"vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "max_position_embeddings": 2048, "tie_word_embeddings": False}  # fmt: skip
@@ -72,7 +72,7 @@ def row(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """A kind beside plain attention."""
     with tempfile.TemporaryDirectory() as directory:
         own = exported(kind, KINDS[kind], Path(directory) / "own", options.recipe)
-        chosen = bytes_of_a_token(own)
+        chosen = bytes_of_a_token(own, KINDS[kind].get("num_experts_per_tok", 0))
         plain = as_heavy(chosen, Path(directory), options.recipe)
         result: dict[str, Any] = {"kind": kind, "file_mb": own.model_bytes / 1e6, "chosen_mb": chosen / 1e6}
         result["plain_mb"] = bytes_of_a_token(plain) / 1e6
@@ -115,15 +115,14 @@ def as_heavy(count: int, directory: Path, recipe: str) -> Bundle:
     return exported("llama", HEADS | {"intermediate_size": width}, directory / "plain", recipe)
 
 
-def bytes_of_a_token(bundle: Bundle) -> int:
-    """Bytes of the weights that one token reads: of tables none, of experts those that are chosen."""
+def bytes_of_a_token(bundle: Bundle, chosen: int = 0) -> int:
+    """Bytes of the weights that one token reads: of tables none, of experts the ``chosen`` ones."""
     graph = onnx.load(bundle.graph_path, load_external_data=False).graph
     read = 0.0
     for node in graph.node:
         stored = [bundle.stored[name] for name in node.input if name in bundle.stored]
         share = 0.0 if "Gather" in node.op_type else 1.0
-        if "MoE" in node.op_type:
-            chosen = next(a.i for a in node.attribute if a.name == "k")
+        if node.op_type in ("MoE", "QMoE", EXPERT_MATMUL):
             share = chosen / max(weight.shape[0] for weight in stored)
         read += share * sum(weight.length for weight in stored)
     return round(read)

@@ -108,28 +108,24 @@ class _Stack:
 
     packed: PackedTensor
     rows: int
-    order: np.ndarray
 
     def __getitem__(self, expert: int, /) -> Tensor:
         part = self.packed.rows(expert * self.rows, (expert + 1) * self.rows)
-        return torch.from_numpy(CODECS[part.format].dequantize(part)[self.order])
+        return torch.from_numpy(CODECS[part.format].dequantize(part))
 
 
 def _mixture(
     module: Any, name: str, weights: Mapping[str, PackedTensor], activation_blocks: Mapping[str, int]
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """A module of experts that computes from its packed weights; those of the bundle have gate and up rows in turn."""
+    """A module of experts that computes from its packed weights."""
     gate = gate_of(module)
     assert gate is not None  # it was exported
     count = int(module.gate_up_proj.shape[0])
     up, down = weights[f"{name}.gate_up_proj"], weights[f"{name}.down_proj"]
-    turns = np.arange(up.shape[0] // count).reshape(-1, 2).T.ravel()  # gate rows, then the others
     stacks = (
-        _Stack(up, len(turns), turns),
-        stack(module, "gate_up_proj_bias"),
-        _Stack(down, down.shape[0] // count, np.arange(down.shape[0] // count)),
-        stack(module, "down_proj_bias"),
-    )
+        _Stack(up, up.shape[0] // count), stack(module, "gate_up_proj_bias"),
+        _Stack(down, down.shape[0] // count), stack(module, "down_proj_bias"),
+    )  # fmt: skip
     block = activation_blocks[f"{name}.gate_up_proj"]
     return lambda x, index, mixed: ops.experts(
         x, index, mixed, *stacks, *gate, rounded=lambda values: round_activations(values, block)

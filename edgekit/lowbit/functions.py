@@ -12,6 +12,9 @@ computes the same but for the order of float sums.
 :func:`sparse_function` writes its weights out as 8-bit codes with standard operators and goes on in the same way. ONNX
 Runtime does that once, while it loads the model (constant folding): the model then runs at the speed and size of 8 bits.
 
+:func:`expert_function` goes through the experts that some row goes to, one after the other, with such a node for each; it rounds
+X itself, as that node does not where weights are chosen while it runs.
+
 :func:`attention_function` is one ``com.microsoft::GroupQueryAttention``.
 
 :func:`exact_function` is the operator's definition in standard operators, bit for bit, for tests of kernels: slow, and
@@ -32,6 +35,7 @@ from edgekit.spec.formats import NATIVE_BLOCK
 from edgekit.spec.names import (
     CACHED_ATTENTION,
     EDGEKIT,
+    EXPERT_MATMUL,
     GROUP_QUERY_ATTENTION,
     INT4_MATMUL,
     INT8_BLOCK_MATMUL,
@@ -55,12 +59,13 @@ _NATIVE_BLOCKS = ir.AttrInt64("block_size", NATIVE_BLOCK)
 class _Body:
     """The nodes of one function, in the order in which they are called."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "v") -> None:
         self.nodes: list[ir.Node] = []
+        self.prefix = prefix
 
     def op(self, op: str, *inputs: ir.Value | None, domain: str = "", attributes: Sequence[ir.Attr] = ()) -> ir.Value:
         node = ir.Node(domain, op, inputs, attributes, num_outputs=1)
-        node.outputs[0].name = f"v{len(self.nodes)}"
+        node.outputs[0].name = f"{self.prefix}{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]
 
@@ -134,6 +139,59 @@ def block_function(name: str, bits: int) -> ir.Function:
     return body.function(name, [x, w, scales, bias], y, (*INTS, "block_size"))
 
 
+def expert_function() -> ir.Function:
+    """``ExpertMatMul(X, index, W, scales) -> Y``, attributes K, N, bits, block_size."""
+    inputs = x, index, w, scales = [ir.Value(name=n) for n in ("X", "index", "W", "scales")]
+    body = _Body()
+    k, n, bits, block = (body.attribute(name) for name in ("K", "N", "bits", "block_size"))
+    one, last = body.constant(np.array([1], np.int64)), body.constant(np.array([-1], np.int64))
+    chosen = body.op("Reshape", index, last)
+    by_token = body.op(
+        "Reshape", _rounded(body, x, block), body.ints("Concat", body.ints("Shape", index, end=1), last, k, axis=0)
+    )
+    for_pairs = body.op("Expand", by_token, body.ints("Concat", body.ints("Shape", index), one, axis=0))
+    rows = body.op("Reshape", for_pairs, body.ints("Concat", last, k, axis=0))
+    nothing = body.constant(np.array(0, np.float32))
+    empty = body.op("Expand", nothing, body.ints("Concat", body.ints("Shape", chosen), n, axis=0))
+    # A code of zero in every place of a byte, by the number of bits: 0b01010101, 0x88 and 0x80.
+    zeros = body.constant(np.array([0, 0, 0x55, 0, 0x88, 0, 0, 0, 0x80], np.uint8))
+    blocks = body.op("Mul", body.op("Div", k, block), bits)
+    zero_bytes = body.op("Div", body.op("Add", blocks, body.number(7)), body.number(8))
+    zero = body.op("Expand", body.ints("Gather", zeros, bits, axis=0), body.ints("Concat", n, zero_bytes, axis=0))
+
+    each = _Body("e")
+    before, expert = ir.Value(name="before"), ir.Value(name="expert")
+    for value, kind in ((before, ir.DataType.FLOAT), (expert, ir.DataType.INT64)):
+        value.type = ir.TensorType(kind)
+    places = each.ints("Transpose", each.op("NonZero", each.op("Equal", chosen, expert)))
+    own = each.ints("Gather", rows, each.op("Squeeze", places, one), axis=0)
+    weight, steps = (each.ints("Gather", stored, expert, axis=0) for stored in (w, scales))
+    settings = [ir.RefAttr(name, name, ir.AttributeType.INT) for name in ("bits", "block_size", "K", "N")]
+    product = each.op(MATMUL_NBITS, own, weight, steps, zero, domain=MICROSOFT, attributes=settings)
+    after = each.op("ScatterND", before, places, product)
+    after.type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([before, expert], [after], nodes=each.nodes, name="of_one_expert")
+    scan = [ir.AttrGraph("body", graph), ir.AttrInt64("num_scan_inputs", 1)]
+    flat = body.op("Scan", empty, body.ints("Unique", chosen, sorted=1), attributes=scan)
+    y = body.op("Reshape", flat, body.ints("Concat", body.ints("Shape", index), n, axis=0))
+    return body.function(EXPERT_MATMUL, inputs, y, ("K", "N", "bits", "block_size"))
+
+
+def _rounded(body: _Body, x: ir.Value, block: ir.Value) -> ir.Value:
+    """X rounded to int8 and back in blocks, which are its rows here: float32 [-1, block]."""
+    rows = body.op("Reshape", x, body.ints("Concat", body.constant(np.array([-1], np.int64)), block, axis=0))
+    return body.op("Mul", *_codes(body, rows))
+
+
+def _codes(body: _Body, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Rows rounded to int8, as floats, and their steps."""
+    largest = body.ints("ReduceMax", body.op("Abs", rows), body.constant(np.array([-1], np.int64)), keepdims=1)
+    largest = body.op("Max", largest, body.constant(np.array(SMALLEST)))
+    full = body.constant(np.array(127, np.float32))
+    codes = body.op("Round", body.op("Mul", rows, body.op("Div", full, largest)))
+    return codes, body.op("Div", largest, full)
+
+
 def attention_function() -> ir.Function:
     """``CachedAttention(*ATTENTION_INPUTS) -> output, present_key, present_value`` with the attributes above."""
     inputs = [ir.Value(name=name) for name in ATTENTION_INPUTS]
@@ -156,6 +214,7 @@ FUNCTIONS: dict[str, Callable[[], ir.Function]] = {
     SPARSE_MATMUL: sparse_function,
     INT4_MATMUL: partial(block_function, INT4_MATMUL, 4),
     INT8_BLOCK_MATMUL: partial(block_function, INT8_BLOCK_MATMUL, 8),
+    EXPERT_MATMUL: expert_function,
     CACHED_ATTENTION: attention_function,
 }
 """What makes the body of each operator."""
@@ -240,12 +299,9 @@ def exact_function(with_bias: bool) -> ir.Function:
     """
     x, w, scales, bias = (ir.Value(name=n) for n in ("X", "W", "scales", "bias"))
     body = _Body()
-    largest = body.ints("ReduceMax", body.op("Abs", x), body.constant(np.array([-1], np.int64)), keepdims=1)
-    largest = body.op("Max", largest, body.constant(np.array(SMALLEST)))
-    full = body.constant(np.array(127, np.float32))
-    codes = body.op("Round", body.op("Mul", x, body.op("Div", full, largest)))
+    codes, step = _codes(body, x)
     sums = body.op("MatMul", codes, body.ints("Transpose", _decoded(body, w)))
-    y = body.op("Mul", sums, body.op("Mul", body.op("Div", largest, full), scales))
+    y = body.op("Mul", sums, body.op("Mul", step, scales))
     if with_bias:
         y = body.op("Add", y, bias)
     return body.function(TERNARY_MATMUL, [x, w, scales, bias] if with_bias else [x, w, scales], y)

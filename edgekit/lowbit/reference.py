@@ -113,6 +113,24 @@ def block_matmul(x: Floats, weight: PackedTensor, bias: Floats | None = None, ac
     return _matmul(x, codes, weight.scales.astype(np.float32), bias, activation_block_size, weight.block_size)
 
 
+def expert_matmul(x: Floats, index: NDArray[np.int64], weight: PackedTensor, experts: int) -> Floats:
+    """``ai.edgekit::ExpertMatMul``: float32 [T, K] or [T, k, K], each row by the weight of the expert that ``index`` [T, k] gives
+    for it -> float32 [T, k, N].
+
+    ``weight`` [E N, K] is the ``experts`` weights, one below the other, t2, int4 or int8 with scales [E N, blocks]. The rules are
+    those of :func:`block_matmul` and :func:`ternary_matmul`, with activations rounded in its blocks.
+    """
+    rows = weight.shape[0] // experts
+    multiply = ternary_matmul if weight.format == "t2" else block_matmul
+    out = np.zeros((*index.shape, rows), np.float32)
+    for (token, place), chosen in np.ndenumerate(index):
+        expert = int(chosen)
+        row = x[token] if x.ndim == 2 else x[token, place]
+        part = weight.rows(expert * rows, (expert + 1) * rows)
+        out[token, place] = multiply(row[None], part, None, weight.block_size)[0]
+    return out
+
+
 def _signed_int8(weight: PackedTensor) -> NDArray[np.int64]:
     """Codes [N, K] of an int8 tensor in blocks, counted from 0."""
     return weight.data.reshape(weight.shape[0], -1)[:, : weight.shape[1]].astype(np.int64) - 128

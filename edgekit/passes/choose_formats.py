@@ -12,10 +12,10 @@ import onnx_ir as ir
 from edgekit.errors import RecipeError
 from edgekit.lowbit.formats import detect_ternary, keeps, sparse_facts
 from edgekit.lowbit.initializers import weight_of
-from edgekit.passes.layers import experts_of, layers_of, weight_shape
+from edgekit.passes.layers import EXPERT_WEIGHTS, experts_of, layers_of, weight_shape
 from edgekit.recipe import Recipe, Rule
 from edgekit.spec.facts import plan_of, set_plan
-from edgekit.spec.formats import FORMATS
+from edgekit.spec.formats import EXPERT_FORMATS, FORMATS
 
 BREAK_EVEN = 0.4
 """From which share of zeros on a sparse format is faster than its dense one: measured with one token and weights from
@@ -72,18 +72,21 @@ class ChooseFormats(ir.passes.InPlacePass):
             set_plan(node, replace(plan_of(node), format=format_name, block_size=block, reason=note))
 
     def _decide_experts(self, node: ir.Node, used: set[Rule]) -> None:
-        """All experts of a layer get one format, of those that ONNX Runtime's operator reads."""
-        plan, (_, columns), (_, hidden) = plan_of(node), *(weight_shape(node, place) for place in (2, 4))
-        rule = self.recipe.rule_for(plan.layer)
+        """All experts of a layer get one format, of those that ExpertMatMul reads."""
+        plan, (_, columns), (_, hidden) = plan_of(node), *(weight_shape(node, place) for place in EXPERT_WEIGHTS)
+        rule = self.recipe.rule_for(plan.layer, partial(_all_ternary, node))
         name, block, reason = _resolve(rule, columns, embedding=False)
         if rule is not None:
             used.add(rule)
         if FORMATS[name].layout == "floats" and name != "fp32":
             name, reason = "fp32", f"experts are read in place; {name} would be widened whole"
-        elif FORMATS[name].layout != "floats" and FORMATS[name].lookup != "quantized":
+        elif FORMATS[name].layout != "floats" and name not in EXPERT_FORMATS:
             stand_in = FORMATS[name].stand_in or "int8"
             reason = f"experts cannot be {name}; stored as {stand_in}"
             name, block = stand_in, FORMATS[stand_in].block_size
+        elif name == "t2" and (columns % block or hidden % block):
+            reason = f"experts of {columns} and {hidden} columns, no multiples of {block}; stored as int8"
+            name, block = "int8", FORMATS["int8"].block_size
         while block and (columns % block or hidden % block):
             block //= 2
         smallest = min(FORMATS[name].block_sizes, default=0)
@@ -143,6 +146,15 @@ class ChooseFormats(ir.passes.InPlacePass):
                 )
             close = difflib.get_close_matches(rule.match, layers, n=3, cutoff=0.3) or list(layers[:3])
             raise RecipeError(f"{where}: matches no layer; layers are named like {', '.join(close) or '(none)'}")
+
+
+def _all_ternary(node: ir.Node, rule: Rule) -> bool:
+    """Whether a rule for ternary layers only is for a mixture of experts; other such rules are not."""
+    weights = [node.inputs[place] for place in EXPERT_WEIGHTS]
+    return rule.only == "ternary" and all(
+        w is not None and w.const_value is not None and detect_ternary(weight_of(w.const_value)) is not None
+        for w in weights
+    )
 
 
 def _applies(node: ir.Node, vocabulary: bool, embedding: bool, rule: Rule) -> bool:

@@ -37,6 +37,10 @@ def layers_of(graph: ir.Graph) -> list[ir.Node]:
     return [n for n in graph if n.domain == EDGEKIT and n.op_type in ("Linear", "Embedding")]
 
 
+EXPERT_WEIGHTS = (3, 5)
+"""Which inputs of a mixture are weights [E N, K]: gate and up, and down."""
+
+
 def experts_of(graph: ir.Graph) -> list[ir.Node]:
     """The abstract mixtures of experts."""
     return [n for n in graph if n.domain == EDGEKIT and n.op_type == "Experts"]

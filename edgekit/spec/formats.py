@@ -85,5 +85,7 @@ SEARCHED = tuple(row.name for row in FORMATS.values() if row.operator == INT4_MA
 """Those whose scales a recipe's ``calibrate`` searches with real input."""
 NATIVE_FORMATS = tuple(row.name for row in FORMATS.values() if row.operator in NATIVE_OPERATORS)
 """Those whose layers run on edgekit's own operators."""
+EXPERT_FORMATS = ("int8", "int4", "t2")
+"""Those whose weights ExpertMatMul reads."""
 NEEDED_FORMATS = tuple(name for name in NATIVE_FORMATS if FORMATS[name].operator not in OPTIONAL_OPERATORS)
 """Those of them whose layers are slower, or rounded in another way, without edgekit's library."""

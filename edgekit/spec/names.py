@@ -63,12 +63,13 @@ INT8_MATMUL = "Int8MatMul"
 SPARSE_MATMUL = "SparseMatMul"
 INT4_MATMUL = "Int4MatMul"
 INT8_BLOCK_MATMUL = "Int8BlockMatMul"
+EXPERT_MATMUL = "ExpertMatMul"
 CACHED_ATTENTION = "CachedAttention"
 BLOCK_OPERATORS = (INT4_MATMUL, INT8_BLOCK_MATMUL)
 """Those whose weights have a scale for each block, of any size that MatMulNBits has."""
-NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, *BLOCK_OPERATORS, CACHED_ATTENTION)
+NATIVE_OPERATORS = (TERNARY_MATMUL, INT8_MATMUL, SPARSE_MATMUL, *BLOCK_OPERATORS, EXPERT_MATMUL, CACHED_ATTENTION)
 """Operators of the domain ``ai.edgekit`` that bundles hold."""
-OPTIONAL_OPERATORS = (*BLOCK_OPERATORS, CACHED_ATTENTION)
+OPTIONAL_OPERATORS = (*BLOCK_OPERATORS, EXPERT_MATMUL, CACHED_ATTENTION)
 """Those that a library may lack: their function body is what a stock graph would hold, and rounds alike."""
 GROUP_QUERY_ATTENTION = "GroupQueryAttention"
 FUSED_MATMUL = "FusedMatMul"

@@ -125,7 +125,7 @@ def test_the_operator_on_arm32(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("name", "runs"), [("fuzz_operator", 10000), ("fuzz_attention", 4000)])
+@pytest.mark.parametrize(("name", "runs"), [("fuzz_operator", 10000), ("fuzz_experts", 6000), ("fuzz_attention", 4000)])
 def test_fuzzing_the_operators_finds_nothing(name: str, runs: int, tmp_path: Path) -> None:
     need("clang++-19")
     sources = [s for s in (KERNELS / "src").glob("*.cpp") if s.name != "memory.cpp"]
@@ -210,6 +210,19 @@ PLANTED_IN_THE_OPERATOR = [
     ("block_quantize.h", "*corrections = -zero * sum", "*corrections = 1 - zero * sum"),
     ("product_blocks.cpp", "kernels.rows - left + r", "r"),
     ("arguments.cpp", "rounding != 0 && rounding != block", "rounding < 0"),
+    ("experts.cpp", "(middle * call.tiles() <= part ? g : end)", "(middle * call.tiles() < part ? g : end)"),
+    ("experts.cpp", "static_cast<uint64_t>(a.index[p]) >= a.experts", "static_cast<uint64_t>(a.index[p]) > a.experts"),
+    ("experts.cpp", "call.pair_in[slot + t] * a.n", "(slot + t) * a.n"),
+    ("experts.cpp", "smaller(kPartTokens, call.first[g + 1] - slot)", "call.first[g + 1] - slot"),
+    ("experts.cpp", "a.scales + above * a.blocks", "a.scales"),
+    ("experts.cpp", "for (size_t i = 1; i < a.each; ++i)", "for (size_t i = 2; i < a.each; ++i)"),
+    (
+        "experts.cpp",
+        "call.corrections + from * a.blocks, a.blocks * sizeof(int32_t)",
+        "call.corrections, sizeof(int32_t)",
+    ),
+    ("experts_arguments.cpp", "by_token ? static_cast<size_t>(each) : 1", "1"),
+    ("experts_arguments.cpp", "scales.dims[0] == w.dims[0] && ", ""),
     ("attention.cpp", "end < window ? 0 : end - window", "end < window ? 0 : end - window + 1"),
     ("attention.cpp", "to < kPositions ? to : kPositions", "to"),
     ("attention.cpp", "(a.slots * a.dim - used) * sizeof(float)", "0"),

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgekit.lowbit.functions import ATTENTION_INPUTS
-from edgekit.spec.names import CACHED_ATTENTION, EDGEKIT
+from edgekit.spec.names import CACHED_ATTENTION, EDGEKIT, EXPERT_MATMUL
 from tests.support import attention
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors" / "operators"
@@ -33,7 +33,8 @@ class Golden:
     @property
     def inputs(self) -> tuple[str, ...]:
         """In their order; those that are left out have no array."""
-        return ATTENTION_INPUTS if self.op == CACHED_ATTENTION else ("X", "W", "scales", "bias")
+        own = {CACHED_ATTENTION: ATTENTION_INPUTS, EXPERT_MATMUL: ("X", "index", "W", "scales")}
+        return own.get(self.op, ("X", "W", "scales", "bias"))
 
 
 def golden() -> list[Golden]:

@@ -1,15 +1,9 @@
-"""What mixtures of experts and their routers become in ONNX.
-
-ONNX Runtime's MoE and QMoE choose by their own softmax over k of E scores. Given the logarithms of the weights that the
-router chose, and a very small number for all other experts, that softmax gives the weights back, up to their sum; with it
-the result is multiplied. So every way of routing is the same to them.
-"""
+"""What mixtures of experts and their routers become in ONNX."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from edgekit.frontend.decoder.aten import Args, Node, value, wrap
 from edgekit.frontend.decoder.emit import Constant, Emitter, Handler, scalar, shape_of
@@ -20,23 +14,14 @@ from edgekit.spec.facts import set_plan
 from edgekit.spec.names import EDGEKIT
 from edgekit.spec.records import Plan
 
-SMALLEST = 1e-30
-"""Stands for a weight of zero, whose logarithm is not finite."""
 
-
-def alternating(count: int) -> np.ndarray:
-    """Where row i of an expert's weight with rows g0, u0, g1, u1, ... stands among g0, g1, ..., u0, u1, ...: int64 [count]."""
-    rows = np.arange(count)
-    return rows // 2 + rows % 2 * (count // 2)
-
-
-def _rows(emitter: Emitter, constant: Constant, suffix: str, order: np.ndarray) -> ir.Value:
-    """Stacked weights [E, N, K] as an initializer float32 [E N, K] that is read by rows; each expert's rows in ``order``."""
-    tensor, count = constant.tensor, len(order)
+def _rows(emitter: Emitter, constant: Constant, suffix: str) -> ir.Value:
+    """Stacked weights [E, N, K] as an initializer float32 [E N, K] that is read by rows."""
+    tensor, count = constant.tensor, int(constant.tensor.shape[1])
 
     def read(start: int, stop: int) -> np.ndarray:
         rows = np.arange(start, stop)
-        return tensor[rows // count, order[rows % count]].detach().float().numpy()
+        return tensor[rows // count, rows % count].detach().float().numpy()
 
     name = emitter.name(f"{emitter.scope}.{suffix}")
     shape = (int(tensor.shape[0]) * count, int(tensor.shape[2]))
@@ -46,34 +31,24 @@ def _rows(emitter: Emitter, constant: Constant, suffix: str, order: np.ndarray) 
     return stored
 
 
-def _bias(emitter: Emitter, constant: Constant | None, suffix: str, order: np.ndarray) -> ir.Value | None:
-    if constant is None:
-        return None
-    return emitter.weight(Constant(constant.tensor[:, torch.from_numpy(order)], f"{emitter.scope}.{suffix}"))
+def _bias(emitter: Emitter, constant: Constant | None, suffix: str) -> ir.Value | None:
+    return None if constant is None else emitter.weight(Constant(constant.tensor, f"{emitter.scope}.{suffix}"))
 
 
 def experts(emitter: Emitter, node: Node, args: Args) -> View:
-    """``ai.edgekit::Experts``: x, scores [T, E], weights [E 2 I, K] with gate and up rows in turn, bias, [E K, I], bias."""
+    """``ai.edgekit::Experts``: x, index and weights [T, k], gate and up [E 2 I, K], bias, down [E K, I], bias."""
     x, index, weights, gate_up, gate_up_bias, down, down_bias, alpha, beta, limit = args
-    e, i64 = emitter, ir.DataType.INT64
-    count, hidden, size = (int(d) for d in gate_up.tensor.shape)
-    mixed = value(e, weights)
-    logarithms = e.one("Log", e.one("Max", mixed, e.small(SMALLEST, np.float32)))
-    tokens = e.one("Shape", mixed, dtype=i64, start=0, end=1)
-    every = e.one("Concat", tokens, e.small([count]), dtype=i64, axis=0)
-    floor = e.one("Expand", e.small(np.log(SMALLEST), np.float32), every)
-    scores = e.one("ScatterElements", floor, value(e, index, i64), logarithms, axis=1)
-    up, back = alternating(hidden), np.arange(size)
+    e = emitter
     inputs = [
-        value(e, x), scores,
-        _rows(e, gate_up, "gate_up_proj", up), _bias(e, gate_up_bias, "gate_up_proj_bias", up),
-        _rows(e, down, "down_proj", back), _bias(e, down_bias, "down_proj_bias", back),
+        value(e, x), value(e, index, ir.DataType.INT64), value(e, weights),
+        _rows(e, gate_up, "gate_up_proj"), _bias(e, gate_up_bias, "gate_up_proj_bias"),
+        _rows(e, down, "down_proj"), _bias(e, down_bias, "down_proj_bias"),
     ]  # fmt: skip
+    count = int(gate_up.tensor.shape[0])
     settings = {"k": int(index.shape[1]), "experts": count, "alpha": alpha, "beta": beta, "limit": limit}
     answer = e.node("Experts", inputs, settings, domain=EDGEKIT)[0]
     set_plan(e.nodes[-1], Plan(e.scope))
-    total = e.one("ReduceSum", mixed, e.small([1]), keepdims=1)
-    return wrap(node, e.one("Mul", answer, total))
+    return wrap(node, answer)
 
 
 def topk(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:

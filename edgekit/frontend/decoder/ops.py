@@ -153,7 +153,7 @@ def experts(
     down_bias: Expert | None, alpha: float, beta: float, limit: float,
     rounded: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:  # fmt: skip
-    """The chosen experts' gated layers, mixed (``com.microsoft::MoE``, ``QMoE``): each row of ``x`` float32 [T, K] goes
+    """The chosen experts' gated layers, mixed (``ExpertMatMul``, ``com.microsoft::MoE``): each row of ``x`` float32 [T, K] goes
     through k of E.
 
     ``index`` int64 and ``weights`` float32 [T, k] say which and how much of each. For expert e, ``gate_up[e]`` is

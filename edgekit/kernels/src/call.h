@@ -6,6 +6,23 @@
 namespace edgekit {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
+constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
+constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
+
+inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) & ~(kAlignment - 1); }
+
+// How many batches to offer the threads, never a spin or a thread of our own: for so many bytes of weights, each of
+// them read for four tokens at most, and for the rounding of X.
+inline size_t product_batches(size_t bytes) {
+  return bytes < kBatchBytes ? 1 : smaller(bytes / kBatchBytes, kMostBatches);
+}
+inline size_t round_batches(size_t rows, size_t k) { return rows * k < kParallelX ? 1 : smaller(rows, kMostBatches); }
+
+// What kernels take a code's zero for where it is a weight of a dense format.
+inline int32_t zero_of(const Kernels& kernels, Format format) {
+  return format == kTernary ? 1 : format == kInt4 ? 8 : kernels.int8_zero;
+}
 
 // One call of the operator: what its parts share; x is rounded to codes before them. Only `finite` and `intact` are
 // written by them.
@@ -27,11 +44,7 @@ struct Call {
 
   // One token needs no panel: a sparse row is multiplied while it is read.
   bool sparse_rows() const { return is_sparse(format) && a.m == 1; }
-  int32_t zero() const {
-    if (format == kTernary) return 1;
-    if (format == kInt4) return 8;
-    return format == kSparse4 && sparse_rows() ? kernels.sparse4_zero : kernels.int8_zero;
-  }
+  int32_t zero() const { return format == kSparse4 && sparse_rows() ? kernels.sparse4_zero : zero_of(kernels, format); }
 };
 
 // Where a part's sums for a token are made: in Y itself, or where Y is float16 in `local`.
@@ -49,5 +62,10 @@ inline void complete(const Arguments& a, size_t t, size_t first, size_t rows, fl
 
 // Rows of a W whose blocks have a scale each, from 32 * `part` on, for all tokens; `data` is a Call.
 void block_part(void* data, size_t part);
+
+// Rows of W whose products an instruction set makes together, and where: in whole groups, of which the last one begins
+// early enough to be whole. Fewer rows than a group are scalar's.
+void multiply_rows(const BlockKernels& kernels, const BlockProduct& product, size_t n, size_t first, size_t rows,
+                   size_t from, size_t tokens, float* y);
 
 }  // namespace edgekit

@@ -105,6 +105,7 @@ EK_EXPORT edgekit::OrtStatus* EK_CALL RegisterCustomOps(edgekit::OrtSessionOptio
   for (const Operator& op : kOperators) {
     if (OrtStatus* status = api.add_operator(domain, &op.interface)) return status;
   }
+  if (OrtStatus* status = api.add_operator(domain, &kExpertMatMul)) return status;
 #if !defined(__arm__)
   // Its function body is faster than portable C++, which is for those who ask for it.
   if (kernels != &kScalar || forced() != nullptr) {

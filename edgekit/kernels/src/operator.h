@@ -55,6 +55,6 @@ inline int EK_CALL on_cpu(const OrtCustomOp*, size_t) { return 0; }
 inline int EK_CALL one(const OrtCustomOp*) { return 1; }
 inline int EK_CALL any_version(const OrtCustomOp*) { return 0x7FFFFFFF; }
 
-extern const OrtCustomOp kCachedAttention;
+extern const OrtCustomOp kExpertMatMul, kCachedAttention;
 
 }  // namespace edgekit

@@ -9,9 +9,6 @@ namespace {
 constexpr size_t kTokens = 128;        // tokens for which a panel is unpacked once
 constexpr size_t kPanelBytes = 16384;  // of a panel: half of the smallest L1 cache in use
 constexpr size_t kSpan = 64;           // blocks that one gemv() call takes where each has a step of its own
-constexpr size_t kMostBatches = 16;    // parts for threads: several each, so that a busy core does fewer of them
-constexpr size_t kBatchBytes = 65536;  // weights read in a part at least: less costs more to hand out than to do
-constexpr size_t kParallelX = 32768;   // elements of X from which their rounding is worth sharing out
 
 void quantize_row(void* data, size_t t) {
   Call& call = *static_cast<Call*>(data);
@@ -223,17 +220,11 @@ size_t first_damaged(const Arguments& a, Format format) {
   return a.n;
 }
 
-// How many batches to offer the threads: by the work there is, never a spin or a thread of our own.
-size_t batches(const Call& call) {
-  const size_t bytes = call.a.w_bytes * (call.a.m < 4 ? 1 : call.a.m / 4);
-  const size_t wanted = bytes / kBatchBytes;
-  return wanted < 1 ? 1 : smaller(wanted, kMostBatches);
-}
+size_t batches(const Call& call) { return product_batches(call.a.w_bytes * (call.a.m < 4 ? 1 : call.a.m / 4)); }
 
 OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
   const Arguments& a = call.a;
-  const size_t sharing = a.m * a.k < kParallelX ? 1 : smaller(a.m, kMostBatches);
-  if (OrtStatus* status = api.parallel_for(context, quantize_row, a.m, sharing, &call)) return status;
+  if (OrtStatus* status = api.parallel_for(context, quantize_row, a.m, round_batches(a.m, a.k), &call)) return status;
   if (!call.finite) {
     Message message;
     message << operator_name(call.format) << ": X holds NaN or infinity, which has no 8-bit code; ";
@@ -255,8 +246,6 @@ OrtStatus* run(const Api& api, const OrtKernelContext* context, Call& call) {
   const size_t total = parts(a.n, gemv ? kGemvRows : call.kernels.panel_rows);
   return api.parallel_for(context, gemv ? gemv_part : gemm_part, total, batches(call), &call);
 }
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) & ~(kAlignment - 1); }
 
 }  // namespace
 

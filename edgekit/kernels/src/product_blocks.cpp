@@ -2,10 +2,7 @@
 #include "call.h"
 
 namespace edgekit {
-namespace {
 
-// Rows of W whose products an instruction set makes together, and where: in whole groups, of which the last one begins
-// early enough to be whole. Fewer rows than a group are scalar's.
 void multiply_rows(const BlockKernels& kernels, const BlockProduct& product, size_t n, size_t first, size_t rows,
                    size_t from, size_t tokens, float* y) {
   const size_t whole = rows & ~(kernels.rows - 1), left = rows - whole;
@@ -18,8 +15,6 @@ void multiply_rows(const BlockKernels& kernels, const BlockProduct& product, siz
     for (size_t r = 0; r < left; ++r) y[t * kPartRows + whole + r] = last[t * kPartRows + kernels.rows - left + r];
   }
 }
-
-}  // namespace
 
 void block_part(void* data, size_t part) {
   const Call& call = *static_cast<const Call*>(data);

@@ -43,7 +43,7 @@ OrtValue tensor(Source& source, ElementType type, std::vector<int64_t> dims) {
   if (oddity == 254) dims.push_back(source.number());
   if (oddity == 253 && !dims.empty()) dims.pop_back();
   if (oddity == 252 && !dims.empty()) dims[source.byte() % dims.size()] = source.number();
-  size_t bytes = type == kFloat || type == kInt32 ? 4 : type == kFloat16 ? 2 : 1;
+  size_t bytes = type == kInt64 ? 8 : type == kFloat || type == kInt32 ? 4 : type == kFloat16 ? 2 : 1;
   bool whole = true;
   for (int64_t d : dims) {
     whole &= d >= 0 && (d == 0 || bytes <= kMostBytes / static_cast<size_t>(d));
@@ -59,7 +59,7 @@ OrtValue tensor(Source& source, ElementType type, std::vector<int64_t> dims) {
 
 // A shape too large to be filled is only good for a refusal: what is claimed must then not be read.
 bool is_whole(const OrtValue& value) {
-  size_t bytes = 4;
+  size_t bytes = value.info.type == kInt64 ? 8 : 4;
   for (int64_t d : value.info.dims) {
     if (d < 0 || (d > 0 && bytes > kMostBytes / static_cast<size_t>(d))) return false;
     bytes *= static_cast<size_t>(d);

@@ -101,11 +101,12 @@ std::string read(const std::string& path) {
 
 GoldenArray array_of(const Json& place, const std::string& data, const std::string& where) {
   GoldenArray array{place["dtype"].text, {}, {}};
-  uint64_t bytes = array.dtype == "float32" || array.dtype == "int32" ? 4
-                   : array.dtype == "float16"                         ? 2
-                   : array.dtype == "uint8"                           ? 1
-                                                                      : 0;
-  if (bytes == 0) stop(where, "dtype " + array.dtype, "float32, float16, int32 or uint8");
+  uint64_t bytes = array.dtype == "int64"                               ? 8
+                   : array.dtype == "float32" || array.dtype == "int32" ? 4
+                   : array.dtype == "float16"                           ? 2
+                   : array.dtype == "uint8"                             ? 1
+                                                                        : 0;
+  if (bytes == 0) stop(where, "dtype " + array.dtype, "float32, float16, int32, int64 or uint8");
   for (const Json& dim : place["shape"].list) {
     array.shape.push_back(static_cast<int64_t>(dim.number));
     bytes = dim.number < 0 || dim.number > 1 << 20 ? data.size() + 1 : bytes * static_cast<uint64_t>(dim.number);

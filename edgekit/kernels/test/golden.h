@@ -9,7 +9,7 @@
 namespace edgekit {
 
 struct GoldenArray {
-  std::string dtype;  // float32, float16, int32 or uint8
+  std::string dtype;  // float32, float16, int32, int64 or uint8
   std::vector<int64_t> shape;
   std::vector<uint8_t> bytes;
 };

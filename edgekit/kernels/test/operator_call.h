@@ -24,7 +24,9 @@ void same(const std::string& found, const std::string& expected, const std::stri
   check(found == expected, where + ":\n  found    " + found + "\n  expected " + expected);
 }
 
-size_t element_bytes(ElementType type) { return type == kFloat || type == kInt32 ? 4 : type == kFloat16 ? 2 : 1; }
+size_t element_bytes(ElementType type) {
+  return type == kInt64 ? 8 : type == kFloat || type == kInt32 ? 4 : type == kFloat16 ? 2 : 1;
+}
 
 // What the fake does otherwise than fake_ort.h: exact outputs, threads, and a failing AllocatorFree.
 namespace here {
@@ -96,14 +98,14 @@ struct Input {
   bool present = true;
 };
 
-// In the order in which they are registered, each for float32 and for float16.
-enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op, kInt8BlockOp, kAttentionOp };
+// In the order in which they are registered, products for float32 and for float16.
+enum Op { kTernaryOp, kInt8Op, kSparseOp, kInt4Op, kInt8BlockOp, kExpertOp, kAttentionOp };
 
 struct Setup {
   Op op;
   bool half;
   OrtKernelInfo info;
-  std::vector<Input> inputs;  // X, W, scales, bias, or CachedAttention's
+  std::vector<Input> inputs;  // X, W, scales, bias, or ExpertMatMul's or CachedAttention's
   bool in_place = false;      // CachedAttention: past and present are one
 };
 
@@ -146,7 +148,7 @@ std::string run(const Setup& setup, const std::string& isa, std::vector<uint8_t>
     context.inputs.push_back(input.present ? &values[i] : nullptr);
   }
   const bool half_scales = setup.op == kInt4Op && setup.inputs[2].type == kFloat16;
-  const size_t index = (half_scales ? 10u : 2u * setup.op) + (setup.half ? 1 : 0);
+  const size_t index = (setup.op == kExpertOp ? 12u : half_scales ? 10u : 2u * setup.op) + (setup.half ? 1 : 0);
   const OrtCustomOp* op = setup.op == kAttentionOp ? operators().ops.back() : operators().ops[index];
   const size_t outputs = op->GetOutputTypeCount(op);
   for (size_t i = 0; i < outputs; ++i) context.output_at(i).info.type = op->GetOutputType(op, i);

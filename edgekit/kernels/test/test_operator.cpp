@@ -7,6 +7,7 @@
 
 #include "attention_operator_tests.h"
 #include "block_tests.h"
+#include "expert_tests.h"
 #include "fake_ort.h"
 #include "golden.h"
 #include "half.h"
@@ -201,9 +202,9 @@ constexpr int kProducts = 12;  // five operators for two types of X, and Int4Mat
 
 void test_registration() {
 #if defined(__arm__)
-  const int count = kProducts;
+  const int count = kProducts + 1;  // with ExpertMatMul
 #else
-  const int count = kProducts + (choose() == &kScalar ? 0 : 1);  // with CachedAttention
+  const int count = kProducts + (choose() == &kScalar ? 1 : 2);  // with CachedAttention
 #endif
   for (int i = -1; i < count + 2; ++i) {
     OrtSessionOptions options;
@@ -252,7 +253,15 @@ void test_description() {
   const std::vector<const OrtCustomOp*>& ops = operators().ops;
   const char* const names[] = {"TernaryMatMul", "Int8MatMul",      "SparseMatMul",
                                "Int4MatMul",    "Int8BlockMatMul", "Int4MatMul"};
-  for (size_t i = kProducts; i < ops.size(); ++i) {
+  const OrtCustomOp* experts = ops[kProducts];
+  same(experts->GetName(experts), "ExpertMatMul", "name");
+  check(experts->GetInputTypeCount(experts) == 4 && experts->GetOutputTypeCount(experts) == 1, "inputs and outputs");
+  const ElementType types[] = {kFloat, kInt64, kUint8, kFloat};
+  for (size_t j = 0; j < 4; ++j) {
+    check(experts->GetInputType(experts, j) == types[j], "types of inputs for experts");
+    check(experts->GetInputCharacteristic(experts, j) == kRequired, "nothing may be left out");
+  }
+  for (size_t i = kProducts + 1; i < ops.size(); ++i) {
     const OrtCustomOp* op = ops[i];
     same(op->GetName(op), "CachedAttention", "name");
     same(op->GetExecutionProviderType(op), "CPUExecutionProvider", "provider");
@@ -329,6 +338,7 @@ void test_tiny(const std::string& isa) {
 
 Setup setup_of(const GoldenCase& golden) {
   if (golden.op == "CachedAttention") return setup_of_attention(golden);
+  if (golden.op == "ExpertMatMul") return setup_of_experts(golden);
   const auto attribute = [&](const char* name) { return static_cast<int64_t>(golden.attributes.at(name)); };
   static const std::map<std::string, Op> kOps = {{"TernaryMatMul", kTernaryOp},
                                                  {"Int8MatMul", kInt8Op},
@@ -431,6 +441,7 @@ int main(int count, char** arguments) {
   test_refusals();
   test_sparse_refusals();
   for (Op op : {kInt4Op, kInt8BlockOp}) test_block_refusals(op);
+  test_expert_refusals();
   test_attention_refusals();
   check(!cases.empty(), "there are golden cases");
   for (const std::string& isa : supported) test_golden(cases, isa);
@@ -442,6 +453,7 @@ int main(int count, char** arguments) {
     test_sparse_products(isa);
     for (Op op : {kInt4Op, kInt8BlockOp}) test_block_products(isa, op);
     test_block_products(isa, kInt4Op, true);
+    test_expert_products(isa);
     test_attention_threads(isa);
     for (bool int8 : {false, true}) {
       for (bool half : {false, true}) test_threads(int8, half, isa);
