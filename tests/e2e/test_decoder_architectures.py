@@ -64,7 +64,18 @@ def ones(rows: int, length: int) -> np.ndarray:
 
 
 OLD = transformers.__version__.startswith("4.")
-NEW_INTERFACE = {"nemotron", "stablelm", "opt", "qwen3-moe", "mixtral", "olmoe", "glm4-moe", "granite-moe", "gpt-oss"}
+NEW_INTERFACE = {
+    "nemotron",
+    "stablelm",
+    "opt",
+    "qwen3-moe",
+    "mixtral",
+    "olmoe",
+    "glm4-moe",
+    "granite-moe",
+    "gpt-oss",
+    "phimoe",
+}
 """They use the interfaces for attention and for experts, and functions for states, from transformers 5 on."""
 NEW_INTERFACE |= {
     "lfm2",

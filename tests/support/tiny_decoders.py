@@ -116,6 +116,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4}),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "phimoe": ("Phimoe", {"num_local_experts": 4}),
     "glm4-moe": (  # experts in groups
         "Glm4Moe",
         {

@@ -364,6 +364,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.split_with_sizes.default": split,
     "aten.chunk.default": split,
     "aten.cat.default": cat,
+    "aten.concat.default": cat,
     "aten.pad.default": pad,
     "aten.stack.default": stack,
     "aten.rms_norm.default": torch_rms_norm,

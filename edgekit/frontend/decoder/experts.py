@@ -61,6 +61,22 @@ def topk(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
     return tuple(views)
 
 
+def largest(emitter: Emitter, node: Node, args: Args) -> tuple[View, ...]:
+    """Of equals the first, as in PyTorch on a CPU."""
+    x, axis, keep = value(emitter, args[0]), int(args[1]), int(args[2]) if len(args) > 2 else 0
+    most = emitter.one("ReduceMax", x, emitter.small([axis]), keepdims=keep)
+    place = emitter.one("ArgMax", x, axis=axis, keepdims=keep, dtype=ir.DataType.INT64)
+    return tuple(View(out, shape_of(meta)) for out, meta in zip((most, place), node.meta["val"], strict=True))
+
+
+def clamp(emitter: Emitter, node: Node, args: Args) -> View:
+    """With a tensor for each limit that there is."""
+    x = value(emitter, args[0])
+    for operator, limit in zip(("Max", "Min"), args[1:], strict=False):
+        x = x if limit is None else emitter.one(operator, x, value(emitter, limit))
+    return wrap(node, x)
+
+
 def gather(emitter: Emitter, node: Node, args: Args) -> View:
     x, index = value(emitter, args[0]), value(emitter, args[2], ir.DataType.INT64)
     return wrap(node, emitter.one("GatherElements", x, index, axis=args[1]))
@@ -89,6 +105,8 @@ def masked_fill(emitter: Emitter, node: Node, args: Args) -> View:
 HANDLERS: dict[str, Handler] = {
     "edgekit.experts.default": experts,
     "aten.topk.default": topk,
+    "aten.max.dim": largest,
+    "aten.clamp.Tensor": clamp,
     "aten.gather.default": gather,
     "aten.scatter_.value": scatter,
     "aten.scatter.value": scatter,
