@@ -15,6 +15,12 @@ from edgekit.spec.names import RATES
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 LARGEST = 1 << 30
 """Bytes of a file at most."""
+LONGEST = 1 << 26
+"""Samples of a sound at most, as it is and at the wanted rate: over an hour at 16 kHz."""
+LARGEST_RATIO = 1 << 16
+"""Of two rates, in lowest terms; the low-pass has 20 times as many numbers."""
+LOUDEST = 1e6
+BLOCK = 1 << 20
 CROSSINGS, KAISER = 10, 5.0
 """The low-pass of :func:`resample`: a sinc of so many zero crossings on each side under a Kaiser window of this beta."""
 CHUNK = 1 << 14
@@ -26,6 +32,8 @@ def read_wav(path: Path, rate: int, error: type[EdgekitError]) -> np.ndarray:
     PCM of 8, 16, 24 or 32 bits and float32 or float64. Raises ``error`` for a file that is no WAV or holds nothing.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise error(f"{path}: is no regular file; give a .wav file")
         if path.stat().st_size > LARGEST:
             raise error(
                 f"{path}: {path.stat().st_size:,} bytes; {LARGEST:,} are read at most, cut it into shorter files"
@@ -47,11 +55,26 @@ def read_wav(path: Path, rate: int, error: type[EdgekitError]) -> np.ndarray:
         )
     if not 1 <= channels <= 64 or given not in RATES:
         raise error(f"{path}: {channels} channels of {given} Hz; 1 to 64 of {RATES[0]} to {RATES[-1]} Hz are read")
-    samples = _numbers(chunks[b"data"], kind, bits)
-    sound = samples[: len(samples) // channels * channels].reshape(-1, channels).mean(axis=1)
-    if not len(sound) or not np.isfinite(sound).all():
-        raise error(f"{path}: {'samples that are no numbers' if len(sound) else 'holds no sound'}; record it again")
+    if max(given, rate) // math.gcd(given, rate) > LARGEST_RATIO:
+        raise error(f"{path}: {given} Hz cannot be turned into {rate} Hz; convert it, for instance to 48000 Hz")
+    count = len(chunks[b"data"]) // (bits // 8 * channels)
+    if count * max(given, rate) > LONGEST * given:
+        raise error(
+            f"{path}: {count / given:,.0f} s of sound; {LONGEST / max(given, rate):,.0f} are read at most, cut it"
+        )
+    sound = _averaged(chunks[b"data"], kind, bits, channels)
+    if not count or not np.abs(sound).max() < LOUDEST:
+        raise error(f"{path}: {'samples that are no numbers' if count else 'holds no sound'}; record it again")
     return resample(sound, given, rate).astype(np.float32)
+
+
+def _averaged(data: bytes, kind: int, bits: int, channels: int) -> np.ndarray:
+    """float64 [n] of so many channels; what is no whole sample at the end is left out."""
+    frame = bits // 8 * channels
+    blocks = [data[at : at + BLOCK * frame] for at in range(0, len(data) // frame * frame, BLOCK * frame)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [_numbers(b[: len(b) // frame * frame], kind, bits).reshape(-1, channels).mean(axis=1) for b in blocks]
+    return np.concatenate([np.empty(0), *parts])
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -64,8 +87,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _numbers(data: bytes, kind: int, bits: int) -> np.ndarray:
-    """float64 [n]; what is no whole sample at the end is left out."""
-    data = data[: len(data) // (bits // 8) * (bits // 8)]
+    """float64 [n] of whole samples."""
     if kind == FLOAT:
         return np.frombuffer(data, f"<f{bits // 8}").astype(np.float64)
     if bits == 8:

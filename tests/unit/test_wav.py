@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -89,6 +90,10 @@ def test_what_is_above_half_the_rate_is_gone() -> None:
         (1, 16, 0, RATE, b"abcd", "0 channels of 16000 Hz; 1 to 64 of 1000 to 768000 Hz are read"),
         (1, 16, 1, 10, b"abcd", "1 channels of 10 Hz"),
         (3, 32, 1, RATE, struct.pack("<f", float("nan")), "samples that are no numbers; record it again"),
+        (3, 64, 2, RATE, struct.pack("<2d", 1.7e308, 1.7e308), "samples that are no numbers; record it again"),
+        (3, 64, 1, RATE, struct.pack("<d", 1e300), "samples that are no numbers; record it again"),
+        (1, 16, 1, 767_999, b"abcd", "767999 Hz cannot be turned into 16000 Hz; convert it, for instance to 48000 Hz"),
+        (1, 8, 1, 1000, bytes(4_200_000), r"4,200 s of sound; 4,194 are read at most, cut it"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -96,6 +101,19 @@ def test_what_cannot_be_read_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         read_wav(write(tmp_path / "s.wav", data, kind, bits, channels, rate), RATE, UsageError)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.wav")
+    with pytest.raises(UsageError, match=r"s\.wav: is no regular file; give a \.wav file"):
+        read_wav(tmp_path / "s.wav", RATE, UsageError)
+
+
+def test_blocks_are_one_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.wav.BLOCK", 7)
+    both = np.stack([SOUND, 0.5 * SOUND], axis=1).ravel()
+    path = write(tmp_path / "s.wav", packed(1, 24, both) + b"ab", 1, 24, channels=2)
+    np.testing.assert_allclose(read_wav(path, RATE, UsageError), 0.75 * SOUND, atol=1e-6)
 
 
 @pytest.mark.parametrize(
