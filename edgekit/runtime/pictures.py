@@ -6,6 +6,7 @@ Every step is that of transformers' processors on Pillow, in the same order and 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.bundle import Bundle
-from edgekit.errors import UsageError
+from edgekit.errors import UsageError, one_line
+from edgekit.runtime.decoder import decoder_info
 from edgekit.spec.names import RESAMPLINGS
 from edgekit.spec.records import Pictures
 
@@ -43,6 +45,11 @@ def look(bundle: Bundle, text: str, images: Sequence[str | Path]) -> tuple[str, 
     if not images:
         return text, None
     seen = [views(path, info) for path in images]
+    tokens, most = info.rows * sum(len(pixels) for pixels, _, _ in seen), decoder_info(bundle).max_length
+    if tokens >= most:
+        raise UsageError(
+            f"prompt: {tokens} tokens of pictures; the context holds {most}, the answer included; give fewer"
+        )
     texts = [info.prompt(rows, columns) for _, rows, columns in seen]
     whole = parts[0] + "".join(expanded + part for expanded, part in zip(texts, parts[1:], strict=True))
     return whole, np.concatenate([pixels for pixels, _, _ in seen])
@@ -92,23 +99,33 @@ def opened(path: str | Path) -> Image:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file; give a picture (.png, .jpg, ...)")
     try:
-        with pillow.open(path) as file:
-            if file.width * file.height > LARGEST:
-                raise UsageError(f"{path}: {file.width} x {file.height} pixels; {LARGEST:,} at most, make it smaller")
-            if file.mode.startswith(("I", "F")):
-                raise UsageError(f"{path}: a picture of more than 8 bits a channel; save it with 8")
-            image = ImageOps.exif_transpose(file)
-            if "A" in image.getbands() or image.info.get("transparency") is not None:
-                clear = image.convert("RGBA")
-                image = pillow.alpha_composite(pillow.new("RGBA", clear.size, (255, 255, 255, 255)), clear)
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:  # Pillow's own of damaged files
-        raise UsageError(f"{path}: not a readable picture ({str(error)[:80]}); give a .png, .jpg, ...") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large and of half damaged files, which are checked or read here
+            with pillow.open(path) as file:
+                _check_kind(file, path)
+                image = ImageOps.exif_transpose(file)
+                if "A" in image.getbands() or image.info.get("transparency") is not None:
+                    clear = image.convert("RGBA")
+                    image = pillow.alpha_composite(pillow.new("RGBA", clear.size, (255, 255, 255, 255)), clear)
+                image = image.convert("RGB")
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they do for damaged files
+        raise UsageError(f"{path}: not a readable picture ({one_line(error, 80)}); give a .png, .jpg, ...") from error
     if image.width * image.height < 2:
         raise UsageError(
             f"{path}: a picture of {image.width} x {image.height} pixels has nothing to see; give a larger one"
         )
     return image
+
+
+def _check_kind(file: Image, path: str | Path) -> None:
+    if file.format == "EPS":
+        raise UsageError(f"{path}: an EPS file, a program that draws a picture; save it as .png")
+    if file.width * file.height > LARGEST:
+        raise UsageError(f"{path}: {file.width} x {file.height} pixels; {LARGEST:,} at most, make it smaller")
+    if file.mode.startswith(("I", "F")):
+        raise UsageError(f"{path}: a picture of more than 8 bits a channel; save it with 8")
 
 
 def _resized(image: Image, height: int, width: int, info: Pictures) -> Image:

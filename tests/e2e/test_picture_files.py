@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgekit import export
 from edgekit.errors import CheckFailed, SourceError, UnsupportedError, UsageError
 from edgekit.frontend import huggingface
 from edgekit.frontend.pictures import BOTH_WAYS, FAMILIES, THREE_NUMBERS, _causal, decoder_of
-from edgekit.runtime.pictures import views
+from edgekit.runtime.pictures import opened, views
 from edgekit.spec.records import Pictures
 from tests.support.tiny_pictures import PROCESSORS, TEXT, picture_directory
 
@@ -107,11 +108,34 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             views(tmp_path / name, info)
+    Image.new("RGB", (8, 8)).save(tmp_path / "program.eps")
+    with pytest.raises(
+        UsageError, match=r"program\.eps: an EPS file, a program that draws a picture; save it as \.png"
+    ):
+        views(tmp_path / "program.eps", info)
     Image.new("RGB", (60000, 3)).save(tmp_path / "strip.png")
     assert views(tmp_path / "strip.png", info)[0].shape == (1, 3, 32, 32)
     Image.new("RGB", (600000, 3)).save(tmp_path / "strip.png")
     with pytest.raises(UsageError, match="600000 x 3 pixels are too long a strip; cut out a part of it"):
         views(tmp_path / "strip.png", info)
+
+
+def test_what_pillow_says_of_a_file_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bomb.ppm").write_bytes(b"P6 10000 10000 255\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError, match=r"bomb\.ppm: 10000 x 10000 pixels; 67,108,864 at most, make it smaller"):
+            opened(tmp_path / "bomb.ppm")
+
+    def raising(image: object) -> None:
+        raise RuntimeError("Failed to decode image:\nmissing item")  # as Pillow's decoder of AVIF does
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", raising)
+    with pytest.raises(
+        UsageError, match=r"not a readable picture \(Failed to decode image: missing item\); give a \.png"
+    ):
+        opened(tmp_path / "good.png")
 
 
 @pytest.mark.parametrize(
