@@ -14,8 +14,10 @@ from edgekit.spec.formats import FORMATS, NATIVE_FORMATS, NEEDED_FORMATS
 from edgekit.spec.names import (
     DECODER_LIMITS,
     ENCODER_VERSION,
+    LARGEST_SCALE,
     LARGEST_STATE,
     LARGEST_VIEW,
+    LONGEST_MARK,
     MOST_TILES,
     PICTURE_FITS,
     PICTURES_VERSION,
@@ -165,6 +167,8 @@ def _check_encoder(info: EncoderInfo, vocabulary: int, where: str) -> None:
     tokens = (*info.start_tokens, *info.suppressed_tokens, *info.begin_suppressed_tokens, *info.language_tokens)
     if not info.start_tokens or any(not 0 <= token < vocabulary for token in tokens):
         raise BundleError(f"{where}: no start_tokens, or tokens that are not between 0 and {vocabulary - 1}")
+    if len({*info.suppressed_tokens, *info.begin_suppressed_tokens}) == vocabulary or len(tokens) > 4 * vocabulary:
+        raise BundleError(f"{where}: suppressed tokens leave none of {vocabulary} to choose, or stand there twice")
     if info.language_tokens and len(info.start_tokens) < 2:
         raise BundleError(f"{where}: language_tokens, but no second start token that one of them could be")
     if info.sampling_rate and info.sampling_rate not in RATES:
@@ -190,5 +194,12 @@ def _check_pictures(info: Pictures, decoder: DecoderInfo | None, where: str) -> 
         raise BundleError(
             f"{where}: edge {info.edge} does not go with {info.fit} of {height} x {width}; the file is damaged"
         )
-    if not info.token_text or not info.place or info.whole.count("{image}") != 1 or 0.0 in info.deviation:
-        raise BundleError(f"{where}: no token_text, place, deviation, or one {{image}} in whole; the file is damaged")
+    if info.whole.count("{image}") != 1 or (info.tile and info.tile.count("{image}") != 1) or not info.place:
+        raise BundleError(f"{where}: no place, or not one {{image}} in whole and in tile; the file is damaged")
+    if not info.token_text or max(map(len, (info.token_text, info.place, info.whole, info.tile))) > LONGEST_MARK:
+        raise BundleError(
+            f"{where}: no token_text, or texts of more than {LONGEST_MARK} characters; the file is damaged"
+        )
+    numbers = (*info.mean, *info.deviation, info.scale, *(1 / part if part else math.inf for part in info.deviation))
+    if max(map(abs, numbers)) > LARGEST_SCALE:
+        raise BundleError(f"{where}: scale, mean or deviation that no pixel has; the file is damaged")

@@ -168,6 +168,12 @@ def _encoder(directory: Path, manifest: Manifest) -> Bundle | None:
             f"{encoder.directory}: output '{FEATURES}' is {list(given.get(FEATURES, ()))}, the decoder reads "
             f"{pictures.rows} rows of {pictures.width}; they do not belong together, export or download again"
         )
+    read = next((info.dims for info in encoder.manifest.inputs if info.name == "pixel_values"), ())
+    if pictures is not None and read[1:] != (3, *pictures.size):
+        raise BundleError(
+            f"{encoder.directory}: input 'pixel_values' is {list(read)}, the manifest's pictures have views of "
+            f"{list(pictures.size)}; they do not belong together, export or download again"
+        )
     for name, (heads, dim) in manifest.decoder.encoder.crossed() if manifest.decoder.encoder else ():
         if (given.get(name) or (0,))[1::2] != (heads, dim):
             raise BundleError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.bundle import Bundle, BundleLike
-from edgekit.errors import UsageError
+from edgekit.errors import BundleError, UsageError
 from edgekit.runtime.beams import Beams, search
 from edgekit.runtime.conversation import Messages, Saved, read
 from edgekit.runtime.decoder import Decoder, decoder_info, unrewindable
@@ -188,7 +188,7 @@ def prepare(
     speech = encoder is not None and encoder.sampling_rate > 0
     _check_request(bundle, prompt, max_new_tokens, stop, speech, audio is not None)
     if images and bundle.manifest.pictures is None:
-        raise UsageError(f"images: {bundle.directory} reads text only; leave them out")
+        raise UsageError(f"images: {bundle.directory} takes no pictures; leave them out")
     tokenizer = Tokenizer(bundle)
     if encoder is not None:
         if chat or system is not None or session is not None:
@@ -213,11 +213,24 @@ def prepare(
     text, views = look(bundle, prompt if parts is None else tokenizer.chat_text(parts), images)
     first = before.text if messages is None else []
     ids = [*first, *tokenizer.encode(text, special=messages is None and not first)]
+    _check_places(bundle, ids, views)
     if len(ids) >= limit:
         saved = before.path is not None
         where, way = (f"{session}: with the prompt", "another session file") if saved else ("prompt:", "a shorter one")
         raise UsageError(f"{where} {len(ids)} tokens; the context holds {limit}, the answer included; give {way}")
     return Prompt(ids, tokenizer, tuple(stop), before, messages, {} if views is None else {"pixel_values": views})
+
+
+def _check_places(bundle: Bundle, ids: Sequence[int], views: np.ndarray | None) -> None:
+    """Raises BundleError where a tokenizer makes another number of places than there are rows of features."""
+    info = bundle.manifest.pictures
+    if info is None or views is None:
+        return
+    if (places := ids.count(info.token)) != info.rows * len(views):
+        raise BundleError(
+            f"{bundle.directory}: the prompt has {places} tokens {info.token} for {info.rows * len(views)} rows of pictures; "
+            "tokenizer and manifest do not belong together, export or download again"
+        )
 
 
 def _check_request(
@@ -227,7 +240,7 @@ def _check_request(
     if speech and (prompt or not audio):
         raise UsageError(f"{bundle.directory}: writes down speech; give audio, a .wav file, and no prompt")
     if audio and not speech:
-        raise UsageError(f"audio: {bundle.directory} reads text and no sound; leave it out and give a prompt")
+        raise UsageError(f"audio: {bundle.directory} reads no sound; leave it out and give a prompt")
     if not prompt and not speech:
         raise UsageError("prompt: is empty; give some text")
     if max_new_tokens < 1:

@@ -86,6 +86,10 @@ LARGEST_VIEW = 4096
 """Pixels a side of a view of a picture, and of a picture before it is cut into views, at most."""
 MOST_TILES = 32
 """Tiles a side of a picture at most."""
+LONGEST_MARK = 256
+"""Characters of a text that stands for a picture or a view of one at most."""
+LARGEST_SCALE = 1e6
+"""Of what pixels are multiplied by, less and divided by, and of one over the last."""
 LARGEST_STATE = 1 << 27
 """Numbers in a row of a decoder's state at most."""
 

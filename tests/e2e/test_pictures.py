@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from edgekit.frontend.pictures import PictureEncoder, decoder_of
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
+from edgekit.runtime.generation import prepare
 from edgekit.runtime.pictures import in_parts, look
 from edgekit.runtime.session import Session
 from edgekit.runtime.tokenizer import Tokenizer
@@ -270,17 +272,28 @@ def test_a_bundle_of_pictures_says_what_it_is(smolvlm: Made, tmp_path: Path) -> 
         ({"fit": "crop", "edge": 16}, "edge 16 does not go with crop of 32 x 32"),
         ({"token": 999}, "without a language model that has the token 999"),
         ({"size": [32, 99999]}, "size, rows, width, mean or deviation that no model has"),
-        ({"deviation": [0.5, 0.0, 0.5]}, r"no token_text, place, deviation, or one \{image\} in whole"),
+        ({"deviation": [0.5, 0.0, 0.5]}, "scale, mean or deviation that no pixel has"),
+        ({"deviation": [0.5, 1e-320, 0.5]}, "scale, mean or deviation that no pixel has"),
+        ({"scale": 1e300}, "scale, mean or deviation that no pixel has"),
+        ({"tile": "x"}, r"not one \{image\} in whole and in tile"),
+        ({"tile": "{image}" * 100_000}, r"not one \{image\} in whole and in tile"),
+        ({"tile": "{image}" + "x" * 1000}, "texts of more than 256 characters"),
+        ({"token_text": "x" * 1000}, "texts of more than 256 characters"),
     ):
         damaged = json.dumps({**data, "pictures": {**data["pictures"], **change}})
         with pytest.raises(BundleError, match=message):
             Manifest.from_json(damaged, "m.json")
-    for change in ({"rows": 5}, {"width": 32}):
+    other = "output 'image_features' is .*, the decoder reads"
+    for change, message in (
+        ({"rows": 5}, other),
+        ({"width": 32}, other),
+        ({"size": [64, 64]}, r"'pixel_values' is .*, the manifest's pictures have views of \[64, 64\]"),
+    ):
         copy = tmp_path / f"copy-{next(iter(change))}"
         pack(bundle, tmp_path / "one.edgepack", force=True)
         unpack(tmp_path / "one.edgepack", copy)
         (copy / "manifest.json").write_text(json.dumps({**data, "pictures": {**data["pictures"], **change}}))
-        with pytest.raises(BundleError, match=r"output 'image_features' is .*, the decoder reads"):
+        with pytest.raises(BundleError, match=message):
             Bundle.open(copy)
 
 
@@ -298,8 +311,30 @@ def test_pictures_without_places_and_places_without_pictures(smolvlm: Made, tmp_
         generate(bundle, PROMPT, images=[CAT], session=tmp_path / "s")
     with pytest.raises(UnsupportedError, match="takes no pictures"):
         Decoder(Bundle.open(_text_bundle(tmp_path))).see(np.zeros((1, 3, 8, 8), np.float32))
-    with pytest.raises(UsageError, match=r"images: .*text-bundle reads text only; leave them out"):
+    with pytest.raises(UsageError, match=r"images: .*text-bundle takes no pictures; leave them out"):
         generate(tmp_path / "text-bundle", PROMPT, images=[CAT], chat=False)
+
+
+def test_places_that_the_tokenizer_does_not_make(smolvlm: Made) -> None:
+    """On every target: a runner takes what it is given, and would answer as if there were no picture."""
+    pictures = smolvlm.bundle.manifest.pictures
+    assert pictures is not None
+    for change, error, message in (
+        (
+            {"token_text": "ab"},
+            BundleError,
+            "the prompt has 0 tokens 259 for 28 rows of pictures; tokenizer and manifest",
+        ),
+        (
+            {"rows": 4096},
+            UsageError,
+            "28672 tokens of pictures; the context holds 4096, the answer included; give fewer",
+        ),
+    ):
+        manifest = dataclasses.replace(smolvlm.bundle.manifest, pictures=dataclasses.replace(pictures, **change))
+        bundle = dataclasses.replace(smolvlm.bundle, manifest=manifest)
+        with pytest.raises(error, match=message):
+            prepare(bundle, PROMPT, 4, None, None, (), 4096, images=[CAT])
 
 
 def _text_bundle(folder: Path) -> Path:

@@ -203,7 +203,7 @@ def test_what_is_asked_in_vain(exported: Exported, tmp_path: Path, capsys: pytes
     assert "none.wav: cannot be read (No such file or directory); give a .wav file" in capsys.readouterr().err
     translator_directory(tmp_path / "t5")
     text = export(tmp_path / "t5", "fp32", tmp_path / "bundle", abis=())
-    with pytest.raises(UsageError, match="reads text and no sound; leave it out and give a prompt"):
+    with pytest.raises(UsageError, match="reads no sound; leave it out and give a prompt"):
         generate(text, audio=speech_file())
     with pytest.raises(SourceError, match=r"text.txt: model reads speech; give --samples a .wav file of some seconds"):
         export(bundle.parent / "model", "fp32", tmp_path / "x", samples=tmp_path / "text.txt")
@@ -238,6 +238,8 @@ def test_settings_that_do_not_fit_are_refused(
         ({"sampling_rate": 0}, "reads sound, and the decoder's sampling_rate is 0; encoder and decoder do not belong"),
         ({"sampling_rate": 10}, "sampling_rate: 10 is not between 1000 and 768,000"),
         ({"language_tokens": [300]}, "tokens that are not between 0 and 258"),
+        ({"suppressed_tokens": list(range(259))}, "suppressed tokens leave none of 259 to choose"),
+        ({"begin_suppressed_tokens": [5] * 5000}, "or stand there twice"),
         ({"start_tokens": [1]}, "language_tokens, but no second start token that one of them could be"),
     ],
 )
