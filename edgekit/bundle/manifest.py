@@ -159,7 +159,7 @@ def _check_decoder(info: DecoderInfo, version: int, where: str) -> None:
 
 
 def _check_encoder(info: EncoderInfo, vocabulary: int, where: str) -> None:
-    if len(info.heads) != len(info.head_dim):
+    if not info.heads or len(info.heads) != len(info.head_dim):
         raise BundleError(f"{where}: {len(info.heads)} heads, but {len(info.head_dim)} head_dim")
     sizes = [(heads, "kv_heads") for heads in info.heads] + [(dim, "head_dim") for dim in info.head_dim]
     if any(not 1 <= size <= DECODER_LIMITS[name] for size, name in sizes) or info.max_length < 0:

@@ -238,6 +238,7 @@ def test_settings_that_do_not_fit_are_refused(
         ({"sampling_rate": 0}, "reads sound, and the decoder's sampling_rate is 0; encoder and decoder do not belong"),
         ({"sampling_rate": 10}, "sampling_rate: 10 is not between 1000 and 768,000"),
         ({"language_tokens": [300]}, "tokens that are not between 0 and 258"),
+        ({"heads": [], "head_dim": []}, "0 heads, but 0 head_dim"),
         ({"suppressed_tokens": list(range(259))}, "suppressed tokens leave none of 259 to choose"),
         ({"begin_suppressed_tokens": [5] * 5000}, "or stand there twice"),
         ({"start_tokens": [1]}, "language_tokens, but no second start token that one of them could be"),
