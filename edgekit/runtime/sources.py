@@ -13,7 +13,7 @@ from edgekit.runtime.decoder import Decoder
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.spec.names import SHORTEST_SOUND, SOUND
 from edgekit.spec.records import EncoderInfo
-from edgekit.wav import read_wav
+from edgekit.wav import LOUDEST, read_wav
 
 
 def text_source(bundle: Bundle, encoder: EncoderInfo, prompt: str, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -31,7 +31,7 @@ def sound_source(bundle: Bundle, encoder: EncoderInfo, audio: str | Path | np.nd
     """A sound for an encoder, float32 [1, n]. Raises UsageError for one that is too long, too short or none."""
     rate, most = encoder.sampling_rate, encoder.max_length
     if isinstance(audio, np.ndarray):
-        if audio.ndim != 1 or audio.dtype != np.float32 or not np.isfinite(audio).all():
+        if audio.ndim != 1 or audio.dtype != np.float32 or not (np.abs(audio) < LOUDEST).all():
             raise UsageError(
                 f"audio: {audio.dtype} {list(audio.shape)} given; float32 [n] at {rate} Hz expected, of numbers"
             )

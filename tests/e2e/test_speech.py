@@ -193,6 +193,10 @@ def test_what_is_asked_in_vain(exported: Exported, tmp_path: Path, capsys: pytes
         generate(bundle, audio=long[:800])
     with pytest.raises(UsageError, match=r"audio: float64 \[4\] given; float32 \[n\] at 16000 Hz expected"):
         generate(bundle, audio=np.zeros(4))
+    with pytest.raises(
+        UsageError, match=r"audio: float32 \[48000\] given; float32 \[n\] at 16000 Hz expected, of numbers"
+    ):
+        generate(bundle, audio=np.full(RATE * 3, 3e38, np.float32))
     (tmp_path / "text.wav").write_text("Some words.")
     with pytest.raises(
         UsageError, match=r"text.wav: is no WAV file with sound in it; convert it, for instance: ffmpeg"
