@@ -38,9 +38,15 @@ class Inspection:
         weights = sum(layer.weights for layer in seen.values())
         return sum(layer.bits_per_weight * layer.weights for layer in seen.values()) / weights if weights else 0.0
 
+    @property
+    def encoder(self) -> Inspection | None:
+        """That of the bundle in the bundle, which reads sources or pictures."""
+        return None if self.bundle.encoder is None else inspect(self.bundle.encoder)
+
     def to_json(self) -> dict[str, Any]:
         """The contract of ``edgekit inspect --json``."""
         manifest = self.bundle.manifest
+        encoder = {} if self.encoder is None else {"encoder": self.encoder.to_json()}
         return {
             "schema_version": 1,
             "bundle": str(self.bundle.directory),
@@ -58,6 +64,7 @@ class Inspection:
             "dead_units": [dataclasses.asdict(units) for units in manifest.dead_units],
             "evaluation": manifest.evaluation,
             "versions": manifest.versions,
+            **encoder,
         }
 
     def summary(self) -> Iterator[str]:
@@ -102,6 +109,8 @@ class Inspection:
                 f"  {labels[key]:<{width}}  {len(members):>5}  {name:<11.11} {block or '':>5}  {bits:>11.3f}  {size}{note}"
             )
         yield from _dead_units(self.bundle.manifest.dead_units)
+        if self.encoder is not None:
+            yield from self.encoder.lines()
 
 
 def _dead_units(dead: tuple[DeadUnits, ...]) -> Iterator[str]:

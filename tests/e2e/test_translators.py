@@ -21,6 +21,7 @@ from edgekit.compression.settings import Compression
 from edgekit.errors import BundleError, EdgekitError, UnsupportedError, UsageError
 from edgekit.frontend.decoder import build
 from edgekit.frontend.decoder.cross import CrossEncoder
+from edgekit.inspection import inspect
 from edgekit.passes import pipeline
 from edgekit.recipe import Recipe
 from edgekit.runtime.decoder import Decoder
@@ -276,7 +277,11 @@ def test_an_encoders_golden_vectors_stay_small(t5: tuple[Any, Path, Path]) -> No
 def test_inspect_and_bench(t5: tuple[Any, Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         main(["inspect", str(t5[2])])
-    assert "T5ForConditionalGeneration, text2text-generation" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "T5ForConditionalGeneration, text2text-generation" in told
+    assert f"{t5[2] / 'encoder'}: " in told and "feature-extraction" in told
+    encoder = inspect(t5[2]).to_json()["encoder"]
+    assert any(".encoder.block.0." in layer["name"] for layer in encoder["layers"])
     with contextlib.suppress(SystemExit):
         main(["bench", str(t5[2]), "--prompt-tokens", "16", "--new-tokens", "8", "--json"])
     rows = json.loads(capsys.readouterr().out)["rows"]
