@@ -38,7 +38,7 @@ class Facts:
     signed: bool | None  # Apple's processors refuse code without a signature, even one of nobody
 
 
-LIMITS = {"elf": 229376, "pe": 229376, "macho": 245760}
+LIMITS = {"elf": 229376, "pe": 245760, "macho": 245760}
 """The most bytes that a library may have. A Mach-O segment fills whole pages of 16 KiB, and there are four."""
 
 EXPORTS = ("EdgekitOpsVersion", "Java_dev_edgekit_Operators_version", "RegisterCustomOps")
