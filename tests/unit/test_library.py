@@ -96,7 +96,7 @@ def test_a_system_it_is_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_shipped_library_is_built() -> None:
     assert set(SHIPPED) < set(ABIS)
     for abi in ABIS:
-        limit = LIMITS["macho" if abi.startswith("macos") else "elf"]
+        limit = LIMITS[{"macos": "macho", "windows": "pe"}.get(abi.partition("-")[0], "elf")]
         assert 0 < built_library(abi).stat().st_size <= limit
 
 
