@@ -140,10 +140,9 @@ def _texts(
     rows = np.unique(np.linspace(0, max(0, ids.shape[1] - DECODE_STEPS - 1), TAP_ROWS).astype(np.int32))
     weights, blocks = packed_weights(bundle)
     if decoder.encoder is not None and bundle.encoder is not None:
-        for name, packed in packed_weights(bundle.encoder)[0].items():
-            weights[name.removeprefix("model.")] = packed
-        for name, block in packed_weights(bundle.encoder)[1].items():
-            blocks[name.removeprefix("model.")] = block
+        crossed, crossed_blocks = packed_weights(bundle.encoder)
+        weights |= {name.removeprefix("model."): packed for name, packed in crossed.items()}
+        blocks |= {name.removeprefix("model."): block for name, block in crossed_blocks.items()}
     with (
         native_activations(module),
         compressed(module, weights, blocks, surviving),

@@ -308,9 +308,9 @@ class Decoder:
 
     def encode(self, source: Json) -> None:
         """Runs the encoder; its keys and values become the decoder's inputs."""
-        self._encoded = True
         import numpy as np
 
+        self._encoded = True
         values = self._runner.run(self._encoder, source)
         rows, _, length, _ = values["cross.0.key"].shape
         values["encoder_attention_mask"] = source.get("attention_mask", np.ones((rows, length), np.int64))

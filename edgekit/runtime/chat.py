@@ -24,9 +24,10 @@ GLANCE = 0.02
 def render(template: str, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str], where: str) -> str:
     """The text of a conversation, ending where the assistant begins.
 
-    A message's content is a text, or a list of parts as templates of models that take pictures read them. ``special`` holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is
-    broken, does what the sandbox forbids, refuses the messages, or takes too much time or memory; RuntimeUnavailable
-    when no process can be started.
+    A message's content is a text, or a list of parts as templates of models that take pictures read them. ``special``
+    holds ``bos_token`` and the like. Raises BundleError, beginning with ``where``, when the template is broken, does what
+    the sandbox forbids, refuses the messages, or takes too much time or memory; RuntimeUnavailable when no process can be
+    started.
     """
     plain = [{str(k): v if isinstance(v, list) else str(v) for k, v in message.items()} for message in messages]
     answer = _process_of_this_one().ask({"template": template, "messages": plain, "special": dict(special)})

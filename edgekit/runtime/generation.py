@@ -113,8 +113,9 @@ def generate(
     A prompt that was cancelled before any answer is not part of it, but keeps its place in the cache: given again, it
     goes on there.
 
-    Raises UsageError for an empty or too long prompt, pictures that cannot be read or have no place, or an unusable session, UnsupportedError for a bundle without
-    decoder or tokenizer, and for ``lookup`` where a model's states cannot go back to before a proposal.
+    Raises UsageError for an empty or too long prompt, pictures that cannot be read or have no place, sound that the model
+    cannot take, or an unusable session, UnsupportedError for a bundle without decoder or tokenizer, and for ``lookup``
+    where a model's states cannot go back to before a proposal.
     """
     bundle = model.bundle if isinstance(model, Decoder) else Bundle.open(model)
     session = None if session is None else Path(session)
